@@ -1,0 +1,73 @@
+# Everything sets up what it needs: Python 3.11 or newer with pip, and the network for the first install, are all that is assumed.
+#
+#   make demo      train a vanilla and a Free Transformer decoder, compare them, write the report page
+#   make test      the test suite            make lint    ruff and mypy
+#   make bench     the benchmarks            make install the environment in .venv, with what developers need
+#
+# PYTHON=python3.12 picks another interpreter; PIP_OPTIONS="..." is passed to every `pip install`
+# (a CPU-only build of torch saves a large download where there is no GPU: name its index there).
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_OPTIONS ?=
+PYTEST_OPTIONS ?=
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_OPTIONS)
+PACKAGING := pyproject.toml constraints.txt evals/latentlm_lm_eval.pth
+
+.PHONY: help demo test lint bench install clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# One stamp per step, so that a repeat costs nothing and a change of one step repeats only what follows it.
+$(VENV)/.stamp-python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or say PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Making the environment $(VENV) with $(PYTHON)"
+	@# Some systems ship Python without ensurepip: then their own pip fills the environment.
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { $(PYTHON) -m venv --without-pip --clear $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	@touch $@
+
+$(VENV)/.stamp-torch: $(VENV)/.stamp-python constraints.txt
+	@echo "Installing torch (the largest download)"
+	@$(PIP) torch
+	@touch $@
+
+$(VENV)/.stamp-install: $(VENV)/.stamp-torch $(PACKAGING)
+	@echo "Installing latentlm and what it needs"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-install
+	@echo "Installing what the tests and linters need"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.stamp-dev
+	@echo "Ready: . $(BIN)/activate, then latentlm --help"
+
+demo: $(VENV)/.stamp-install
+	$(BIN)/latentlm compare demo-vanilla demo-free --out runs/demo
+
+# What only the benchmarks compare with stays outside the environment. BENCH_OPTIONS: --quick, --large, --json FILE.
+$(VENV)/.stamp-peers: $(VENV)/.stamp-dev
+	@echo "Installing what the benchmarks compare with"
+	@$(PIP) --upgrade --no-deps --target $(VENV)/peers x-transformers==2.31.10 einx==0.4.3 frozendict==2.5.1 loguru==0.7.3 \
+		torch-einops-utils==0.2.0
+	@touch $@
+
+bench: $(VENV)/.stamp-peers
+	PYTHONPATH=$(VENV)/peers $(BIN)/python -m benchmarks $(BENCH_OPTIONS)
+
+test: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

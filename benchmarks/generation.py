@@ -1,0 +1,95 @@
+"""Cached generation at a fixed length: tokens per second of our `generate` and of transformers' on a Llama of the same shape.
+
+    vanilla              our decoder
+    transformers Llama   LlamaForCausalLM.generate, same shape, sdpa, its own cache
+    free H=16            the Free Transformer on the same backbone: the encoder on the prompt, then a latent from the prior
+                         for every token
+
+Batches of 1 and 8 prompts of one length, temperature 0 and 1, 128 new tokens, float32; and one case of a model that is a dozen
+times larger.
+
+Run: ``python -m benchmarks.generation [--quick]`` (about 2 minutes); prints rows of benchmarks/timing.py as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import FULL, LARGER, QUICK, Size, free, llama, vanilla
+from benchmarks.timing import Row, interleaved, summary
+from latentlm.generation import generate
+from latentlm.interface import LatentDecoder
+
+Job = Callable[[], object]
+
+
+def run(*, quick: bool = False) -> list[Row]:
+    """Rows of all contenders for every batch size and temperature."""
+    plans = [(QUICK if quick else FULL, (1, 8), (0.0, 1.0)), *([] if quick else [(LARGER, (1,), (1.0,))])]
+    rows: list[Row] = []
+    for size, batches, temperatures in plans:
+        models = _models(size)
+        for batch, temperature in itertools.product(batches, temperatures):
+            jobs = {name: _job(name, model, size, batch, temperature) for name, model in models.items()}
+            case = f"width {size.width}, batch {batch}, temperature {temperature:g}"
+            facts = {"suite": "generation", "case": case, "batch": batch, "temperature": temperature}
+            made = summary(interleaved(jobs, rounds=size.rounds), reference="vanilla", **facts)
+            for row in made:
+                row["tokens_per_second"] = batch * size.new / row["seconds"]
+                row["extra_ms_per_step"] = 1e3 * made[0]["seconds"] * (row["ratio"] - 1) / size.new
+            rows += made
+    return rows
+
+
+def _models(size: Size) -> dict[str, Any]:
+    """The contenders, the reference first."""
+    plain, latent = vanilla(size).eval(), free(size, size.bits[-1]).eval()
+    # One backbone for both: where weights happen to lie in memory makes a difference of 5% between equal models.
+    latent.backbone = plain.backbone
+    return {"vanilla": plain, "transformers Llama": llama(size).eval(), f"free H={size.bits[-1]}": latent}
+
+
+def _job(name: str, model: Any, size: Size, count: int, temperature: float) -> Job:
+    """One call of `generate` that makes `size.new` tokens in each of `count` rows."""
+    prompts = torch.randint(0, 256, (count, size.prompt), generator=torch.Generator().manual_seed(0))
+    return (_theirs if name.startswith("transformers") else _ours)(model, prompts, size.new, temperature)
+
+
+def _ours(model: LatentDecoder, prompts: torch.Tensor, new: int, temperature: float) -> Job:
+    rows = prompts.tolist()
+
+    def job() -> None:
+        made = generate(model, rows, max_tokens=new, temperature=temperature)
+        assert all(len(text.tokens) == new for text in made)
+
+    return job
+
+
+def _theirs(model: Any, prompts: torch.Tensor, new: int, temperature: float) -> Job:
+    settings: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+    def job() -> None:
+        with torch.no_grad():
+            made = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, **settings)
+        assert made.shape[1] == prompts.shape[1] + new
+
+    return job
+
+
+def main() -> None:
+    """The command line described above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, for a test of the benchmark itself")
+    print(json.dumps(run(quick=parser.parse_args().quick)))
+
+
+if __name__ == "__main__":
+    main()

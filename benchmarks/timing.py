@@ -1,0 +1,99 @@
+"""Fair timing on a machine that others use too: contenders take turns, and ratios are taken turn by turn.
+
+One thread, CPU seconds: the time that a process is kept waiting does not count. What remains is the state of the shared caches,
+which contenders of one round meet alike. Memory is measured in a process of its own for each contender.
+
+A result row is a dictionary: suite, case, contender, reference, seconds (median), ratio (median over the rounds of its seconds
+over the reference's), ratio_low and ratio_high (quartiles), runs; `extra_mib` where memory is measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def interleaved(contenders: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each contender in each round, after one warm-up each; every round begins with another one."""
+    torch.set_num_threads(1)
+    names = list(contenders)
+    for name in names:
+        contenders[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            gc.collect()
+            start = time.process_time()
+            contenders[name]()
+            seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def summary(seconds: Mapping[str, list[float]], *, reference: str, **facts: Any) -> list[Row]:
+    """One row per contender: median seconds, and its ratio to the reference with quartiles. `facts` go into every row."""
+    rows = []
+    for name, times in seconds.items():
+        ratios = [mine / other for mine, other in zip(times, seconds[reference], strict=True)]
+        low, middle, high = quartiles(ratios)
+        rows.append(
+            {
+                **facts,
+                "contender": name,
+                "reference": reference,
+                "seconds": statistics.median(times),
+                "ratio": middle,
+                "ratio_low": low,
+                "ratio_high": high,
+                "runs": len(times),
+            }
+        )
+    return rows
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile; all the same for one value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def peak_mib() -> float:
+    """The largest resident set of this process so far.
+
+    Linux's own count is read where there is one: `ru_maxrss` of a process also holds its parent's size when it was started."""
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) / 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def call(module: str, *arguments: str) -> Any:
+    """Run ``python -m module arguments`` on one thread and return what its last line says, read as JSON.
+
+    Raises RuntimeError with the last line of its complaint."""
+    command = [sys.executable, "-m", module, *arguments]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RuntimeError(f"{' '.join(command[1:])} failed: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])

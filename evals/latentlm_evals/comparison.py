@@ -1,0 +1,238 @@
+"""Train or load models, measure them alike on the same held-out text, and collect the results.
+
+    comparison = run(["demo-vanilla", "demo-free"], [], Path("runs/demo"), settings=Settings(), console=Console())
+
+A name is a recipe (trained first, side by side; a run that was begun goes on) or anything `zoo.load` takes.
+All models are scored on the same held-out documents of the first recipe's data, each with its own tokenizer, per raw byte,
+paired by document.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from latentlm import zoo
+from latentlm.config import DataConfig, Recipe, parse, read_yaml
+from latentlm.errors import UserError, unknown_name
+from latentlm.interface import LatentDecoder
+from latentlm.training.data import Corpus, load_documents
+from latentlm.training.metrics import read_metrics
+from latentlm.training.recipes import load_recipe, zoo_recipes
+from latentlm.training.runfolder import METRICS
+from latentlm_evals import report
+from latentlm_evals.jobs import Job, train_all
+from latentlm_evals.measure import Text, add_differences, held_out_texts, measure
+from latentlm_evals.results import Comparison, ModelResult
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are measured; see `latentlm compare --help`."""
+
+    samples: int = 16
+    documents: int = 48
+    document_bytes: int = 2048
+    tasks: str = "short"
+    limit: int | None = None
+    seed: int = 0
+    jobs: int = 2
+    command: str = "latentlm compare"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the comparison: a name for the table, what `zoo.load` takes, and the recipe if it is to be trained."""
+
+    name: str
+    model: str
+    recipe: str | None = None
+
+
+def run(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> Comparison:
+    """Compare; writes comparison.json and report.html into `folder`. Raises UserError before any long work."""
+    entries = [_entry(name, folder) for name in names]
+    if len({entry.name for entry in entries}) < len(entries) or not entries:
+        listed = ", ".join(entry.name for entry in entries)
+        raise UserError(f"Name at least one model or recipe, each once and under a name of its own, not: {listed or 'none'}.")
+    if overrides and not any(entry.recipe for entry in entries):
+        raise UserError(f"{overrides[0]} changes recipes, but only models were named ({', '.join(names)}); leave it out.")
+    recipes = [load_recipe(entry.recipe, overrides) for entry in entries if entry.recipe]
+    config = _common_data(entries, recipes)
+    tasks = _tasks(settings.tasks)
+    _prepare_folder(folder)
+    corpus = load_documents(config)
+    _train(entries, recipes, overrides, folder, settings, console)
+    texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
+    results = [_measure(entry, texts, tasks, settings, console) for entry in entries]
+    comparison = _collect(results, corpus, texts, config, settings)
+    comparison.save(folder / "comparison.json")
+    report.write(comparison, folder / "report.html")
+    return comparison
+
+
+def _entry(name: str, folder: Path) -> Entry:
+    """A trained card or a folder is a model; everything else that has a recipe is trained."""
+    path = Path(name)
+    if path.is_dir():
+        return Entry(path.name, name)
+    if path.is_file():
+        if "card_version" in read_yaml(path):
+            return Entry(path.stem, name)
+        return Entry(path.stem, str(folder / path.stem), recipe=name)
+    cards = {card.name: card for card in zoo.list()}
+    if name in cards and (cards[name].status == "trained" or name not in zoo_recipes()):
+        return Entry(name, name)
+    if name in zoo_recipes():
+        return Entry(name, str(folder / name), recipe=name)
+    known = {*cards, *zoo_recipes()}
+    raise unknown_name("model or recipe", name, known, remedy="Your own are given by path: a run folder or a recipe.yaml.")
+
+
+def _common_data(entries: list[Entry], recipes: list[Recipe]) -> DataConfig:
+    """The data that all were or will be trained on, so that what one is scored on is held out for each. Raises UserError.
+
+    A model that does not say what it was trained on (no recipe.yaml beside it) is taken at its user's word."""
+    known = {entry.name: recipe.data for entry, recipe in zip([e for e in entries if e.recipe], recipes, strict=True)}
+    for entry in entries:
+        if entry.recipe is None and (data := _data_of(entry)) is not None:
+            known[entry.name] = data
+    first = next(iter(known.values()), DataConfig())
+    for name, data in known.items():
+        differing = [key for key in ("path", "held_out", "seed", "max_documents", "pattern", "text_field", "split")
+                     if getattr(data, key) != getattr(first, key)]  # fmt: skip
+        if differing:
+            raise UserError(
+                f"{name} and {next(iter(known))} have different data ({', '.join(differing)}): one may have been trained on "
+                "what the other is scored on. Compare models of one data section."
+            )
+    return first
+
+
+def _data_of(entry: Entry) -> DataConfig | None:
+    """The data that a model was trained on, from the recipe beside it."""
+    path = Path(entry.model) if Path(entry.model).is_dir() else zoo.find(entry.model).folder
+    recipe = path / "recipe.yaml"
+    return parse(Recipe, read_yaml(recipe), source=str(recipe)).data if recipe.is_file() else None
+
+
+def _tasks(names: str) -> list[str]:
+    """Task names, known to exist before any long work."""
+    from latentlm_evals.evaluation import check_tasks
+    from latentlm_evals.suites import SUITE_TASKS
+
+    if names == "none":
+        return []
+    wanted = list(SUITE_TASKS) if names == "short" else names.split(",")
+    check_tasks(wanted)
+    return wanted
+
+
+def _prepare_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out.") from None
+
+
+def _train(
+    entries: list[Entry], recipes: list[Recipe], overrides: list[str], folder: Path, settings: Settings, console: Console
+) -> None:
+    """Train what is not trained yet."""
+    trained = [entry for entry in entries if entry.recipe]
+    jobs = [
+        Job(entry.name, str(entry.recipe), folder / entry.name, recipe.train.steps, overrides)
+        for entry, recipe in zip(trained, recipes, strict=True)
+    ]
+    if jobs:
+        parallel = min(settings.jobs, len(jobs))
+        listed = ", ".join(job.name for job in jobs)
+        console.print(f"Training {listed} on the same text in the same order ({parallel} at a time).")
+        train_all(jobs, parallel=parallel, console=console)
+
+
+def _measure(entry: Entry, texts: list[Text], tasks: list[str], settings: Settings, console: Console) -> ModelResult:
+    """Load and measure one model."""
+    started = time.monotonic()
+    with console.status(f"Measuring {entry.name} on {len(texts)} held-out documents"):
+        model = zoo.load(entry.model, weights="required")
+        result = measure(model, entry.name, texts, samples=settings.samples, seed=settings.seed)
+    result.training = _training_facts(Path(entry.model), model)
+    result.curves.update(_training_curves(Path(entry.model)))
+    if tasks:
+        from latentlm_evals.evaluation import evaluate
+
+        console.print(f"Running {len(tasks)} lm-eval tasks on {entry.name}")
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        result.tasks = evaluate(model, tasks, samples=settings.samples, seed=settings.seed, limit=settings.limit)
+    console.print(f"Measured {entry.name} in {time.monotonic() - started:.0f} s.")
+    return result
+
+
+def _training_facts(folder: Path, model: LatentDecoder) -> dict[str, object] | None:
+    """Speed and length of the training: the median over the log lines."""
+    lines = [line for line in read_metrics(folder / METRICS) if line.get("split", "train") == "train"]
+    if not lines:
+        facts = model.card.training if model.card else {}
+        return {**facts, "tokens_per_second": facts["tokens"] / facts["seconds"]} if facts.get("seconds") else None
+    speeds = sorted(line["tokens_per_second"] for line in lines)
+    last = lines[-1]
+    return {
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "seconds": last["elapsed"],
+        "tokens_per_second": speeds[len(speeds) // 2],
+    }
+
+
+def _training_curves(folder: Path) -> dict[str, list[list[float]]]:
+    """The curves of a run: bits per byte of the training cross-entropy, and what each evaluation found."""
+    curves: dict[str, list[list[float]]] = {"cross_entropy": [], "bound": [], "live_bits": []}
+    for line in read_metrics(folder / METRICS):
+        if line.get("split", "train") == "train":
+            if line["bound"] > 0:  # the line has the bound in both units, so their ratio converts the cross-entropy
+                curves["cross_entropy"].append([line["step"], line["cross_entropy"] * line["bits_per_byte"] / line["bound"]])
+        else:
+            curves["bound"].append([line["step"], line["bits_per_byte"]])
+            if line.get("live_bits") is not None:
+                curves["live_bits"].append([line["step"], line["live_bits"]])
+    return curves
+
+
+def _collect(
+    results: list[ModelResult], corpus: Corpus, texts: list[Text], config: DataConfig, settings: Settings
+) -> Comparison:
+    add_differences(results)
+    packages = ("latentlm", "torch", "lm-eval")
+    return Comparison(
+        models=results,
+        held_out={
+            "documents": len(texts),
+            "bytes": sum(len(text.data) for text in texts),
+            "of": f"{len(corpus.held_out)} held-out documents of {config.path}",
+            "fingerprint": corpus.fingerprint()[:16],
+        },
+        scored=(
+            f"the first {settings.document_bytes:,} bytes of each (and end-of-text where it ends there), in disjoint windows "
+            "of the model's context."
+        ),
+        task_scoring=f"latent models: operational, {settings.samples} samples",
+        settings={
+            "latent samples": settings.samples,
+            "seed": settings.seed,
+            "bytes per document": settings.document_bytes,
+            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        },
+        command=settings.command,
+        versions={name: importlib.metadata.version(name) for name in packages},
+    )
+
+

@@ -1,0 +1,92 @@
+"""What a cached answer depends on: the model, how it was scored, and the code that computed it.
+
+lm-eval keys the answers in a `--use_cache` database by the request's text alone, so that another model, another number of
+samples or another scoring mode would silently get the first one's answers. The adapter therefore writes a fingerprint into the
+database and refuses one that holds another's. The same facts go into lm-eval's results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import MutableMapping
+from importlib.metadata import entry_points
+from typing import Any
+
+import latentlm
+from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
+
+CACHE_KEY = "latentlm fingerprint"
+"""Name of the fingerprint in the database; lm-eval's own keys are hexadecimal digests."""
+
+Facts = dict[str, Any]
+
+
+def model_facts(model: LatentDecoder) -> Facts:
+    """Which weights and which code: card, its hash (the weights' hash is in it), data type, plugin and frame versions."""
+    card = model.card
+    return {
+        "card": card.name if card else None,
+        "card_status": card.status if card else None,
+        "card_sha256": _hash(card.model_dump(mode="json")) if card else None,
+        "weights_sha256": card.weights.sha256 if card and card.weights else weights_hash(model),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "tokenizer": model.tokenizer.name if model.tokenizer else None,
+        "tokenizer_sha256": _hash(tokenizer_facts(model)),
+        "latentlm": latentlm.__version__,
+        "plugins": plugin_versions(model),
+    }
+
+
+def tokenizer_facts(model: LatentDecoder) -> Facts | None:
+    """How the tokenizer reads a text that exercises it, which tells apart tokenizers of one name and size."""
+    if model.tokenizer is None:
+        return None
+    probe = "".join(map(chr, range(32, 127))) + " the quick brown fox\n\tdef __init__(self): return 0.25\n\u00e9\u4e2d"
+    return {"vocabulary": model.tokenizer.vocabulary, "probe": [int(token) for token in model.tokenizer.encode(probe)]}
+
+
+def weights_hash(model: LatentDecoder) -> str:
+    """SHA-256 of the parameters, for a model that no card describes or whose card has no weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def plugin_versions(model: LatentDecoder) -> dict[str, str]:
+    """{plugin: "distribution version"} of every plugin that some module of the model comes from."""
+    packages = {type(part).__module__.partition(".")[0] for part in model.modules()} - {"torch", "latentlm"}
+    versions = {}
+    for entry in entry_points(group="latentlm"):
+        package = entry.module.partition(".")[0]
+        if package in packages and entry.dist is not None:
+            versions[entry.name] = f"{entry.dist.name} {entry.dist.version}"
+            packages.discard(package)
+    return versions | dict.fromkeys(sorted(packages), "registered in this process")
+
+
+def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
+    """Write the fingerprint into an empty `--use_cache` database, or check the one that is there.
+
+    Raises UserError for a database with another model's or another setting's answers."""
+    remedy = "Give --use_cache another path, or delete the database."
+    if CACHE_KEY not in database:
+        if len(database):
+            raise UserError(f"The --use_cache database holds answers that no latentlm model signed. {remedy}")
+        database[CACHE_KEY] = json.dumps(facts, sort_keys=True)
+        return
+    found = json.loads(database[CACHE_KEY])
+    changed = [name for name in sorted({*found, *facts}) if found.get(name) != facts.get(name)]
+    if changed:
+        listed = "; ".join(f"{name} was {found.get(name)}, is {facts.get(name)}" for name in changed)
+        raise UserError(f"The --use_cache database holds answers computed otherwise: {listed}. {remedy}")
+
+
+def _hash(data: Any) -> str:
+    """SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()

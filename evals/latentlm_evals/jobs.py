@@ -1,0 +1,91 @@
+"""Training several recipes side by side, each in a process of its own, with one table of progress.
+
+Each process is `latentlm train`, so what it writes is an ordinary run folder, and an interrupted comparison goes on
+where it stopped.
+Two one-thread processes use two cores better than one process with two threads.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from latentlm.errors import UserError
+from latentlm.training.metrics import read_metrics
+from latentlm.training.runfolder import METRICS
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass
+class Job:
+    """One recipe to train into one folder."""
+
+    name: str
+    recipe: str
+    out: Path
+    steps: int
+    overrides: list[str]
+
+    def command(self) -> list[str]:
+        """The `latentlm train` call; a run that was begun goes on."""
+        resume = ["--resume"] if self.out.exists() else []
+        train = [sys.executable, "-m", "latentlm.cli", "train", self.recipe, *self.overrides]
+        return [*train, "--out", str(self.out), "--quiet", *resume]
+
+
+def train_all(jobs: list[Job], *, parallel: int, console: Console) -> None:
+    """Train every job, `parallel` at a time. Raises UserError with the job's own message if one fails."""
+    waiting, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[str]]]()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
+        TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bars = {job.name: progress.add_task(job.name, total=job.steps, numbers="starting") for job in jobs}
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    running[job.name] = (job, _start(job, threads=max(1, (os.cpu_count() or 1) // parallel)))
+                for job, process in list(running.values()):
+                    _show(progress, bars[job.name], job)
+                    if process.poll() is not None:
+                        del running[job.name]
+                        _check(job, process)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for _, process in running.values():
+                process.terminate()  # the trainer saves and says how to go on
+                process.wait()
+
+
+def _start(job: Job, *, threads: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    log = (job.out.parent / f"{job.name}.log").open("a", encoding="utf-8")
+    return subprocess.Popen(job.command(), env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+def _check(job: Job, process: subprocess.Popen[str]) -> None:
+    if process.returncode:
+        log = job.out.parent / f"{job.name}.log"
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-8:]
+        raise UserError(f"training {job.name} failed (whole log: {log}):\n" + "\n".join(last))
+
+
+def _show(progress: Progress, bar: TaskID, job: Job) -> None:
+    """Move the job's bar to what its metrics say."""
+    lines = read_metrics(job.out / METRICS)
+    training = [line for line in lines if line.get("split", "train") == "train"]
+    if training:
+        last = training[-1]
+        numbers = f"bound {last['bits_per_byte']:.3f} bits/byte, {last['tokens_per_second']:,.0f} tokens/s"
+        progress.update(bar, completed=last["step"], numbers=numbers)

@@ -1,0 +1,61 @@
+"""The model to evaluate: loaded, refused where its numbers would mean nothing."""
+
+from __future__ import annotations
+
+from latentlm import zoo
+from latentlm.config import Card
+from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
+from latentlm.interop import is_llama_folder
+from latentlm.shelves import find
+from latentlm.tokenizer import check_vocabulary, load_tokenizer
+
+
+def load_model(
+    model: str | LatentDecoder,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    tokenizer: str | None = None,
+    allow_random: bool = False,
+) -> LatentDecoder:
+    """A decoder with a tokenizer, in evaluation mode. `model` is a name of the zoo, a run folder, or a decoder made in Python
+    (then `device` and `dtype` are its own).
+
+    Raises UserError, before anything is loaded, for random weights unless `allow_random`, and for a card without a tokenizer
+    unless `tokenizer` is given: "bytes" or the path of a tokenizer.json."""
+    if isinstance(model, LatentDecoder):
+        name = model.card.name if model.card else "the model"
+        _refuse_random(model.card, allow_random)
+        _refuse_wordless(name, bool(tokenizer or model.tokenizer))
+        loaded = model
+    else:
+        name = model
+        if not is_llama_folder(model):
+            card = find(model).card
+            name = card.name
+            _refuse_random(card, allow_random)
+            _refuse_wordless(name, bool(tokenizer or card.tokenizer))
+        loaded = zoo.load(model, device=device, dtype=None if dtype == "auto" else dtype)
+    if tokenizer is not None:
+        loaded.tokenizer = load_tokenizer(tokenizer)
+    _refuse_wordless(name, bool(loaded.tokenizer))
+    assert loaded.tokenizer is not None
+    if loaded.tokenizer.vocabulary > loaded.config.backbone.vocabulary:  # fewer is fine: vocabularies are padded for speed
+        check_vocabulary(loaded.tokenizer, loaded.config.backbone.vocabulary, source=name)
+    return loaded.eval()
+
+
+def _refuse_random(card: Card | None, allow_random: bool) -> None:
+    """Raise UserError for an `architecture` card, whose weights are random."""
+    if card is not None and card.status == "architecture" and not allow_random:
+        raise UserError(
+            f'"{card.name}" is an architecture without trained weights: its scores would be those of random weights. '
+            "Evaluate a trained model, or say allow_random=true (--allow-random) to measure random ones all the same."
+        )
+
+
+def _refuse_wordless(name: str, has_tokenizer: bool) -> None:
+    """Raise UserError for a model that can read no text."""
+    if not has_tokenizer:
+        raise UserError(f"{name} has no tokenizer: give one with tokenizer=PATH of a tokenizer.json, or tokenizer=bytes.")

@@ -1,0 +1,172 @@
+"""The report page of a comparison: one HTML file that needs nothing beside it.
+
+Table, what each number is, curves, lm-eval tasks with their chance level, and samples under fresh and shared latents.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from latentlm_evals import plots
+from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskResult
+
+_STYLE = """
+:root{color-scheme:light;--ink:#1d1f24;--soft:#5f6673;--line:#dfe3ea;--wash:#f6f7f9}
+body{font:15px/1.55 system-ui,sans-serif;color:var(--ink);max-width:1180px;margin:2.5rem auto;padding:0 1.2rem}
+h1{font-size:1.7rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2.4rem} p.sub{color:var(--soft);margin-top:0}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums} .wide{overflow-x:auto}
+th,td{padding:.42rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th:first-child,td:first-child{text-align:left} th{font-weight:600;color:var(--soft);font-size:.83rem;white-space:normal}
+.se{color:var(--soft);font-size:.85em} .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}
+pre{background:var(--wash);padding:.7rem .9rem;border-radius:6px;overflow-x:auto;font:12.5px/1.4 monospace;margin:.3rem 0}
+pre b{font-weight:600;color:#0b7285} dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.2rem}
+dt{font-weight:600} dd{margin:0;color:var(--soft)} .grid{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+.grid>div{min-width:0} pre{white-space:pre-wrap;overflow-wrap:anywhere}
+svg{width:100%;height:auto} code{background:var(--wash);padding:.1em .35em;border-radius:4px;overflow-wrap:anywhere}
+@media(max-width:760px){.grid{grid-template-columns:1fr}dl{grid-template-columns:1fr}}
+"""
+
+_TERMS = (
+    (
+        "bits per byte",
+        "honest likelihood of held-out documents; exact for a plain decoder, a lower bound on the likelihood "
+        "(importance-weighted) for a latent one. Standard error clustered by document.",
+    ),
+    ("difference", "bits per byte minus the first model's, paired on the same documents. Negative is better."),
+    ("ELBO", "the looser bound that training logs: cross-entropy + full KL."),
+    (
+        "posterior cross-entropy",
+        "the loss under latents inferred from the very text that is scored. It is <b>not</b> a "
+        "likelihood: it leaves out the cost of the latents.",
+    ),
+    ("KL", "what the latents know of the text beyond the prior, in bits per token."),
+)
+
+
+def write(comparison: Comparison, path: Path) -> None:
+    """Write the page."""
+    path.write_text(page(comparison), encoding="utf-8")
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page as HTML."""
+    held_out = comparison.held_out
+    names = " and ".join(escape(model.name) for model in comparison.models)
+    scored = f"{held_out['documents']} held-out documents, {held_out['bytes']:,} bytes: {comparison.scored}"
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>latentlm: {names}</title>',
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>',
+        f'<h1>{names}</h1><p class="sub">{scored}. Made by <code>{escape(comparison.command)}</code></p>',
+        "<h2>Side by side</h2>" + _table(comparison.models),
+        "<dl>" + "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in _TERMS) + "</dl>",
+        "<h2>Curves</h2>" + plots.curves(comparison.models),
+        _use_of_latents(comparison.models),
+        _tasks(comparison.models, comparison.task_scoring),
+        _samples(comparison.models),
+        _provenance(comparison),
+    ]
+    return "\n".join(parts) + "\n</html>\n"
+
+
+def _dot(index: int) -> str:
+    return f'<span class="dot" style="background:{plots.COLOURS[index % len(plots.COLOURS)]}"></span>'
+
+
+def _estimate(value: Estimate | None, *, signed: bool = False) -> str:
+    if value is None:
+        return "–"
+    number = f"{value.value:+.4f}" if signed else f"{value.value:.4f}"
+    return f'{number} <span class="se">± {value.standard_error:.4f}</span>'
+
+
+def _table(models: list[ModelResult]) -> str:
+    head = (
+        "model", "parameters", "training tokens/s", "bits per byte (honest)", "difference", "method",
+        "ELBO, bits per byte", "posterior cross-entropy, bits per byte (not a likelihood)", "KL, bits per token", "live bits",
+    )  # fmt: skip
+    rows = []
+    for index, model in enumerate(models):
+        speed = f"{model.training['tokens_per_second']:,.0f}" if model.training else "–"
+        latent = model.has_latents
+        cells = (
+            _dot(index) + escape(model.name), f"{model.parameters:,}", speed, _estimate(model.bits_per_byte),
+            _estimate(model.difference, signed=True), _method(model), f"{model.elbo_bits_per_byte:.4f}",
+            f"{model.posterior_bits_per_byte:.4f}" if latent else "–", f"{model.kl_bits_per_token:.3f}" if latent else "–",
+            "–" if model.live_bits is None else str(model.live_bits),
+        )  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f'<div class="wide"><table><tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{"".join(rows)}</table></div>'
+
+
+def _method(model: ModelResult) -> str:
+    """How the likelihood was estimated, and how well."""
+    if model.estimator_error == 0:
+        return escape(model.method)
+    quality = f"± {model.estimator_error:.4f}, {model.effective_samples:.1f} effective"
+    return f'{escape(model.method)}<br><span class="se">{quality}</span>'
+
+
+def _use_of_latents(models: list[ModelResult]) -> str:
+    """Cross-entropy under other latents than the text's own."""
+    latent = [(index, model) for index, model in enumerate(models) if model.cross_entropy_bits]
+    if not latent:
+        return ""
+    sources = ("posterior", "prior", "shuffled", "constant")
+    head = "".join(f"<th>z from {source}</th>" for source in sources) + "<th>mutual information, bits per site</th>"
+    rows = ""
+    for index, model in latent:
+        cells = "".join(f"<td>{model.cross_entropy_bits[source]:.4f}</td>" for source in sources)
+        information = "–" if model.mutual_information_bits is None else f"{model.mutual_information_bits:.4f}"
+        rows += f"<tr><td>{_dot(index)}{escape(model.name)}</td>{cells}<td>{information}</td></tr>"
+    return (
+        "<h2>Does the decoder use its latents?</h2><p>Cross-entropy in bits per token of the documents' first windows, with "
+        "latents from elsewhere. Equal columns mean that the decoder ignores z.</p>"
+        f'<div class="wide"><table><tr><th>model</th>{head}</tr>{rows}</table></div>'
+    )
+
+
+def _tasks(models: list[ModelResult], scoring: str) -> str:
+    """A row per task and metric, a column per model."""
+    keys = list(dict.fromkeys((result.task, result.metric) for model in models for result in model.tasks))
+    if not keys:
+        return ""
+    head = "".join(f"<th>{_dot(index)}{escape(model.name)}</th>" for index, model in enumerate(models))
+    rows = []
+    for task, metric in keys:
+        found = [next((r for r in m.tasks if (r.task, r.metric) == (task, metric)), None) for m in models]
+        first = next(result for result in found if result is not None)
+        chance = "–" if first.chance is None else f"{first.chance:.3f}"
+        cells = "".join(f"<td>{_task_cell(result)}</td>" for result in found)
+        name = f'{escape(task)} <span class="se">{escape(metric)}, n={first.items}</span>'
+        rows.append(f"<tr><td>{name}</td>{cells}<td>{chance}</td></tr>")
+    table = f"<table><tr><th>task</th>{head}<th>chance</th></tr>{''.join(rows)}</table>"
+    return f'<h2>lm-eval tasks</h2><p>{escape(scoring)}</p><div class="wide">{table}</div>'
+
+
+def _task_cell(result: TaskResult | None) -> str:
+    if result is None:
+        return "–"
+    error = "" if result.standard_error is None else f' <span class="se">± {result.standard_error:.3f}</span>'
+    return f"{result.value:.3f}{error}"
+
+
+def _samples(models: list[ModelResult]) -> str:
+    blocks = []
+    for index, model in enumerate(models):
+        groups = "".join(f"<div><h3>{_dot(index)}{escape(model.name)}: {_group(sample)}</div>" for sample in model.samples)
+        blocks.append(f'<div class="grid">{groups}</div>')
+    return "<h2>Samples</h2><p>The prompt is in bold; all at temperature 1.</p>" + "".join(blocks) if any(blocks) else ""
+
+
+def _group(sample: Sample) -> str:
+    label = {"fresh": "independent latents", "shared": "one shared latent", "none": "no latents"}[sample.latents]
+    texts = "".join(f"<pre><b>{escape(sample.prompt)}</b>{escape(text)}</pre>" for text in sample.texts)
+    return f"{label}</h3>{texts}"
+
+
+def _provenance(comparison: Comparison) -> str:
+    facts = {**comparison.settings, **{f"{name} version": version for name, version in comparison.versions.items()}}
+    facts["held-out text"] = ", ".join(f"{key} {value}" for key, value in comparison.held_out.items())
+    rows = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items())
+    return f"<h2>How this was measured</h2><dl>{rows}</dl>"

@@ -1,0 +1,118 @@
+"""What a comparison measures of each model, as plain data: what the table, the page and `--json` are made from.
+
+Units: bits per byte are nats of all targets, end-of-text included, over raw bytes times ln 2; KL is in bits per token.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentlm.likelihood import Score
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error."""
+
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ± {self.standard_error:.4f}"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One metric of one lm-eval task."""
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    chance: float | None
+    items: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and its continuations; `latents` is "fresh" (a draw for each) or "shared" (one draw for all)."""
+
+    prompt: str
+    latents: str
+    texts: list[str]
+
+
+@dataclass
+class ModelResult:
+    """Everything measured of one model."""
+
+    name: str
+    decoder: str
+    has_latents: bool
+    parameters: int
+    method: str
+    """How the honest likelihood was made: "exact", or the estimator and its number of samples."""
+    bits_per_byte: Estimate
+    """Honest, on held-out documents; standard error clustered by document."""
+    estimator_error: float
+    """Standard error of the likelihood estimates themselves, in bits per byte; 0 where they are exact."""
+    effective_samples: float
+    """Median over documents; near 1 means that the estimate leans on single samples."""
+    difference: Estimate | None
+    """bits_per_byte minus the baseline's, paired by document; None for the baseline itself."""
+    elbo_bits_per_byte: float
+    posterior_bits_per_byte: float
+    """Cross-entropy under the posterior's z. The posterior has seen the targets: this is not a likelihood."""
+    kl_bits_per_token: float
+    live_bits: int | None
+    training: dict[str, Any] | None
+    """tokens, tokens_per_second, steps, seconds; None for a model without a training record."""
+    mutual_information_bits: float | None = None
+    """Between a site's latent and its text, bits per site."""
+    cross_entropy_bits: dict[str, float] = field(default_factory=dict)
+    """Bits per token of first windows under latents from the posterior, the prior, shuffled or constant ones."""
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Name -> [[x, y], ...]."""
+    tasks: list[TaskResult] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list, repr=False)
+    """The score of every held-out document, in order; kept in the JSON, so that other pairings can be made later."""
+    sizes: list[int] = field(default_factory=list, repr=False)
+    """Raw bytes of every document."""
+
+
+@dataclass
+class Comparison:
+    """Models side by side, and how they were measured."""
+
+    models: list[ModelResult]
+    held_out: dict[str, Any]
+    """documents, bytes, tokens, fingerprint of the text that was scored."""
+    scored: str
+    """Which part of the documents was scored, and in what windows."""
+    task_scoring: str
+    """How the lm-eval tasks were scored."""
+    settings: dict[str, Any]
+    command: str
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
+
+    def save(self, path: Path) -> None:
+        """Write the JSON."""
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON has no word for (not a number, infinity) as null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,128 @@
+"""Weights from safetensors into a model, checked: size, hash, names, shapes, types. Nothing is ever unpickled.
+
+    weights_of(model)                     what is saved of a model, by name
+    verify(path, size=..., digest=...)    the file is the one that its card describes
+    check(model, path)                    its tensors are the model's; `model` may be on the meta device
+    load_into(model, path)                copied tensor by tensor from a mapped file: never a second copy of the model in memory
+
+All checks come before anything is allocated. Tied tensors are stored once, under the first name (the embedding's).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from latentlm.errors import CheckpointError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, without second names of the same tensor."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError for a file of a format that runs code when it is read."""
+    if path.suffix in PICKLES:
+        raise CheckpointError(
+            f"{path} is a pickle, and reading one can run any code that was put into it. Convert it to safetensors "
+            "where you trust it (safetensors.torch.save_file), and give that file."
+        )
+
+
+def check_file(path: Path) -> None:
+    """Raise CheckpointError for a pickle and for a file that is not there."""
+    refuse_pickle(path)
+    if not path.is_file():
+        raise CheckpointError(f"The weights {path} do not exist; give the path of a safetensors file.")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, in hex, read in a stream."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder`/`name`, which must stay inside `folder`, links followed. Raises CheckpointError."""
+    path = (folder / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
+        raise CheckpointError(f'"{name}" leads out of {folder}; a card may only name files beside it. Put the file there.')
+    return path
+
+
+def verify(path: Path, *, size: int, digest: str) -> None:
+    """Check a file against its card. Raises CheckpointError that says what is wrong with it."""
+    refuse_pickle(path)
+    if not path.is_file():
+        raise CheckpointError(f"The weights {path} are missing. Put them back or install again, or give weights=PATH.")
+    actual = path.stat().st_size
+    if actual != size:  # first, since it costs nothing and tells more
+        kind = "truncated" if actual < size else "not the file that its card describes"
+        raise CheckpointError(f"The weights {path} are {kind}: {actual:,} bytes instead of {size:,}. Fetch or save them again.")
+    if (found := sha256(path)) != digest:
+        raise CheckpointError(
+            f"The weights {path} do not match their card: SHA-256 {found[:12]}... instead of {digest[:12]}... "
+            "The file is corrupt or was exchanged; fetch or save it again."
+        )
+
+
+def check(model: nn.Module, path: Path) -> None:
+    """Compare a file's header with the model's parameters and persistent buffers; no tensor is read.
+
+    Raises CheckpointError for another format, a damaged file, and missing, unknown, mis-shaped or quantised tensors.
+    """
+    wanted = weights_of(model)
+    with _opened(path) as file:
+        found = set(file.keys())
+        for what, names in (("lacks", set(wanted) - found), ("has the unknown", found - set(wanted))):
+            if names:
+                listed = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+                raise CheckpointError(f"{path} {what} {len(names)} tensors ({listed}): the file belongs to another model.")
+        for name in sorted(found):
+            header = file.get_slice(name)
+            if tuple(header.get_shape()) != tuple(wanted[name].shape):
+                raise CheckpointError(
+                    f"{path}: {name} has shape {tuple(header.get_shape())}, but the model wants {tuple(wanted[name].shape)}; "
+                    "the file belongs to another model."
+                )
+            if wanted[name].is_floating_point() and header.get_dtype() not in _FLOATS:
+                kind = header.get_dtype()
+                raise CheckpointError(f"{path}: {name} holds {kind} numbers; quantised weights are not supported, save floats.")
+
+
+@torch.no_grad()
+def load_into(model: nn.Module, path: Path) -> None:
+    """Copy every tensor of the file into the model's own memory, in the model's dtype. Raises CheckpointError as `check`."""
+    check(model, path)
+    wanted = weights_of(model)
+    with _opened(path) as file:
+        for name, tensor in wanted.items():
+            tensor.copy_(file.get_tensor(name))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, mapped. Raises CheckpointError where it is none."""
+    check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file ({error}): damaged, or of another kind.") from None

@@ -1,0 +1,129 @@
+"""One pre-norm transformer block with condition slots: grouped-query attention and SwiGLU.
+
+    queries            norm(x + residual)
+    keys and values    norm(source + kv) + kv_normed, preceded by prefix slots
+    stream             x + residual + skip + attention, then + feed_forward(norm(stream))
+
+`source` is the residual stream itself, or another stream (the Free Transformer's encoder block queries with a learned vector
+and reads the trunk). An empty slot costs nothing.
+
+Legend: B rows, T tokens, D width, H heads, Hkv key/value heads, M prefix slots, dh head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentlm.backbone.attention import Mask, attend
+from latentlm.backbone.cache import KVCache
+from latentlm.backbone.rotary import Rotation
+from latentlm.config import BackboneConfig
+from latentlm.interface import BlockCondition, Prefix
+
+_NOTHING = BlockCondition()
+
+
+class Attention(nn.Module):
+    """Grouped-query attention without biases."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        assert config.kv_heads is not None
+        assert config.head_dim is not None
+        self.backend = config.attention
+        self.head_dim = config.head_dim
+        self.query = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.key = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.value = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.output = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        *,
+        mask: Mask,
+        rotation: Rotation | None,
+        prefix: Prefix | None,
+        cache: KVCache | None,
+        index: int,
+    ) -> Tensor:
+        """Queries from x (B, T, D), keys and values from source (B, T, D), both already normed; (B, T, D)."""
+        query = rearrange(self.query(x), "b t (h d) -> b h t d", d=self.head_dim)
+        key = rearrange(self.key(source), "b t (h d) -> b h t d", d=self.head_dim)
+        value = rearrange(self.value(source), "b t (h d) -> b h t d", d=self.head_dim)
+        if rotation is not None:
+            query, key = rotation.apply(query), rotation.apply(key)
+        if cache is not None:
+            key, value = cache.update(index, key, value)
+        if prefix is not None:
+            key = torch.cat((prefix.key.to(key.dtype), key), dim=2)
+            value = torch.cat((prefix.value.to(value.dtype), value), dim=2)
+            mask = mask.with_prefix(prefix.documents)
+        mixed = attend(query, key, value, mask=mask, backend=self.backend)
+        out: Tensor = self.output(rearrange(mixed, "b h t d -> b t (h d)"))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate x) * up x)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        assert config.feed_forward is not None
+        self.gate = nn.Linear(config.width, config.feed_forward, bias=False)
+        self.up = nn.Linear(config.width, config.feed_forward, bias=False)
+        self.down = nn.Linear(config.feed_forward, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and feed-forward around a residual stream."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Mask,
+        rotation: Rotation | None,
+        source: Tensor | None = None,
+        condition: BlockCondition | None = None,
+        cache: KVCache | None = None,
+        index: int = 0,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D). `source` (B, T, D) is the key/value stream where it is not x; `index` the block's place in
+        the cache."""
+        slots = condition or _NOTHING
+        if slots.residual is not None:
+            x = x + slots.residual
+        normed = self.attention_norm(x)
+        keyed = normed
+        if source is not None or slots.kv is not None:
+            stream = x if source is None else source
+            keyed = self.attention_norm(stream if slots.kv is None else stream + slots.kv)
+        if slots.kv_normed is not None:
+            keyed = keyed + slots.kv_normed
+        prefix = slots.prefix
+        if cache is not None:
+            # A prefix is made once, with the prompt; later passes find it in the cache.
+            prefix = cache.prefixes.setdefault(index, prefix) if prefix is not None else cache.prefixes.get(index)
+        mixed = self.attention(
+            normed, keyed, mask=mask, rotation=rotation, prefix=prefix, cache=cache, index=index
+        )
+        x = (x if slots.skip is None else x + slots.skip) + mixed
+        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return out

@@ -1,0 +1,69 @@
+"""The decoder stack: embedding, blocks, final norm, readout. It can be run in two halves, so that everything below the first
+injected block is computed once for any number of latents.
+
+* pre-norm RMSNorm, SwiGLU, rotary positions (plain or Llama-3 scaled), grouped-query attention, no biases
+* embeddings tied to the readout, or not
+* document masks, key/value cache, condition slots (see block.py)
+
+Legend: B rows, T tokens, D width, V vocabulary, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentlm.backbone.attention import Mask
+from latentlm.backbone.block import Block
+from latentlm.backbone.cache import KVCache
+from latentlm.backbone.rotary import Rotation
+from latentlm.config import BackboneConfig
+from latentlm.interface import BlockCondition
+
+
+class Transformer(nn.Module):
+    """Embedding, L blocks, norm and readout."""
+
+    slots = frozenset({"kv", "kv_normed", "residual", "skip", "prefix", "embedding"})
+    """Condition slots that this backbone has."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Given its tensor, it does not fill it: on the meta device that would import torch's compiler, which takes a second.
+        self.embedding = nn.Embedding(config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.readout = None if config.tie_embeddings else nn.Linear(config.width, config.vocabulary, bias=False)
+
+    def run(
+        self,
+        x: Tensor,
+        *,
+        start: int,
+        stop: int,
+        mask: Mask,
+        rotation: Rotation,
+        conditions: Mapping[int, BlockCondition] | None = None,
+        cache: KVCache | None = None,
+        taps: Collection[int] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run blocks start .. stop-1 on x (B, T, D). Returns the stream and the taps asked for among start .. stop."""
+        kept: dict[int, Tensor] = {}
+        for index in range(start, stop):
+            if index in taps:
+                kept[index] = x
+            condition = None if conditions is None else conditions.get(index)
+            x = self.blocks[index](x, mask=mask, rotation=rotation, condition=condition, cache=cache, index=index)
+        if stop in taps:
+            kept[stop] = x
+        return x, kept
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V) float32 (float64 for a float64 model)."""
+        weight = self.embedding.weight if self.readout is None else self.readout.weight
+        out = F.linear(hidden, weight)
+        return out if out.dtype.itemsize == 8 else out.float()

@@ -1,0 +1,109 @@
+"""The `latentlm` command. Each subcommand is a module of this package, imported only when it is called. Commands that need the
+other shelves come in through the entry-point group `latentlm.commands` (name -> a Typer app), and so may anyone's.
+
+    latentlm --help
+    latentlm train RECIPE [key=value ...]
+
+An error that the user can mend is printed as one message and ends with exit status 1 (130 after Ctrl-C, 2 for a wrong option);
+anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from latentlm.cli._errors import explain, flush_output, tidy_warnings
+from latentlm.errors import did_you_mean
+
+_GROUP = "latentlm.commands"
+COMMANDS: dict[str, str] = {
+    "zoo": "List, describe and extend the model zoo.",
+    "plugins": "Show the plugins, their parts, and what failed to load.",
+    "train": "Train a model from a recipe.",
+    "compare": "Train or load several models and lay them side by side.",
+    "generate": "Continue prompts.",
+    "score": "Honest likelihood of a text.",
+    "eval": "Run lm-eval tasks on a model.",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Imports `latentlm.cli.<command>` (its `app`, a Typer) when the command is called or its help is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of `COMMANDS`, then those of other distributions."""
+        return [*COMMANDS, *sorted(entry_points(group=_GROUP).names - COMMANDS.keys())]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As ever, and the nearest name for one that is unknown."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            near = did_you_mean(args[0], self.list_commands(ctx))
+            ctx.fail(f'No such command "{args[0]}".{near} See `latentlm --help`.')
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; while the overview is printed, a stub with its one line of help."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        if ctx.resilient_parsing or not _is_called(cmd_name):
+            return TyperCommand(cmd_name, help=COMMANDS.get(cmd_name, "Added by another distribution."))
+        command = typer.main.get_command(_load(cmd_name))
+        command.name = cmd_name
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Ctrl-C ends it with one word and the shell's status for it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("stopped.", err=True)
+            raise typer.Exit(130) from None
+
+
+def _load(cmd_name: str) -> typer.Typer:
+    """The Typer app of a command: an entry point of that name, or the module of this package."""
+    for entry in entry_points(group=_GROUP, name=cmd_name):
+        app: typer.Typer = entry.load()
+        return app
+    module = importlib.import_module(f"latentlm.cli.{cmd_name}")
+    found: typer.Typer = module.app
+    return found
+
+
+def _is_called(cmd_name: str) -> bool:
+    """Whether the command line asks for this command, rather than for the list of all."""
+    return cmd_name in sys.argv[1:]
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Latent-conditioned decoders: train, compare, generate and score language models p(text | z).",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Latent-conditioned decoders: train, compare, generate and score language models p(text | z)."""
+
+
+def main() -> None:
+    """Entry point of the `latentlm` command."""
+    try:
+        with tidy_warnings():
+            app()
+    except Exception as error:
+        if (message := explain(error)) is None:
+            raise
+        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+    finally:
+        flush_output()

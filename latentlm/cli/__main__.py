@@ -1,0 +1,5 @@
+"""`python -m latentlm.cli` is the `latentlm` command."""
+
+from latentlm.cli import main
+
+main()

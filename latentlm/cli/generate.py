@@ -1,0 +1,129 @@
+"""`latentlm generate MODEL PROMPT...`: continue prompts, and keep, share or reuse the latents behind them.
+
+MODEL is a name of the zoo, a folder that `latentlm train` wrote, a card, or a folder of Llama weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentlm.errors import UserError
+
+if TYPE_CHECKING:
+    from latentlm.generation import Generation
+    from latentlm.interface import Latent, LatentDecoder
+
+app = typer.Typer(add_completion=False)
+
+_EPILOG = """
+Examples:
+
+latentlm generate free-tiny "def "
+
+latentlm generate free-tiny "def " "class " --samples 3 --latents shared --temperature 0.7
+
+latentlm generate free-tiny "def " --latents-from "def add(a, b):" --temperature 0 --save-latents z.safetensors
+
+latentlm generate free-tiny "def " --load-latents z.safetensors --temperature 0 --json
+"""
+
+
+@app.command(epilog=_EPILOG)
+def generate(
+    model: Annotated[str, typer.Argument(help="Zoo name, run folder, card, or folder of Llama weights.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="Texts to continue; none = from the beginning.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 = greedy.")] = 1.0,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this probability in all.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End at this string (may be repeated); \\n and \\t are read.")] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal texts.")] = 0,
+    samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 1,
+    latents: Annotated[str, typer.Option(help='"fresh" for each continuation, or "shared" by all.')] = "fresh",
+    latents_from: Annotated[
+        str | None, typer.Option(help="Latents of this text (or of this file's), from the encoder.")
+    ] = None,
+    load_latents: Annotated[Path | None, typer.Option(help="Latents saved before.")] = None,
+    save_latents: Annotated[Path | None, typer.Option(help="Write the latents of every continuation (safetensors).")] = None,
+    prior_temperature: Annotated[float, typer.Option(help="Below 1 sharpens the prior, above 1 flattens it.")] = 1.0,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the beginning of prompts that are too long.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Continue prompts."""
+    if latents not in ("fresh", "shared"):
+        raise UserError(f'--latents is "fresh" or "shared", not "{latents}"; for a text\'s latents use --latents-from.')
+    if sum((latents != "fresh", latents_from is not None, load_latents is not None)) > 1:
+        raise UserError("Give one of --latents shared, --latents-from and --load-latents.")
+    from latentlm.cli._models import load_reader
+    from latentlm.latents import save_latents as write_latents
+
+    decoder = load_reader(model, device=device)
+    given = _given(decoder, latents_from, load_latents, seed)
+    if save_latents is not None and not decoder.has_latents:
+        raise UserError(f"{model} has no latents to save: leave out --save-latents.")
+    texts = prompts or [""]
+    generations = decoder.generate(
+        texts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop=[_unescaped(text) for text in stop or []],
+        seed=seed,
+        samples=samples,
+        latents=given if given is not None else "shared" if latents == "shared" else "fresh",
+        prior_temperature=prior_temperature,
+        truncate="left" if truncate else None,
+    )
+    _print(texts, generations, samples, as_json)
+    if save_latents is not None:
+        write_latents(save_latents, [made.latents for made in generations if made.latents is not None], model=decoder)
+
+
+def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: int) -> list[Latent] | None:
+    """Latents of a text, of a file's text, or saved ones."""
+    from latentlm.latents import load_latents
+
+    if file is not None:
+        return load_latents(file, model=decoder)
+    if text is None:
+        return None
+    return [decoder.encode(_text_or_file(text), seed=seed)]
+
+
+def _text_or_file(text: str) -> str:
+    """The contents of the file of that name, where there is one; otherwise the text itself."""
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # no file's name (too long, a null byte), or no text in it
+        return text
+
+
+def _unescaped(text: str) -> str:
+    """A typed \\n or \\t as the character."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _print(texts: list[str], generations: list[Generation], samples: int, as_json: bool) -> None:
+    """Text for readers, or a JSON list."""
+    prompts = [text for text in texts for _ in range(samples)]
+    pairs = list(zip(prompts, generations, strict=True))
+    if as_json:
+        rows = [
+            {"prompt": prompt, "sample": made.sample, "text": made.text, "tokens": made.tokens, "finish": made.finish}
+            for prompt, made in pairs
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for number, (prompt, made) in enumerate(pairs):
+        if len(pairs) > 1:
+            typer.secho(f"--- {prompt!r}, sample {made.sample}", fg=typer.colors.BRIGHT_BLACK)
+        typer.secho(prompt, bold=True, nl=False)
+        typer.echo(made.text)
+        if number + 1 < len(pairs):
+            typer.echo()

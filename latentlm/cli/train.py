@@ -1,0 +1,77 @@
+"""latentlm train RECIPE [key=value ...]: train a model into a run folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+_EXAMPLES = """Train a model from a recipe: a YAML file, the name of a zoo model's recipe, or an earlier run's folder.
+
+Examples:
+
+  latentlm train free-tiny train.steps=200 --out runs/try
+
+  latentlm train my.yaml data.path=texts/ data.tokenizer=bpe:4096
+
+  latentlm train my.yaml --dry-run
+
+  latentlm train runs/try --resume
+
+What it writes is a model: latentlm generate runs/try "def ".
+"""
+
+
+@app.command(help=_EXAMPLES)
+def train(
+    recipe: Annotated[str, typer.Argument(help="YAML file, recipe name, or run folder.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change: train.steps=500 model.event_dims=8", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say parameters, memory and time, and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and the result only.")] = False,
+) -> None:
+    """Train, or plan, and print the result."""
+    from latentlm.training.recipes import default_out, load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    if dry_run:
+        from latentlm.training.plan import make_plan
+
+        plan = make_plan(checked)
+        typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan.text())
+        return
+    result = _train(checked, out or default_out(recipe, checked, resume=resume), resume=resume, quiet=quiet)
+    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else _summary(result))
+
+
+def _train(recipe: Any, out: Path, *, resume: bool, quiet: bool) -> Any:
+    """Train; a stop on request ends the process with status 130."""
+    from latentlm.training.loop import train as run
+    from latentlm.training.signals import InterruptedRun
+
+    try:
+        return run(recipe, out=out, resume=resume, progress=not quiet)
+    except InterruptedRun as stop:
+        typer.echo(str(stop), err=True)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was saved before is intact.", err=True)
+    sys.exit(130)
+
+
+def _summary(result: Any) -> str:
+    held_out = result.held_out
+    error = "" if held_out["standard_error"] is None else f" ± {held_out['standard_error']:.3f}"
+    return (
+        f"{result.out}: {result.steps:,} steps, {result.tokens:,} tokens, {result.tokens_per_second:,.0f} tokens/s\n"
+        f"held out: bound {held_out['bits_per_byte']:.3f}{error} bits/byte, KL {held_out['kl_bits_per_token']:.3f} bits/token\n"
+        f'try it: latentlm generate {result.out} "def "'
+    )

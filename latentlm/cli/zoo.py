@@ -1,0 +1,75 @@
+"""`latentlm zoo`: list, describe and extend the model zoo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, describe and extend the model zoo.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list", epilog="Examples:\n\n  latentlm zoo list\n\n  latentlm zoo list 'free-*' --json")
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="Wildcard pattern of names.")] = "*", as_json: AsJson = False
+) -> None:
+    """List the models, trained ones and architectures."""
+    from latentlm import zoo
+
+    cards = zoo.list(pattern)
+    if as_json:
+        print(json.dumps([card.model_dump(mode="json") for card in cards], indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("name", "status", "decoder", "dtype", "description")
+    for card in cards:
+        colour = "green" if card.status == "trained" else "yellow"
+        status = f"[{colour}]{card.status}[/{colour}]"
+        table.add_row(escape(card.name), status, escape(card.model.decoder), card.dtype, escape(card.description))
+    Console().print(table if cards else escape(f'No model matches "{pattern}"; `latentlm zoo list` shows all.'))
+
+
+@app.command(epilog="Examples:\n\n  latentlm zoo describe free-8b\n\n  latentlm zoo describe runs/mine --json")
+def describe(
+    name: Annotated[str, typer.Argument(help="A card's name, a run folder, or a card file.")], as_json: AsJson = False
+) -> None:
+    """Say what a model is and what it costs, without loading it: parameters, operations, memory, overheads."""
+    from latentlm import zoo
+
+    found = zoo.describe(name)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{escape(found.card.name)} ({found.card.status})", title_justify="left", show_header=False)
+    for rows in found.sections():
+        for label, value in rows:
+            table.add_row(escape(label), escape(value))
+        table.add_section()
+    Console().print(table)
+
+
+@app.command(epilog="Examples:\n\n  latentlm zoo add runs/mine\n\n  latentlm zoo add runs/mine --name mine --to shelf/")
+def add(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    name: Annotated[str | None, typer.Option(help="Name of the card. Default: the run's.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Shelf to put it on. Default: your own, which is always looked at.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a card of that name on the shelf.")] = False,
+) -> None:
+    """Make a zoo model of a finished run: copy its weights, tokenizer and card onto a shelf."""
+    from latentlm.shelves import ZOO_PATH, add_run, is_known
+
+    entry = add_run(run, name=name, shelf=to, replace=replace)
+    print(f'Added "{entry.card.name}" in {entry.folder}.')
+    if not is_known(entry.folder.parent):
+        print(f"Its shelf is not among those that are looked at; add it with {ZOO_PATH}={entry.folder.parent}")

@@ -1,0 +1,296 @@
+"""The schemas that users write: model, data and training settings, recipes and cards. Unknown keys are refused by name.
+
+A *recipe* (YAML) is what `latentlm train` reads: model + data + train. A *card* (YAML) is what the zoo lists: a model with its
+tokenizer, weights and provenance.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from latentlm.errors import UserError, did_you_mean
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Base of every schema: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+class RopeScaling(Strict):
+    """Llama-3's frequency scaling of rotary positions (Llama 3.1 release, `rope_type: llama3`)."""
+
+    factor: float = Field(8.0, ge=1.0)
+    low_freq_factor: float = Field(1.0, gt=0)
+    high_freq_factor: float = Field(4.0, gt=0)
+    original_context: int = Field(8192, ge=1)
+
+
+class BackboneConfig(Strict):
+    """A pre-norm decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention (the structure of Llama 3)."""
+
+    vocabulary: int = Field(257, ge=2)
+    width: int = Field(128, ge=1)
+    blocks: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int | None = Field(None, ge=1, description="key/value heads; default: as many as heads")
+    head_dim: int | None = Field(None, ge=2, description="default: width / heads")
+    feed_forward: int | None = Field(None, ge=1, description="SwiGLU width; default: 8/3 of the width, up to a multiple of 32")
+    context: int = Field(256, ge=1, description="longest sequence, in tokens")
+    rope_base: float = Field(10_000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = True
+    norm_eps: float = Field(1e-5, gt=0)
+    init_std: float = Field(0.02, gt=0)
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        """Fill the derived sizes and check that they divide."""
+        if self.kv_heads is None:
+            self.kv_heads = self.heads
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads}).")
+        if self.head_dim is None:
+            if self.width % self.heads:
+                raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads}), or set head_dim.")
+            self.head_dim = self.width // self.heads
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs.")
+        if self.feed_forward is None:
+            self.feed_forward = -(-8 * self.width // 3 // 32) * 32
+        return self
+
+
+class PartSpec(BaseModel):
+    """A part by name, with its settings beside it: `{name: free, rope: false}`. The part's own Config checks the settings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class ModelConfig(Strict):
+    """A decoder: its backbone and what sits in its four sockets. Open sockets take the decoder's defaults."""
+
+    decoder: str = "vanilla"
+    backbone: BackboneConfig = BackboneConfig()
+    granularity: str = Field("token", description='"token", "chunk:n" or "document"')
+    event_dims: int = Field(0, ge=0, description="latent dimensions per site: bits, or Gaussian dimensions")
+    encoder: PartSpec | None = None
+    prior: PartSpec | None = None
+    injection: PartSpec | None = None
+    kl_schedule: PartSpec | None = None
+
+    @field_validator("granularity")
+    @classmethod
+    def _known_granularity(cls, value: str) -> str:
+        if not re.fullmatch(r"token|document|chunk:[1-9]\d*", value):
+            raise ValueError(f'granularity "{value}" is not one of "token", "chunk:n" (n tokens per latent), "document".')
+        return value
+
+    @field_validator("encoder", "prior", "injection", "kl_schedule", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        """`encoder: free` is short for `encoder: {name: free}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+
+# ---------------------------------------------------------------------------------------------------- data, training
+
+
+class DataConfig(Strict):
+    """Where the text comes from and how it becomes tokens."""
+
+    path: str = Field(
+        "stdlib",
+        description='"stdlib" (sources of the running Python), a folder, a .txt, .jsonl or .parquet file, or a data set of the '
+        "Hugging Face hub (owner/name, or hf:name)",
+    )
+    text_field: str = Field("text", description="column that holds the text in .jsonl, .parquet and data sets")
+    pattern: str = Field("*.txt,*.md,*.py", description="files to read in a folder, comma-separated globs")
+    split: str = Field("train", description="split of a Hugging Face data set")
+    tokenizer: str = Field(
+        "bytes", description='"bytes", "bpe:N" (train one of N symbols on the training text), or a tokenizer.json'
+    )
+    held_out: float = Field(0.05, gt=0, lt=1, description="share of documents kept out of training, whole")
+    packing: bool = Field(True, description="several documents in a row, with boundaries; otherwise one document a row")
+    seed: int = Field(0, description="order of documents and choice of those held out")
+    max_documents: int | None = Field(None, ge=2)
+
+
+class TrainConfig(Strict):
+    """The optimiser, its schedule, and what is written when. Lengths are in optimiser steps."""
+
+    steps: int = Field(1000, ge=1)
+    batch: int = Field(16, ge=1, description="sequences per micro-batch")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step, weighted by their target tokens")
+    context: int | None = Field(None, ge=2, description="tokens per sequence; default: the backbone's context")
+    learning_rate: float = Field(2e-3, gt=0)
+    min_learning_rate: float = Field(0.1, ge=0, le=1, description="end of the cosine, as a share of learning_rate")
+    warmup: int = Field(50, ge=0)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms or embeddings")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's")
+    seed: int = 0
+    log_every: int = Field(10, ge=1)
+    eval_every: int = Field(200, ge=1)
+    eval_documents: int = Field(16, ge=1, description="held-out documents (first window of each) scored during training")
+    save_every: int = Field(200, ge=1)
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    tensorboard: bool = False
+
+
+class Recipe(Strict):
+    """What `latentlm train` reads."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    plugins: list[str] = Field(default_factory=list, description="plugins the recipe needs, by name")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+
+# -------------------------------------------------------------------------------------------------------------- cards
+
+
+class WeightsSpec(Strict):
+    """A file of weights: where, what hash, how big."""
+
+    uri: str = Field(description="a safetensors file beside the card")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=1, description="bytes")
+
+
+class Card(Strict):
+    """A model of the zoo. Card format version 1."""
+
+    card_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    status: Literal["trained", "architecture"]
+    plugins: list[str] = Field(default_factory=list)
+    model: ModelConfig
+    tokenizer: str | None = Field(None, description='"bytes" or a tokenizer.json beside the card; None: bring your own')
+    weights: WeightsSpec | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    baseline: str | None = Field(None, description="the card that overheads are measured against")
+    licence: str = "Apache-2.0"
+    paper: str | None = None
+    training: dict[str, Any] = Field(default_factory=dict, description="how it was trained")
+    scores: dict[str, Any] = Field(default_factory=dict, description="what was measured, and how")
+
+    @model_validator(mode="after")
+    def _trained_has_weights(self) -> Self:
+        if (self.status == "trained") != (self.weights is not None):
+            raise ValueError('a card with status "trained" has weights, one with status "architecture" has none.')
+        return self
+
+
+# ------------------------------------------------------------------------------------------------- reading and errors
+
+
+def _fields_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names that are allowed beside the last element of `location`."""
+    current: Any = schema
+    for key in location[:-1]:
+        field = current.model_fields.get(key) if isinstance(key, str) else None
+        annotation = field.annotation if field else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def explain(error: ValidationError, schema: type[BaseModel], *, source: str) -> UserError:
+    """A pydantic error as one message: each line names the key, what is wrong, and the nearest known key."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(schema, item["loc"])
+            hint = did_you_mean(str(item["loc"][-1]), known) or f" Known: {', '.join(sorted(known))}."
+            lines.append(f'unknown key "{where}".{hint}')
+        elif item["type"] == "missing":
+            lines.append(f'"{where}" is missing: set it')
+        elif item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "name":
+            allowed = "a letter or digit, then letters, digits, dots, dashes and underscores"
+            lines.append(f'{where}: "{item["input"]}" is no name ({allowed})')
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}" if where else message)
+    return UserError(f"{source}: " + "; ".join(lines))
+
+
+def parse(schema: type[Schema], data: Any, *, source: str) -> Schema:
+    """Validate plain data against a schema; errors name `source`. Raises UserError."""
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, schema, source=source) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping. Raises UserError with file and line."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not readable as YAML: it is no text in UTF-8.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not readable as YAML: {_yaml_problem(error)}.") from None
+    if not isinstance(data, dict):
+        found = "and is empty" if data is None else f"not {type(data).__name__}"
+        raise UserError(f"{path} should hold a mapping (key: value), {found}.")
+    return data
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return problem if mark is None else f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Apply `a.b=value` to nested plain data; values are read as YAML. Raises UserError on a malformed one."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f'"{override}" is not of the form key=value (for example train.steps=500).')
+        node = data
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.get(parent)
+            if isinstance(child, str):  # `encoder: free` grows into `{name: free, ...}`
+                child = {"name": child}
+            node[parent] = dict(child) if isinstance(child, dict) else {}
+            node = node[parent]
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            remedy = "Put quotes around text with special characters."
+            raise UserError(f'the value in "{override}" is not readable as YAML: {_yaml_problem(error)}. {remedy}') from None
+    return data

@@ -1,0 +1,39 @@
+"""Where a generated text ends: stop strings, found across token boundaries, in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from latentlm.errors import UserError
+
+if TYPE_CHECKING:
+    from latentlm.tokenizer import Tokenizer
+
+
+class StopStrings:
+    """Looks for the first of several strings in a growing text. Raises UserError for empty ones, or without a tokenizer."""
+
+    def __init__(self, stop: str | Sequence[str], tokenizer: Tokenizer | None) -> None:
+        self.goals = [text.encode() for text in ([stop] if isinstance(stop, str) else stop)]
+        if not all(self.goals):
+            raise UserError("A stop string must not be empty; leave it out to go on until max_tokens or end-of-text.")
+        if self.goals and tokenizer is None:
+            raise UserError("Stop strings need a tokenizer, and this model has none: set model.tokenizer.")
+        self.tokenizer = tokenizer
+        self.longest = max(map(len, self.goals), default=0)
+
+    def found(self, tokens: Sequence[int]) -> bool:
+        """Whether the text of the tokens holds a stop string, given that it did not before the last token."""
+        if not self.goals:
+            return False
+        # A token has a byte or more, so the tail that can complete a string is short. Decoding it alone may differ from
+        # decoding the whole (a leading blank), hence the second look.
+        assert self.tokenizer is not None
+        tail = self.tokenizer.decode_bytes(list(tokens[-self.longest :]))
+        return any(goal in tail for goal in self.goals) and self.place(self.tokenizer.decode_bytes(list(tokens))) is not None
+
+    def place(self, text: bytes) -> int | None:
+        """Where the first stop string begins, None where there is none."""
+        places = [place for goal in self.goals if (place := text.find(goal)) >= 0]
+        return min(places, default=None)

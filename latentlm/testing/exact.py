@@ -1,0 +1,93 @@
+"""Likelihoods without estimators: sums over every value of the bits, integrals over a grid for Gaussians of up to 2 dimensions.
+
+Written from the definitions alone and apart from `latentlm.likelihood`, whose index arithmetic they are there to check: the
+posterior of a context comes from a separate pass over the context, never from hiding the rest.
+
+Legend: K latent values, S sites, E event dimensions, T inputs, n tokens, m of them given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import log
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from latentlm.distributions import Bits
+from latentlm.interface import Batch, Context, Latent, LatentDecoder
+
+_MOST = 2**16
+_GRID = (-7.0, 7.0, 141)
+
+
+def latent_values(model: LatentDecoder, context: Context) -> tuple[Tensor, float]:
+    """All values (K, S, E) of the latents, and the log of the volume that each stands for."""
+    dims = context.sites * model.event_dims
+    zeros = torch.zeros(1, context.sites, model.event_dims)
+    if isinstance(model.prior(context, Latent(zeros)), Bits):
+        assert 2**dims <= _MOST, f"{dims} bits are too many to enumerate; use a shorter text or fewer bits"
+        codes = torch.arange(2**dims)[:, None] >> torch.arange(dims)
+        return (codes & 1).float().view(-1, context.sites, model.event_dims), 0.0
+    assert dims <= 2, f"quadrature covers at most 2 dimensions, not {dims}"
+    axis = torch.linspace(*_GRID)
+    points = torch.tensor(list(product(axis.tolist(), repeat=dims)))
+    return points.view(-1, context.sites, model.event_dims), dims * log(float(axis[1] - axis[0]))
+
+
+@torch.no_grad()
+def exact_log_likelihood(
+    model: LatentDecoder,
+    given: Sequence[int],
+    continuation: Sequence[int],
+    *,
+    target: Literal["generation", "prior"],
+    last_latent: Literal["posterior", "prior"] = "posterior",
+) -> float:
+    """log p(continuation | given), nats: context sites from the posterior on the context (`generation`) or from the prior."""
+    context, values, cell = _values(model, given, continuation)
+    log_density = model.prior(context, Latent(values)).log_prob(Latent(values)).double()  # (K, S)
+    if target == "generation" and model.has_encoder:
+        alone = model.posterior(model.context(Batch.of([list(given)], given=[len(given)])))
+        seen = alone.shape[1]
+        encoded = alone.select(torch.zeros(len(values), dtype=torch.long)).log_prob(Latent(values[:, :seen])).double()
+        keep = seen - (last_latent == "prior")
+        log_density[:, :keep] = encoded[:, :keep]
+    joint = _log_likelihood(model, context, values, given, continuation) + log_density.sum(-1)
+    return float(joint.logsumexp(0)) + cell
+
+
+@torch.no_grad()
+def exact_elbo(model: LatentDecoder, given: Sequence[int], continuation: Sequence[int]) -> float:
+    """E_q log p(continuation | given, z) - KL(q || p), nats, q having seen all inputs. Sites that condition given tokens alone
+    are taken from the prior, under which they cost nothing; so is every site where one token continues."""
+    context, values, cell = _values(model, given, continuation)
+    rows = torch.zeros(len(values), dtype=torch.long)
+    log_q = model.posterior(context).select(rows).log_prob(Latent(values)).double()  # (K, S)
+    log_p = model.prior(context, Latent(values)).log_prob(Latent(values)).double()
+    first = int(context.site_of[0, len(given) - 1]) if len(continuation) > 1 else context.sites
+    weights = log_p[:, :first].sum(-1) + log_q[:, first:].sum(-1) + cell
+    cost = (log_q - log_p)[:, first:].sum(-1)
+    likelihood = _log_likelihood(model, context, values, given, continuation)
+    return float((weights.exp() * (likelihood - cost)).sum())
+
+
+def _values(
+    model: LatentDecoder, given: Sequence[int], continuation: Sequence[int]
+) -> tuple[Context, Tensor, float]:
+    """The trunk's pass over all inputs, every latent value, and its log volume."""
+    inputs = [*given, *continuation][:-1]
+    context = model.context(Batch.of([inputs], given=[len(given)]))
+    values, cell = latent_values(model, context)
+    return context, values, cell
+
+
+def _log_likelihood(
+    model: LatentDecoder, context: Context, values: Tensor, given: Sequence[int], continuation: Sequence[int]
+) -> Tensor:
+    """log p(continuation | given, z) of each value: (K,) float64."""
+    log_probs = model.logits(model.hidden(context, Latent(values))).double().log_softmax(-1)  # (K, T, V)
+    places = range(len(given) - 1, len(given) + len(continuation) - 1)
+    return torch.stack([log_probs[:, t, token] for t, token in zip(places, continuation, strict=True)]).sum(0)

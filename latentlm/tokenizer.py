@@ -1,0 +1,348 @@
+"""Text to tokens and back: bytes, a byte-level BPE trained on your text, or any tokenizer.json.
+
+    tokenizer = load_tokenizer("bytes")                                       # ids 0..255 are bytes, 256 ends a text
+    tokenizer = BPETokenizer.train(texts, vocabulary=4096)                    # end-of-text is the last id
+    tokenizer = load_tokenizer(tokenizer.save(folder), folder=folder)
+
+Every document d_1..d_n is fed as inputs [end_of_text, d_1..d_n] with targets [d_1..d_n, end_of_text]: all n + 1 targets count
+in bits per byte, over the raw bytes of the document. End-of-text is never made from text: a document that spells
+"<|endoftext|>" is encoded letter by letter.
+
+`ByteTokenizer` and `BPETokenizer` are lossless on any bytes, UTF-8 or not: `decode_bytes(encode(data)) == data`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from latentlm.errors import UserError, did_you_mean
+
+END_OF_TEXT = "<|endoftext|>"
+FILE = "tokenizer.json"
+_COMPANION = "tokenizer_config.json"  # where the Hugging Face layout says which special token ends a text
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|end|>", "[EOS]", "<EOS>", "[SEP]")
+
+
+class Tokenizer(ABC):
+    """Maps text to token ids 0..vocabulary-1, one of which ends a text."""
+
+    name: str
+    """How reports call it."""
+    vocabulary: int
+    """Number of ids, V."""
+    end_of_text: int
+    """The id that begins and ends every document."""
+
+    @abstractmethod
+    def encode(self, text: str | bytes) -> list[int]:
+        """Token ids of a text, without end-of-text at either end. Strings are taken as UTF-8."""
+
+    @abstractmethod
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The bytes that the tokens stand for; end-of-text stands for none. Raises ValueError on an id outside 0..V-1."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> str:
+        """Write what is needed to load it again into `folder`; returns what a card says under `tokenizer`."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """`decode_bytes` as UTF-8; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """Token ids of many texts, each an array (n,) of the smallest of uint16 and uint32 that holds V."""
+        return [np.asarray(self.encode(text), dtype=self.array_type) for text in texts]
+
+    @property
+    def array_type(self) -> type[np.unsignedinteger[Any]]:
+        """The array type that `encode_all` gives."""
+        return np.uint16 if self.vocabulary <= 2**16 else np.uint32
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.vocabulary:
+                raise ValueError(
+                    f"token {token} is not one of the {self.vocabulary} symbols (0 to {self.vocabulary - 1}) of the "
+                    f'tokenizer "{self.name}"; decode with the tokenizer that the tokens were made with.'
+                )
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    """UTF-8 of a text. A lone surrogate, which has no UTF-8, keeps its three bytes instead of raising."""
+    return text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0..255 are the bytes, 256 is end-of-text."""
+
+    name = "bytes"
+    vocabulary = 257
+    end_of_text = 256
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """One id per byte."""
+        return list(as_bytes(text))
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The ids as bytes."""
+        self._check(tokens)
+        return bytes(token for token in tokens if token != self.end_of_text)
+
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """One id per byte, uint16."""
+        return [np.frombuffer(text, dtype=np.uint8).astype(np.uint16) for text in texts]
+
+    def save(self, folder: Path) -> str:
+        """Nothing to write."""
+        return "bytes"
+
+
+class LibraryTokenizer(Tokenizer):
+    """Any tokenizer.json of the `tokenizers` library that has an end-of-text token.
+
+    `encode` reads bytes as UTF-8 and may normalise the text, as the file says; `decode` is the library's. Special tokens that a
+    text spells out are encoded as ordinary text.
+    """
+
+    def __init__(self, backend: Any, *, name: str, end_of_text: str) -> None:
+        self.name = name
+        self._backend = backend
+        self._end_of_text_name = end_of_text
+        self._backend.encode_special_tokens = True  # never make a special token out of text
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.end_of_text = backend.token_to_id(end_of_text)
+        self.vocabulary = 1 + max(backend.get_vocab(with_added_tokens=True).values())  # ids may have holes
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Token ids; bytes that are not UTF-8 are read as U+FFFD."""
+        readable = as_bytes(text).decode("utf-8", errors="replace")
+        tokens = self._ids(readable)
+        if self.end_of_text not in tokens:
+            return tokens
+        # Some models (Unigram) find their special tokens in plain text too: break the name in two, encode piece by piece.
+        name = self._end_of_text_name
+        halves = re.split(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})", readable)
+        return [token for piece in halves for token in self._ids(piece) if token != self.end_of_text]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """`decode` as UTF-8."""
+        return self.decode(tokens).encode("utf-8")
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The library's decoding, without end-of-text."""
+        self._check(tokens)
+        kept = [int(token) for token in tokens if token != self.end_of_text]
+        return str(self._backend.decode(kept, skip_special_tokens=False))
+
+    def save(self, folder: Path) -> str:
+        """Writes tokenizer.json, and beside it which token ends a text where the file alone would not tell."""
+        _write(folder / FILE, self._backend.to_str(pretty=True))
+        if _end_of_text_name(self._backend, None) != self._end_of_text_name:
+            _write(folder / _COMPANION, json.dumps({"eos_token": self._end_of_text_name}, indent=2) + "\n")
+        return FILE
+
+
+class BPETokenizer(LibraryTokenizer):
+    """Byte-level BPE (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.2).
+
+    Every byte is a symbol of its own, so any bytes can be encoded and come back.
+    """
+
+    def __init__(self, backend: Any, *, name: str, end_of_text: str) -> None:
+        super().__init__(backend, name=name, end_of_text=end_of_text)
+        letters = byte_letters()
+        self._byte_of_letter = {letter: byte for byte, letter in enumerate(letters)}
+        self._token_of_byte = [backend.token_to_id(letter) for letter in letters]
+        self._added = {token: str(added) for token, added in _added_tokens(backend).items()}
+
+    @classmethod
+    def train(cls, texts: Iterable[str | bytes], *, vocabulary: int) -> BPETokenizer:
+        """Train on texts; the same texts in the same order give the same file. `vocabulary` counts the 256 bytes and
+        end-of-text, which gets the last id; a small text may give fewer symbols. Raises UserError below 257."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        if vocabulary < 257:
+            raise UserError(f"a BPE vocabulary of {vocabulary} cannot hold the 256 bytes and end-of-text; ask for 257 or more.")
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary - 1, initial_alphabet=sorted(byte_letters()), show_progress=False, special_tokens=[]
+        )
+        backend.train_from_iterator((as_bytes(text).decode("utf-8", errors="replace") for text in texts), trainer=trainer)
+        backend.add_special_tokens([END_OF_TEXT])
+        tokenizer = cls(backend, name="", end_of_text=END_OF_TEXT)
+        assert tokenizer.end_of_text == tokenizer.vocabulary - 1, "end-of-text is added after every learned symbol"
+        tokenizer.name = f"bpe:{tokenizer.vocabulary}"
+        return tokenizer
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Token ids; a byte that is not UTF-8 becomes the symbol of that byte."""
+        readable = as_bytes(text).decode("utf-8", errors="surrogateescape")
+        if readable.isascii():
+            return self._ids(readable)
+        tokens: list[int] = []
+        for piece in re.split("([\udc80-\udcff]+)", readable):  # the escaped bytes are U+DC80 to U+DCFF
+            if piece and "\udc80" <= piece[0] <= "\udcff":
+                tokens += [self._token_of_byte[ord(letter) - 0xDC00] for letter in piece]
+            elif piece:
+                tokens += self._ids(piece)
+        return tokens
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The bytes behind the tokens' letters."""
+        self._check(tokens)
+        parts: list[bytes] = []
+        for token in tokens:
+            if token == self.end_of_text:
+                continue
+            if token in self._added:  # added tokens are plain text, not byte letters
+                parts.append(self._added[token].encode("utf-8"))
+                continue
+            symbol = self._backend.id_to_token(int(token)) or ""  # a hole in the ids stands for nothing
+            parts.append(bytes(self._byte_of_letter[letter] for letter in symbol))
+        return b"".join(parts)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """`decode_bytes` as UTF-8; bytes that are not UTF-8 become U+FFFD."""
+        return Tokenizer.decode(self, tokens)
+
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """Token ids of many texts, those that are UTF-8 in one parallel batch."""
+        readable = {}
+        for index, text in enumerate(texts):
+            try:
+                readable[index] = text.decode("utf-8")
+            except UnicodeDecodeError:
+                continue
+        batch = self._backend.encode_batch_fast(list(readable.values()), add_special_tokens=False)
+        ids = dict(zip(readable, (encoding.ids for encoding in batch), strict=True))
+        found = (ids[index] if index in ids else self.encode(text) for index, text in enumerate(texts))
+        return [np.asarray(tokens, dtype=self.array_type) for tokens in found]
+
+
+def byte_letters() -> list[str]:
+    """The printable letter that stands for each byte in a byte-level tokenizer.json: the 188 bytes that print in Latin-1 stand
+    for themselves, the other 68, in order, are U+0100 and on (Radford et al. 2019)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x100 + 256 - len(printable)))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+# ------------------------------------------------------------------------------------------------- loading and checks
+
+
+def load_tokenizer(spec: str, *, folder: Path | None = None) -> Tokenizer:
+    """The tokenizer of a spec: "bytes", or a path to a tokenizer.json.
+
+    With `folder` (where a card lies) the path is relative to it and may not lead out of it. Raises UserError.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    if not spec.endswith(".json"):
+        hint = did_you_mean(spec, ["bytes", FILE])
+        raise UserError(f'unknown tokenizer "{spec}".{hint} Give "bytes" or the path of a tokenizer.json.')
+    path = Path(spec).expanduser() if folder is None else _inside(folder, spec)
+    if not path.is_file():
+        raise UserError(f"the tokenizer {path} does not exist; give the path of a tokenizer.json.")
+    return _read(path)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, *, source: str) -> None:
+    """Raise UserError unless the model's vocabulary (its embedding rows) is the tokenizer's. `source` names the model."""
+    if tokenizer.vocabulary != vocabulary:
+        raise UserError(
+            f'{source}: the model has a vocabulary of {vocabulary}, the tokenizer "{tokenizer.name}" has '
+            f"{tokenizer.vocabulary} symbols. Use the tokenizer that the model was trained with, or, for a new model, set "
+            f"model.backbone.vocabulary={tokenizer.vocabulary}."
+        )
+
+
+def _inside(folder: Path, spec: str) -> Path:
+    """`folder / spec`, refused where it leads out of the folder (also through a link)."""
+    root = folder.resolve()
+    path = (root / spec).resolve()
+    if Path(spec).is_absolute() or not path.is_relative_to(root):
+        raise UserError(f'the tokenizer "{spec}" lies outside {folder}; a card may only name a file in its own folder.')
+    return path
+
+
+def _read(path: Path) -> LibraryTokenizer:
+    """A tokenizer.json, byte-level or other."""
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        layout = json.loads(text)
+        backend = Backend.from_str(text)
+    except Exception as error:  # the library raises bare Exception on a bad file
+        _unreadable(path, error)
+    name = _end_of_text_name(backend, path.with_name(_COMPANION))
+    if name is None:
+        listed = ", ".join(sorted(str(token) for token in _added_tokens(backend).values())[:12]) or "none"
+        raise UserError(
+            f"{path} has no end-of-text token (special tokens: {listed}); latentlm begins and ends every document with one. "
+            f'Add a special token such as "{END_OF_TEXT}", or name one as "eos_token" in a {_COMPANION} beside it.'
+        )
+    if not _is_byte_level(layout):
+        return LibraryTokenizer(backend, name=path.name, end_of_text=name)
+    tokenizer = BPETokenizer(backend, name="", end_of_text=name)
+    tokenizer.name = f"bpe:{tokenizer.vocabulary}"
+    return tokenizer
+
+
+def _unreadable(path: Path, error: Exception) -> NoReturn:
+    raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {error}") from None
+
+
+def _is_byte_level(layout: dict[str, Any]) -> bool:
+    """A BPE over all 256 bytes that changes nothing in the text (no normaliser, no space put in front)."""
+    model, step = layout.get("model") or {}, layout.get("pre_tokenizer") or {}
+    steps = step.get("pretokenizers", [step])
+    byte_level = [part for part in steps if part.get("type") == "ByteLevel"]
+    return (
+        model.get("type") == "BPE"
+        and layout.get("normalizer") is None
+        and bool(byte_level)
+        and not any(part.get("add_prefix_space", True) for part in byte_level)
+        and all(letter in model["vocab"] for letter in byte_letters())
+    )
+
+
+def _added_tokens(backend: Any) -> dict[int, Any]:
+    """{id: token} of the tokens added to the model's own vocabulary, special ones among them."""
+    return dict(backend.get_added_tokens_decoder())
+
+
+def _end_of_text_name(backend: Any, companion: Path | None) -> str | None:
+    """The special token that ends a text: what the companion file says, else the first well-known name."""
+    special = {str(token.content) for token in _added_tokens(backend).values() if token.special}
+    if companion is not None and companion.is_file():
+        try:
+            said = json.loads(companion.read_text(encoding="utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{companion} is not readable: {error}") from None
+        said = said.get("content") if isinstance(said, dict) else said
+        if said in special:
+            return str(said)
+    return next((name for name in _END_OF_TEXT_NAMES if name in special), None)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""Training: text into batches (corpora, data, packing), the loop, its record and its checkpoints."""

@@ -1,0 +1,171 @@
+"""The held-out evaluation during training: a quick bound on a few documents, and whether the latents are alive.
+
+    bound = mean of -log p(x | z) + KL(q(z|x) || p(z)), one posterior sample per document, the same noise at every evaluation
+
+Each document counts with its first window, whose text is read as in training. Live bits are the units whose posterior moves
+with the data: the variance over all held-out sites of P(bit = 1), or of the mean for Gaussians, is above 0.01 (Burda et al.
+2016, section 5.2). A small budget spread over many bits leaves each below that; what they tell about the text, unit by unit, is
+the mutual information
+
+    information = sum_h [entropy(mean of p_h) - mean of entropy(p_h)],   bits per site
+
+which a posterior that is the same for every text has none of, whatever its KL. For honest likelihoods of whole documents see
+latentlm.likelihood.
+
+Legend: B rows, T tokens, S sites, E event dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlm.config import TrainConfig
+from latentlm.distributions import Bits, Gaussian
+from latentlm.interface import Batch, Distribution, LatentDecoder, Loss
+from latentlm.likelihood.bound import without_schedule
+from latentlm.likelihood.results import Score
+from latentlm.likelihood.summary import bits_per_byte
+from latentlm.noise import Noise
+from latentlm.sites import assign_sites
+from latentlm.tokenizer import Tokenizer
+from latentlm.training.data import HeldOut
+from latentlm.training.metrics import likelihood_keys
+from latentlm.training.packing import Window
+from latentlm.training.trainer import autocast, full_kl
+
+LIVE_VARIANCE = 0.01
+_CURVE_POINTS = 64
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What is scored of a held-out document."""
+
+    window: Window
+    bytes: int
+
+
+def excerpts(documents: Sequence[HeldOut], tokenizer: Tokenizer, *, context: int, count: int) -> list[Excerpt]:
+    """The first windows of the first `count` documents, with the raw bytes that their targets stand for."""
+    chosen = []
+    for document in documents[:count]:
+        window = document.windows(context)[0]
+        whole = len(window.targets) == len(document.tokens) + 1
+        size = document.bytes if whole else len(tokenizer.decode_bytes(window.targets))
+        chosen.append(Excerpt(window, size))
+    return chosen
+
+
+def evaluate(model: LatentDecoder, texts: Sequence[Excerpt], config: TrainConfig) -> dict[str, Any]:
+    """The likelihood keys of metrics.py over the texts, with their error, and the state of the latents."""
+    sums = _Sums()
+    model.eval()
+    with torch.no_grad(), without_schedule(model):
+        for start in range(0, len(texts), config.batch):
+            chunk = texts[start : start + config.batch]
+            batch = Batch.of([text.window.inputs for text in chunk], [text.window.targets for text in chunk])
+            noise = Noise.keyed(config.seed, [("held out", start + row) for row in range(len(chunk))])
+            batch = batch.to(model.device)
+            with autocast(model, config):
+                loss = model.loss(batch, step=0, noise=noise)
+            sums.add(loss, batch, granularity=model.granularity)
+    model.train()
+    return sums.report([text.bytes for text in texts])
+
+
+@dataclass
+class _Sums:
+    """What is added up over the batches of an evaluation; nats, float64."""
+
+    cross_entropy: list[float] = field(default_factory=list)  # per document
+    kl: list[float] = field(default_factory=list)  # per document
+    targets: list[int] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)  # of the posterior, (sites, E) each
+    bits: bool = False  # the means are those of bits
+    sites: list[Tensor] = field(default_factory=list)  # [(first position, nats)], (2, sites) each
+
+    def add(self, loss: Loss, batch: Batch, *, granularity: str) -> None:
+        """Add a batch with one document per row."""
+        kl = full_kl(loss).cpu()
+        self.cross_entropy += loss.reconstruction.double().sum(-1).tolist()
+        self.kl += kl.sum(-1).tolist()
+        self.targets += loss.target_mask.sum(-1).tolist()
+        if loss.kl is None or loss.posterior is None:
+            return
+        mask = loss.site_mask.cpu()
+        means = _means(loss.posterior)
+        if means is not None:
+            self.means.append(means.double().cpu()[mask])
+            self.bits = isinstance(loss.posterior, Bits)
+        first = _first_positions(batch, granularity, sites=mask.shape[1])
+        if first is not None:
+            self.sites.append(torch.stack([first.double()[mask], kl[mask]]))
+
+    def report(self, sizes: list[int]) -> dict[str, Any]:
+        """The keys of a held-out line."""
+        scores = [
+            Score(-(nats + kl), 0.0, 1.0, 1, targets, "elbo")
+            for nats, kl, targets in zip(self.cross_entropy, self.kl, self.targets, strict=True)
+        ]
+        total = sum(self.targets)
+        keys = likelihood_keys(sum(self.cross_entropy) / total, sum(self.kl) / total, bytes_per_target=sum(sizes) / total)
+        report: dict[str, Any] = {
+            **keys,
+            "standard_error": bits_per_byte(scores, sizes).standard_error,
+            "documents": len(sizes),
+            "bytes": sum(sizes),
+        }
+        if self.sites:
+            report["kl_by_position"] = _curve(torch.cat(self.sites, dim=1))
+            report["kl_bits_per_site"] = float(torch.cat(self.sites, dim=1)[1].mean()) / math.log(2)
+        if self.means:
+            means = torch.cat(self.means)
+            report["live_bits"] = int((means.var(dim=0, unbiased=False) > LIVE_VARIANCE).sum())
+            report["dimensions"] = means.shape[1]
+            if self.bits:
+                report["information_bits_per_site"] = _information(means)
+        return report
+
+
+def _means(posterior: Distribution) -> Tensor | None:
+    """Posterior mean of each unit, (B, S, E); None for other distributions."""
+    if isinstance(posterior, Bits):
+        return posterior.probabilities
+    return posterior.mean if isinstance(posterior, Gaussian) else None
+
+
+def _information(probabilities: Tensor) -> float:
+    """Bits per site that the units tell about the text, each by itself, from (sites, H) probabilities of a one."""
+    gain = _entropy(probabilities.mean(dim=0)) - _entropy(probabilities).mean(dim=0)
+    return float(gain.clamp(min=0).sum()) / math.log(2)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Of a bit, nats."""
+    return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+
+
+def _first_positions(batch: Batch, granularity: str, *, sites: int) -> Tensor | None:
+    """(B, S) long, on the CPU: the first position of each site; None where the decoder numbers its sites in its own way."""
+    site_of, count = assign_sites(batch.documents.cpu(), batch.positions.cpu(), granularity)
+    if count != sites:
+        return None
+    length = site_of.shape[1]
+    index = torch.where(batch.documents.cpu() >= 0, batch.positions.cpu(), length)
+    return torch.full((site_of.shape[0], sites), length).scatter_reduce(1, site_of, index, reduce="amin")
+
+
+def _curve(sites: Tensor) -> list[list[float]]:
+    """[[position, bits per site], ...] from (2, sites) of positions and nats, in at most 64 equal ranges of positions."""
+    positions, nats = sites
+    width = max(1, math.ceil((float(positions.max()) + 1) / _CURVE_POINTS))
+    ranges = (positions // width).long()
+    counts = torch.bincount(ranges).double()
+    bits = torch.bincount(ranges, weights=nats) / counts / math.log(2)
+    return [[float(place * width), float(bits[place])] for place in counts.nonzero().flatten().tolist()]

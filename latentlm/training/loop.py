@@ -1,0 +1,118 @@
+"""Train a recipe into a run folder.
+
+    result = train(load_recipe("free-tiny"), out=Path("runs/free-tiny"))
+    latentlm train free-tiny                       the same from the shell; continue a stopped run with --resume
+
+After kill -9 at any moment, `resume=True` continues to the same weights, bit for bit, as an unbroken run on the same machine:
+batches are numbered, noise is keyed, and weights, moments, the KL schedule and the metrics in progress are in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from latentlm.config import Recipe
+from latentlm.training.artefacts import RunResult, read_result
+from latentlm.training.plan import check_memory, estimate_memory
+from latentlm.training.reporting import Reporter
+from latentlm.training.run import Run
+from latentlm.training.runfolder import check_free, check_same_recipe, is_finished, is_started, locked, saved_recipe
+from latentlm.training.setup import make_model, make_stream, pick_device, read_data, resolve
+from latentlm.training.signals import InterruptedRun, StopRequest
+from latentlm.training.trainer import DivergedError, Trainer
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+    command: Sequence[str] | None = None,
+) -> RunResult:
+    """Train `recipe` into the folder `out`; with `resume`, go on where it stopped (or begin, if it never did).
+
+    `progress` shows how it goes on standard error. Raises UserError where the recipe, the data, the folder or the memory will
+    not do, DivergedError where the loss is no longer a number, InterruptedRun (a KeyboardInterrupt) on Ctrl-C or SIGTERM,
+    after a checkpoint was saved.
+    """
+    reporter = Reporter(recipe.name, steps=recipe.train.steps, quiet=not progress)
+    check_free(out, resume=resume)
+    with locked(out), _threads(recipe.train.threads):
+        if is_finished(out):
+            _resumed(recipe, out)
+            reporter.note(f"{out} is finished; there is nothing to resume.")
+            return read_result(out)
+        if resume and not is_started(out):
+            reporter.note(f"{out} holds no run to resume; a new one begins.")
+        run = _set_up(recipe, out=out, reporter=reporter)
+        try:
+            run.begin(command)
+            _steps(run)
+            return run.finish()
+        finally:
+            run.close()
+
+
+def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:
+    """Everything up to the first step; refuses before the long work what can be refused."""
+    device = pick_device(recipe.train.device)
+    if is_started(out):
+        recipe = _resumed(recipe, out)
+    resolve(recipe)  # wrong parts and settings are found before the data are read
+    reporter.note("reading the data")
+    prepared = read_data(recipe, folder=out if is_started(out) else None)
+    recipe = resolve(recipe, vocabulary=prepared.tokenizer.vocabulary)
+    stream = make_stream(recipe, prepared)
+    check_memory(estimate_memory(recipe), device)
+    if recipe.train.dtype == "bfloat16" and device.type == "cpu":
+        reporter.warn("bfloat16 is many times slower than float32 on a CPU; set train.dtype=float32.")
+    trainer = Trainer(make_model(recipe, device), recipe.train, stream)
+    return Run(recipe, trainer, prepared, out=out, reporter=reporter)
+
+
+def _resumed(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the vocabulary of the run in `out`. Raises UserError where it is not the run's recipe."""
+    recipe = resolve(recipe, vocabulary=saved_recipe(out).model.backbone.vocabulary)
+    check_same_recipe(out, recipe)
+    return recipe
+
+
+def _steps(run: Run) -> None:
+    """Step until the end, or until asked to stop."""
+    with StopRequest() as stop, run.reporter.start(run.trainer.step):
+        while run.trainer.step < run.recipe.train.steps:
+            try:
+                run.step()
+            except DivergedError as error:
+                kept = "none" if run.saved_step is None else f"step {run.saved_step}"
+                raise DivergedError(f"{error} Last checkpoint in {run.out}: {kept}.") from None
+            if stop.requested and run.trainer.step < run.recipe.train.steps:
+                run.save()
+                raise InterruptedRun(_how_to_go_on(run))
+
+
+def _how_to_go_on(run: Run) -> str:
+    folder = shlex.quote(str(run.out))
+    recipe = shlex.quote(str(run.out / "recipe.yaml"))
+    return (
+        f"stopped and saved at step {run.trainer.step} of {run.recipe.train.steps}. Go on with:\n"
+        f"  latentlm train {recipe} --out {folder} --resume"
+    )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Use `count` CPU threads within the block."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,70 @@
+"""From what the user typed to a checked recipe: a YAML file, the recipe of a zoo model by name, or an earlier run's.
+
+    load_recipe("free-tiny", ["train.steps=500"])
+
+A zoo's recipes lie beside its cards, in a folder `recipes` next to them or one level up.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latentlm import plugins
+from latentlm.config import Recipe, apply_overrides, parse, read_yaml
+from latentlm.errors import UserError, did_you_mean, unknown_name
+
+RECIPE = "recipe.yaml"
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of a name, a YAML file or a run folder, with `key=value` overrides applied. Raises UserError."""
+    path = find_recipe(name)
+    data = apply_overrides(read_yaml(path), overrides or [])
+    _follow_tokenizer(data, overrides or [])
+    data.setdefault("name", path.parent.name if path.name == RECIPE else path.stem)
+    return parse(Recipe, data, source=f"recipe {path}")
+
+
+def default_out(name: str, recipe: Recipe, *, resume: bool) -> Path:
+    """Where a run goes without --out: runs/NAME; a run folder that is resumed, or its recipe, stands for itself."""
+    path = Path(name).expanduser()
+    folder = path.parent if path.name == RECIPE else path
+    return folder if resume and (folder / RECIPE).is_file() else Path("runs") / recipe.name
+
+
+def _follow_tokenizer(data: dict[str, Any], overrides: list[str]) -> None:
+    """Another tokenizer brings its own vocabulary, unless the user set one as well."""
+    changed = {override.partition("=")[0] for override in overrides}
+    if "data.tokenizer" in changed and "model.backbone.vocabulary" not in changed:
+        data.get("model", {}).get("backbone", {}).pop("vocabulary", None)
+
+
+def find_recipe(name: str) -> Path:
+    """Where the recipe of that name, or at that path, lies. Raises UserError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if (path / RECIPE).is_file():
+        return path / RECIPE
+    known = zoo_recipes()
+    if name in known:
+        return known[name]
+    if path.suffix in (".yaml", ".yml") or path.is_dir():
+        near = did_you_mean(path.stem, [*known, *(other.stem for other in path.parent.glob("*.y*ml"))])
+        problem = f"the folder {path} holds no {RECIPE}." if path.is_dir() else f"the recipe {path} does not exist."
+        raise UserError(f"{problem}{near} Recipes by name: {', '.join(sorted(known)) or 'none'}.")
+    raise unknown_name("recipe", name, known, remedy="A recipe of your own is given by its path (my.yaml).")
+
+
+def zoo_recipes() -> dict[str, Path]:
+    """Recipes by name, from the folders `recipes` beside the zoo's cards."""
+    folders: dict[Path, None] = {}
+    for card in plugins.cards():
+        for folder in (card.parent / "recipes", card.parent.parent / "recipes"):
+            folders.setdefault(folder)
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found

@@ -1,0 +1,195 @@
+"""A run in progress: the trainer, the numbers that are kept between steps, and the files it writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentlm._weights import load_into, weights_of
+from latentlm.config import Recipe
+from latentlm.errors import UserError
+from latentlm.training.artefacts import RunResult, held_out_scores, read_result, training_facts, write_model
+from latentlm.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_newer
+from latentlm.training.collapse import CollapseWatch
+from latentlm.training.data import Prepared
+from latentlm.training.evaluation import evaluate, excerpts
+from latentlm.training.manifest import make_manifest, now, read_manifest, write_manifest
+from latentlm.training.metrics import MetricsFile, Tally, read_metrics, rewind
+from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from latentlm.training.plan import parameters_by_socket
+from latentlm.training.reporting import Reporter, TensorBoard
+from latentlm.training.runfolder import CHECKPOINTS, METRICS, is_started, write_recipe
+from latentlm.training.trainer import StepFacts, Trainer
+
+
+class Run:
+    """One training run in its folder. `recipe` is resolved."""
+
+    def __init__(self, recipe: Recipe, trainer: Trainer, prepared: Prepared, *, out: Path, reporter: Reporter) -> None:
+        self.recipe, self.trainer, self.prepared, self.out, self.reporter = recipe, trainer, prepared, out, reporter
+        self.tokens, self.seconds = 0, 0.0
+        self.tally, self.watch = Tally(), CollapseWatch()
+        self.saved_step: int | None = None
+        assert recipe.train.context is not None, "the recipe is resolved"
+        self._texts = excerpts(
+            prepared.held_out, prepared.tokenizer, context=recipe.train.context, count=recipe.train.eval_documents
+        )
+        self._metrics: MetricsFile | None = None
+        self._board: TensorBoard | None = None
+
+    # ----------------------------------------------------------------------------------------------- begin and go on
+
+    def begin(self, command: Sequence[str] | None) -> None:
+        """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
+        if self.recipe.train.tensorboard:
+            self._board = TensorBoard(str(self.out / "tensorboard"))
+        checkpoint = latest_checkpoint(self.out / CHECKPOINTS, warn=self.reporter.warn) if is_started(self.out) else None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        else:
+            self._write_start(command)
+        rewind(self.out / METRICS, step=self.trainer.step)
+        self._metrics = MetricsFile(self.out / METRICS)
+
+    def _write_start(self, command: Sequence[str] | None) -> None:
+        """The recipe comes last: its presence says that the run was started."""
+        self.prepared.tokenizer.save(self.out)
+        manifest = make_manifest(
+            self.recipe,
+            device=self.trainer.model.device,
+            data=self.prepared.summary(),
+            parameters=parameters_by_socket(self.trainer.model),
+            command=command,
+        )
+        write_manifest(self.out, manifest)
+        write_recipe(self.out, self.recipe)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Weights, moments, schedule and counts of a checkpoint. Raises UserError where the data are not the run's."""
+        model, state = self.trainer.model, checkpoint.state
+        if state["data"] != self.prepared.fingerprint:
+            raise UserError(
+                f"the data have changed since {self.out} was started (their fingerprint differs). Bring the old data back, "
+                "or train into another folder with --out."
+            )
+        load_into(model, checkpoint.file("model"))
+        load_optimizer_tensors(self.trainer.optimizer, model, checkpoint.tensors("optimizer"))
+        if model.kl_schedule is not None:
+            model.kl_schedule.load_state_dict(state["schedule"])
+        set_aside_newer(checkpoint.path.parent, step=checkpoint.step)
+        self.trainer.step = self.saved_step = checkpoint.step
+        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        self.tally, self.watch = Tally.of(state["tally"]), CollapseWatch.of(state["watch"])
+        manifest = read_manifest(self.out)
+        manifest.setdefault("resumed", []).append({"step": checkpoint.step, "time": now()})
+        write_manifest(self.out, manifest)
+        self.reporter.note(f"resuming at step {checkpoint.step} of {self.recipe.train.steps}")
+
+    # ------------------------------------------------------------------------------------------------------ steps
+
+    def step(self) -> None:
+        """One optimiser step and whatever is due after it: a metrics line, an evaluation, a checkpoint."""
+        config = self.recipe.train
+        started = time.perf_counter()
+        facts = self.trainer.advance()
+        self._count(facts, seconds=time.perf_counter() - started)
+        step, last = self.trainer.step, self.trainer.step == config.steps
+        if step % config.log_every == 0 or last:
+            self._log()
+        if step % config.eval_every == 0 or last:
+            self._evaluate()
+        if step % config.save_every == 0 or last:
+            self.save()
+
+    def _count(self, facts: StepFacts, *, seconds: float) -> None:
+        self.tokens += facts.targets
+        self.seconds += seconds
+        self.tally.add(facts, seconds=seconds)
+        self.reporter.step(self.trainer.step)
+
+    def _log(self) -> None:
+        line = self.tally.line(
+            step=self.trainer.step,
+            tokens=self.tokens,
+            elapsed=self.seconds,
+            bytes_per_target=self.prepared.bytes_per_target,
+        )
+        self.tally = Tally()
+        self._write(line)
+
+    def _evaluate(self) -> None:
+        report = evaluate(self.trainer.model, self._texts, self.recipe.train)
+        line = {"split": "held_out", "step": self.trainer.step, "tokens": self.tokens, **report}
+        absent = dict.fromkeys(("penalty", "loss", "schedule", "grad_norm"))
+        rate = self.trainer.optimizer.param_groups[0]["lr"]
+        line |= {**absent, "learning_rate": rate, "elapsed": self.seconds}
+        line["tokens_per_second"] = self.tokens / max(self.seconds, 1e-9)
+        warning = self.watch.check(report)
+        if warning is not None:
+            line["warning"] = warning
+            self.reporter.warn(f"at step {self.trainer.step}, {warning}")
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        assert self._metrics is not None, "begin() comes first"
+        self._metrics.write(line)
+        self.reporter.line(line)
+        if self._board is not None:
+            self._board.write(line)
+
+    # ------------------------------------------------------------------------------------------------- save and end
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        if self.saved_step == self.trainer.step:
+            return
+        model, schedule = self.trainer.model, self.trainer.model.kl_schedule
+        state = {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "next_batch": self.trainer.step * self.recipe.train.accumulate,
+            "schedule": {} if schedule is None else schedule.state_dict(),
+            "tally": self.tally.state_dict(),
+            "watch": self.watch.state_dict(),
+            "data": self.prepared.fingerprint,
+        }
+        tensors = {"model": weights_of(model), "optimizer": optimizer_tensors(self.trainer.optimizer, model)}
+        save_checkpoint(
+            self.out / CHECKPOINTS, step=self.trainer.step, tensors=tensors, state=state, keep=self.recipe.train.keep
+        )
+        self.saved_step = self.trainer.step
+
+    def finish(self) -> RunResult:
+        """Write the model and its card."""
+        self.close()
+        facts = {
+            "parameters": sum(parameter.numel() for parameter in self.trainer.model.parameters()),
+            "steps": self.trainer.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "finished": now(),
+            "device": read_manifest(self.out).get("device", {}).get("name", self.trainer.model.device.type),
+        }
+        held_out = self._last_held_out()
+        write_model(
+            self.out,
+            recipe=self.recipe,
+            model=self.trainer.model,
+            tokenizer=self.prepared.tokenizer.save(self.out),
+            training=training_facts(self.recipe, data=self.prepared.summary(), facts=facts),
+            scores=held_out_scores(held_out),
+        )
+        return read_result(self.out)
+
+    def _last_held_out(self) -> dict[str, Any]:
+        lines = read_metrics(self.out / METRICS)
+        return next((line for line in reversed(lines) if line["split"] == "held_out"), {})
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._metrics, self._board):
+            if file is not None:
+                file.close()
+        self._metrics = self._board = None

@@ -1,0 +1,125 @@
+"""One optimiser step: micro-batches, accumulation, clipping, AdamW, the KL schedule.
+
+The gradient of a step is that of one batch holding all its micro-batches: each is weighted by its share of the step's target
+tokens, since `Loss.total` is nats per target token. (A hinge on the mean of a batch acts on each micro-batch; it is the only
+thing that accumulation can change.) Row r of micro-batch i is sequence i B + r of the stream and draws the noise of that
+number, so the same sequences make the same step however they are split.
+
+bfloat16 means autocast around the forward pass: weights, gradients and moments stay float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from latentlm.config import TrainConfig
+from latentlm.errors import UserError
+from latentlm.interface import Batch, LatentDecoder, Loss
+from latentlm.noise import Noise
+from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
+from latentlm.training.packing import PackedStream
+
+
+class DivergedError(UserError):
+    """The loss or the gradient is no longer a number; the step was not taken."""
+
+
+@dataclass
+class StepFacts:
+    """What one step did. Sums over target tokens are nats."""
+
+    targets: int = 0
+    cross_entropy: float = 0.0
+    """Sum over targets, under a sample of the posterior where there are latents."""
+    kl: float = 0.0
+    """Sum over sites of the full KL, whatever the schedule charged."""
+    penalty: float = 0.0
+    """Nats per target token that the schedule charged, summed over targets."""
+    gradient_norm: float = 0.0
+    """Before clipping."""
+    learning_rate: float = 0.0
+    schedule: dict[str, float] = field(default_factory=dict)
+    """The schedule's logs, averaged over the targets."""
+
+
+class Trainer:
+    """A model, its optimiser and its data, and how many steps are done."""
+
+    def __init__(self, model: LatentDecoder, config: TrainConfig, stream: PackedStream) -> None:
+        self.model, self.config, self.stream = model, config, stream
+        self.optimizer = make_optimizer(model, config)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.step = 0
+        """Finished optimiser steps; also the number of the next one, counted from 0."""
+
+    def advance(self) -> StepFacts:
+        """Take one optimiser step. Raises DivergedError, with the weights as they were, where a number is not finite."""
+        self.model.train()
+        first = self.step * self.config.accumulate
+        batches = [self.stream.batch(first + index) for index in range(self.config.accumulate)]
+        facts = StepFacts(
+            targets=sum(int(batch.target_mask.sum()) for batch in batches),
+            learning_rate=learning_rate_at(self.step, self.config),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, batch in enumerate(batches, start=first):
+            self._accumulate(batch, number, facts)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        facts.gradient_norm = float(norm)
+        self._check("gradient norm", facts.gradient_norm)
+        set_learning_rate(self.optimizer, facts.learning_rate)
+        self.optimizer.step()
+        if self.model.kl_schedule is not None:
+            self.model.kl_schedule.advance()
+        self.step += 1
+        return facts
+
+    def _accumulate(self, batch: Batch, number: int, facts: StepFacts) -> None:
+        """Add the gradient of micro-batch `number`, weighted by its share of the step's targets, and note its facts."""
+        targets = int(batch.target_mask.sum())
+        rows = batch.inputs.shape[0]
+        noise = Noise.keyed(self.config.seed, [("train", number * rows + row) for row in range(rows)])
+        batch = batch.to(self.model.device)
+        with autocast(self.model, self.config):
+            loss = self.model.loss(batch, step=self.step, noise=noise)
+        total, cross_entropy, kl, logs = _read(loss)
+        self._check("loss", total)
+        (loss.total * (targets / facts.targets)).backward()
+        facts.cross_entropy += cross_entropy
+        facts.kl += kl
+        if loss.kl is not None:
+            facts.penalty += total * targets - cross_entropy
+        for name, value in logs.items():
+            facts.schedule[name] = facts.schedule.get(name, 0.0) + value * targets / facts.targets
+
+    def _check(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the {what} is {value} at step {self.step + 1}: training has diverged, and this step was not taken. "
+                "Start again with a lower train.learning_rate, a longer train.warmup or a smaller train.clip."
+            )
+
+
+def autocast(model: LatentDecoder, config: TrainConfig) -> torch.autocast:
+    """The context in which forward passes run: bfloat16 where the recipe says so."""
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+
+def _read(loss: Loss) -> tuple[float, float, float, dict[str, float]]:
+    """Total, summed cross-entropy, summed KL, logs: brought to the CPU in one transfer."""
+    cross_entropy = loss.reconstruction.detach().double().sum()
+    kl = full_kl(loss).sum()
+    logs = {name: value.detach().double().mean() for name, value in loss.logs.items()}
+    values = torch.stack([loss.total.detach().double(), cross_entropy, kl, *logs.values()]).tolist()
+    return values[0], values[1], values[2], dict(zip(logs, values[3:], strict=True))
+
+
+def full_kl(loss: Loss) -> Tensor:
+    """(B, S) nats, float64, zero where there is no site; (B, 1) zeros without latents."""
+    if loss.kl is None:
+        return loss.reconstruction.new_zeros(loss.reconstruction.shape[0], 1, dtype=torch.float64)
+    return loss.kl.detach().double().sum(-1).masked_fill(~loss.site_mask, 0.0)

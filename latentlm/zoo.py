@@ -1,0 +1,183 @@
+"""The model zoo: load, list and describe models by name or path.
+
+    from latentlm import zoo
+    model = zoo.load("free-tiny")                  # a card of an installed plugin, of LATENTLM_ZOO_PATH, or of your own shelf
+    model = zoo.load("runs/mine")                  # a run folder: what you trained loads the same way
+    zoo.list("free-*"), zoo.describe("free-8b")    # counted on the meta device, in a second
+
+Loading checks weights and memory first, then allocates once and fills in place. Hashes are verified; safetensors only. A card
+without weights (status "architecture") loads freshly initialised and says so; random weights never pass for trained ones.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from latentlm import _weights, memory
+from latentlm.accounting import cost, count, overhead
+from latentlm.build import build, complete
+from latentlm.config import Card, WeightsSpec
+from latentlm.description import Description
+from latentlm.errors import UserError, unknown_name
+from latentlm.interface import LatentDecoder
+from latentlm.shelves import CARD, Entry, entries, find, only
+from latentlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+
+Weights = Literal["auto", "required"] | str | Path | None
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class RandomWeightsWarning(UserWarning):
+    """A model was loaded with fresh random weights."""
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    weights: Weights = "auto",
+    seed: int = 0,
+) -> LatentDecoder:
+    """Load a model, in evaluation mode, with `.card` and `.tokenizer` set.
+
+    name_or_path   a card's name, a run folder, a card file, or a folder with a Hugging Face Llama
+    device         None: the CPU
+    dtype          None: the card's
+    weights        "auto": the card's, fresh ones with a warning where it has none; "required": the card's or an error;
+                   None: fresh ones; a path: that safetensors file, with the card's configuration
+    seed           of fresh weights
+
+    `model.card` describes the weights that were loaded: its status is "architecture" where they are fresh. Raises UserError:
+    unknown name, missing or damaged weights, too little memory, a tokenizer that does not fit.
+    """
+    target, path = _device(device), Path(name_or_path).expanduser()
+    if path.is_dir() and not (path / CARD).is_file() and (llama := _llama(path, target, dtype, weights)) is not None:
+        return llama
+    entry = find(name_or_path)
+    card, file = _weights_for(entry, weights)
+    wanted, names = _dtype(dtype or card.dtype), card.plugins or None
+    skeleton = build(card.model, device="meta", plugin_names=names)
+    if file is not None:
+        _weights.check(skeleton, file)
+    tokenizer = _tokenizer(entry)
+    memory.check(count(skeleton) * wanted.itemsize, target, what=f'"{card.name}" in {str(wanted).removeprefix("torch.")}')
+    fresh = file is None or _has_unsaved(skeleton)
+    model = build(card.model, device=target, dtype=wanted, seed=seed, init=fresh, plugin_names=names)
+    if file is not None:
+        _weights.load_into(model, file)
+    elif weights is not None:
+        warnings.warn(
+            f'"{card.name}" is an architecture without trained weights: it was loaded with random ones (seed {seed}).',
+            RandomWeightsWarning,
+            stacklevel=2,
+        )
+    model.card, model.tokenizer = card, tokenizer
+    return model.eval()
+
+
+def _weights_for(entry: Entry, weights: Weights) -> tuple[Card, Path | None]:
+    """The file to load, verified (None: fresh weights), and the card that tells of it."""
+    card = entry.card
+    if weights is None:
+        return card.model_copy(update={"status": "architecture", "weights": None, "scores": {}}), None
+    if weights not in ("auto", "required"):
+        path = Path(weights).expanduser()
+        _weights.check_file(path)
+        spec = WeightsSpec(uri=str(path), sha256=_weights.sha256(path), size=path.stat().st_size)
+        return card.model_copy(update={"status": "trained", "weights": spec, "scores": {}}), path
+    if card.weights is None:
+        if weights == "required":
+            raise UserError(
+                f'"{card.name}" is an architecture without trained weights. Train it, or load it with weights="auto" '
+                "to get fresh random ones."
+            )
+        return card, None
+    path = _weights.inside(entry.folder, card.weights.uri)
+    _weights.verify(path, size=card.weights.size, digest=card.weights.sha256)
+    return card, path
+
+
+def _has_unsaved(model: nn.Module) -> bool:
+    """Whether a part keeps numbers that are not saved with the weights, which only `init_weights` can set."""
+    saved = _weights.weights_of(model).keys() | {name for name, _ in model.named_parameters()}
+    return any(name not in saved for name, _ in model.named_buffers())
+
+
+def _tokenizer(entry: Entry) -> Tokenizer | None:
+    """The card's tokenizer, of the model's vocabulary; None where the card has none."""
+    if entry.card.tokenizer is None:
+        return None
+    tokenizer = load_tokenizer(entry.card.tokenizer, folder=entry.folder)
+    check_vocabulary(tokenizer, entry.card.model.backbone.vocabulary, source=f'the card "{entry.card.name}"')
+    return tokenizer
+
+
+def _llama(
+    path: Path, device: torch.device, dtype: torch.dtype | str | None, weights: Weights
+) -> LatentDecoder | None:
+    """The Llama of a folder of transformers, None where the folder is something else."""
+    from latentlm.interop import is_llama_folder, llama_config, load_llama
+
+    if not is_llama_folder(path):
+        return None
+    if weights not in ("auto", "required"):
+        raise UserError(f'{path} brings its own weights: leave weights at "auto", or load a card with other ones.')
+    wanted = None if dtype is None else _dtype(dtype)
+    size = count(build(llama_config(path), device="meta")) * (wanted or torch.bfloat16).itemsize  # at least
+    memory.check(size, device, what=str(path))
+    return load_llama(path, dtype=wanted, device=device).eval()
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """A torch device from its name. Raises UserError where there is none."""
+    try:
+        found = torch.device(device or "cpu")
+    except RuntimeError:
+        raise UserError(f'Unknown device "{device}". Give "cpu", "cuda" or "cuda:N".') from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"There is no device {found} here ({torch.cuda.device_count()} CUDA devices). Choose device=cpu.")
+    return found
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A torch dtype from its name. Raises UserError."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise unknown_name("dtype", dtype, _DTYPES)
+    return _DTYPES[dtype]
+
+
+# ------------------------------------------------------------------------------------------------------- describing
+
+
+def describe(name_or_path: str | Path) -> Description:
+    """Parameters, operations, memory and both overheads, without allocating the model."""
+    card = find(name_or_path).card
+    names = card.plugins or None
+    card = card.model_copy(update={"model": complete(card.model, plugin_names=names)})
+    counted = cost(card.model, dtype=_dtype(card.dtype), plugin_names=names)
+    if card.baseline is None:
+        return Description(card, counted, None)
+    base = find(card.baseline).card
+    base_cost = cost(base.model, dtype=_dtype(base.dtype), plugin_names=base.plugins or None)
+    return Description(card, counted, overhead(counted, base_cost, name=base.name))
+
+
+def list(pattern: str = "*") -> Sequence[Card]:
+    """Cards whose name matches a wildcard pattern, sorted by name. Raises UserError where two of them have one name.
+
+    (Last in this file: it hides the builtin.)
+    """
+    return [only(claims).card for name, claims in sorted(entries().items()) if fnmatch.fnmatchcase(name, pattern)]

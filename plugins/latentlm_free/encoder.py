@@ -1,0 +1,90 @@
+"""The Free Transformer's encoder: q(z_t | x), H independent bits per token (paper, section 3.3 and figure 3).
+
+    queries            one learned vector zeta, the same at every position; positions enter through the rotation
+    keys and values    the trunk's output, x_1 .. x_T of the same document, not causal
+    then               feed-forward, RMSNorm, Linear to H logits
+
+The posterior of position t has seen token t+1, its target: cross-entropy under it is not a language-model loss.
+
+Legend: B rows, T tokens, S sites, D width, H bits.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentlm.backbone import Block, Mask, rotation
+from latentlm.backbone.init import normal_
+from latentlm.config import Strict
+from latentlm.distributions import Bits
+from latentlm.interface import BlockCondition, Context, Encoder, Objective, Shape
+
+
+class FreeEncoderConfig(Strict):
+    """What the paper leaves open, with our reading as the default."""
+
+    tap: int | None = Field(None, ge=0, description="block whose input is read; default: L//2, the injected block")
+    rope: bool = Field(True, description="rotary positions in the block; without them every position has the same posterior")
+    zeta_residual: bool = Field(True, description="the residual stream of the block starts from zeta (otherwise from zero)")
+    feed_forward: int | None = Field(None, ge=1, description="SwiGLU width of the block; default: the backbone's")
+    readout_bias: bool = Field(False, description="a bias on the bit logits")
+    dtype: Literal["float32", "model"] = Field("float32", description="precision of the readout and of all that follows it")
+
+
+class FreeEncoder(Encoder):
+    """One non-causal block that queries the trunk with a learned vector."""
+
+    Config = FreeEncoderConfig
+    sees_future = True
+
+    def __init__(self, config: FreeEncoderConfig, shape: Shape) -> None:
+        super().__init__(config, shape)
+        self.taps = (shape.blocks // 2 if config.tap is None else config.tap,)
+        self.zeta = nn.Parameter(torch.empty(shape.width))
+        width = config.feed_forward or shape.backbone.feed_forward
+        self.block = Block(shape.backbone.model_copy(update={"feed_forward": width}))
+        self.norm = nn.RMSNorm(shape.width, eps=shape.backbone.norm_eps)
+        self.readout = nn.Linear(shape.width, shape.event_dims, bias=config.readout_bias)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """zeta like an embedding."""
+        normal_(self.zeta, std=self.shape.backbone.init_std, generator=generator)
+
+    def forward(self, context: Context, objective: Objective | None = None) -> Bits:
+        """Bit logits of every site, (B, S, H); a chunk's or a document's are averaged over its positions."""
+        trunk = context.taps[self.taps[0]]  # (B, T, D)
+        queries = self.zeta.expand_as(trunk)
+        turn = rotation(self.shape.backbone, context.positions) if self.config.rope else None
+        plain = bool((context.documents == 0).all())
+        mask = Mask(context.documents, context.documents, causal=False, plain=plain)
+        unskipped = None if self.config.zeta_residual else BlockCondition(skip=-queries)
+        x = self.block(queries, source=trunk, mask=mask, rotation=turn, condition=unskipped)
+        normed = self.norm(x)
+        if self.config.dtype == "float32":
+            logits = _float32_linear(normed, self.readout)
+        else:
+            logits = self.readout(normed)
+        return Bits(logits if self.shape.granularity == "token" else _site_means(logits, context))
+
+
+def _float32_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """The linear layer in float32 (float64 where x is), outside any autocast."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        bias = None if linear.bias is None else linear.bias.to(wide)
+        return F.linear(x.to(wide), linear.weight.to(wide), bias)
+
+
+def _site_means(logits: Tensor, context: Context) -> Tensor:
+    """Mean over each site's real positions: (B, T, H) -> (B, S, H)."""
+    real = (context.documents >= 0).to(logits.dtype)[..., None]  # (B, T, 1)
+    index = context.site_of[..., None]
+    zeros = logits.new_zeros(logits.shape[0], context.sites, logits.shape[-1])
+    sums = zeros.scatter_add(1, index.expand_as(logits), logits * real)
+    counts = zeros[..., :1].scatter_add(1, index, real)
+    return sums / counts.clamp(min=1)

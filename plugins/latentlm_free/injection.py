@@ -1,0 +1,61 @@
+"""The Free Transformer's injection: R = table[z], added to the keys and values of one block (paper, sections 3.1 and 3.2).
+
+R_t enters at position t, so it influences predictions from position t on. The defaults are our reading of what the paper leaves
+open: the residual stream stays X, and the block's own norm acts on X + R for keys and values.
+
+Legend: R latent rows, T tokens, S sites, D width, H bits.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from latentlm.config import Strict
+from latentlm.distributions import Bits
+from latentlm.interface import BlockCondition, Condition, Context, Injection, Latent, Shape
+from latentlm_free.table import Kind, make_table
+
+
+class TableInjectionConfig(Strict):
+    """Where and how the table's rows enter."""
+
+    block: int | None = Field(None, ge=0, description="injected block; default: L//2, the paper's block L/2+1 counted from 1")
+    table: Kind = Field("full", description="full (the paper), full-additive (initialisation only), grouped, additive")
+    group: int = Field(4, ge=1, description="bits per group of the grouped table")
+    init_std: float | None = Field(None, gt=0, description="default: the backbone's, as for an embedding")
+    norm: Literal["joint", "separate"] = Field("joint", description="keys and values from norm(X + R), or norm(X) + R")
+    residual: bool = Field(False, description="R also enters the block's skip connection")
+
+
+class TableInjection(Injection):
+    """A row of a table for each site, added to the key/value stream of one block."""
+
+    Config = TableInjectionConfig
+
+    def __init__(self, config: TableInjectionConfig, shape: Shape) -> None:
+        super().__init__(config, shape)
+        self.sites = (shape.blocks // 2 if config.block is None else config.block,)
+        entry = "kv" if config.norm == "joint" else "kv_normed"
+        self.slots = (entry, "skip") if config.residual else (entry,)
+        self.table = make_table(config.table, shape.event_dims, shape.width, group=config.group)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Rows like an embedding's; never zero, which would cut the encoder's gradient at the first step."""
+        std = self.config.init_std or self.shape.backbone.init_std
+        self.table.init_weights(std=std, generator=generator)
+
+    def forward(self, latent: Latent, context: Context) -> Condition:
+        """R at every position: (R, T, D). Gradients reach the bit logits where the latent carries its distribution."""
+        logits = latent.distribution.logits if isinstance(latent.distribution, Bits) else None
+        rows: Tensor = self.table(latent.value, logits)  # (R, S, D)
+        if self.shape.granularity != "token":
+            rows = rows.gather(1, context.site_of[..., None].expand(-1, -1, rows.shape[-1]))  # (R, T, D)
+        joint, residual = self.config.norm == "joint", self.config.residual
+        entry = BlockCondition(
+            kv=rows if joint else None, kv_normed=None if joint else rows, skip=rows if residual else None
+        )
+        return Condition({self.sites[0]: entry})

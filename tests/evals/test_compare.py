@@ -1,0 +1,102 @@
+"""`latentlm compare` from recipes to the page, on a few steps of training and a few documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from latentlm.build import build
+from latentlm.config import ModelConfig
+from latentlm.errors import UserError
+from latentlm.tokenizer import load_tokenizer
+from latentlm.training.corpora import Document
+from latentlm_evals.comparison import Settings, run
+from latentlm_evals.measure import held_out_texts, tokenized
+
+BACKBONE = {"vocabulary": 257, "width": 16, "blocks": 2, "heads": 2, "context": 32}
+QUICK = Settings(samples=2, documents=3, document_bytes=60, tasks="none", jobs=2)
+
+
+def recipe(folder: Path, name: str, decoder: str, *, path: str, **model: object) -> str:
+    data = {
+        "name": name,
+        "model": {"decoder": decoder, "backbone": BACKBONE, **model},
+        "data": {"path": path, "held_out": 0.3},
+        "train": {"steps": 4, "batch": 2, "warmup": 1, "log_every": 1, "eval_every": 2, "save_every": 4, "eval_documents": 2},
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(f"document number {number} says {number * number}.\n" * 4, encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_recipes_are_trained_and_compared_and_the_runs_can_be_compared_again(tmp_path: Path, texts: str) -> None:
+    names = [recipe(tmp_path, "plain", "vanilla", path=texts), recipe(tmp_path, "hidden", "free", path=texts, event_dims=3)]
+    console = Console(quiet=True)
+    first = run(names, ["train.seed=3"], tmp_path / "out", settings=QUICK, console=console)
+    plain, hidden = first.models
+    assert (plain.method, hidden.method) == ("exact", "iwae, 2 samples")
+    assert plain.elbo_bits_per_byte == pytest.approx(plain.bits_per_byte.value, rel=1e-5)
+    assert hidden.difference is not None
+    assert hidden.difference.value == pytest.approx(hidden.bits_per_byte.value - plain.bits_per_byte.value, abs=1e-9)
+    assert hidden.elbo_bits_per_byte == pytest.approx(
+        hidden.posterior_bits_per_byte + hidden.kl_bits_per_token * _tokens(first.models) / sum(hidden.sizes), rel=1e-4
+    )
+    assert [len(points) for points in (plain.curves["bound"], hidden.curves["kl_by_site"])] == [2, 32]
+    assert {sample.latents for sample in hidden.samples} == {"fresh", "shared"}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"{hidden.bits_per_byte.value:.4f}" in page
+    saved = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert saved["models"][0]["training"]["steps"] == 4
+    runs = [str(tmp_path / "out" / name) for name in ("plain", "hidden")]
+    tampered = tmp_path / "out" / "hidden" / "recipe.yaml"
+    kept = tampered.read_text(encoding="utf-8")
+    tampered.write_text(kept.replace("held_out: 0.3", "held_out: 0.4"), encoding="utf-8")
+    with pytest.raises(UserError, match="different data"):
+        run(runs, [], tmp_path / "again", settings=QUICK, console=console)
+    tampered.write_text(kept, encoding="utf-8")
+    again = run(runs, [], tmp_path / "again", settings=QUICK, console=console)
+    assert [model.bits_per_byte for model in again.models] == [model.bits_per_byte for model in first.models]
+
+
+def _tokens(models: list) -> int:  # type: ignore[type-arg]
+    return sum(score.tokens for score in models[0].scores)
+
+
+def test_bad_requests_are_refused_before_any_work(tmp_path: Path, texts: str) -> None:
+    console = Console(quiet=True)
+    with pytest.raises(UserError, match="Did you mean"):
+        run(["demo-vanila"], [], tmp_path / "out", settings=QUICK, console=console)
+    with pytest.raises(UserError, match="each once"):
+        run(["demo-free", "demo-free"], [], tmp_path / "out", settings=QUICK, console=console)
+    one, other = recipe(tmp_path, "a", "vanilla", path=texts), recipe(tmp_path, "b", "vanilla", path="stdlib")
+    with pytest.raises(UserError, match="different data"):
+        run([one, other], [], tmp_path / "out", settings=QUICK, console=console)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"):
+        run([one], [], tmp_path / "file" / "out", settings=QUICK, console=console)
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_out_texts_are_cut_and_say_so() -> None:
+    documents = [Document(str(number), b"x" * (number + 1) * 10) for number in range(6)]
+    texts = held_out_texts(documents, count=4, limit=30, seed=0)
+    assert len(texts) == 4
+    model = build(ModelConfig())
+    model.tokenizer = load_tokenizer("bytes")
+    assert all((tokenized(model, text)[-1] == 256) == text.whole and tokenized(model, text)[0] == 256 for text in texts)
+    assert all(text.whole == (len(documents[int(text.id)].data) <= 30) and len(text.data) <= 30 for text in texts)
+    assert texts == held_out_texts(list(reversed(documents)), count=4, limit=30, seed=0)

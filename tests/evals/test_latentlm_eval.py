@@ -1,0 +1,116 @@
+"""`latentlm eval`, and lm-eval's evaluation loop around the adapter: results, standard errors, facts, caches."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.api.registry import Registry
+from typer.testing import CliRunner
+
+from latentlm.build import build
+from latentlm.config import BackboneConfig, ModelConfig
+from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
+from latentlm.tokenizer import ByteTokenizer
+from latentlm_evals.adapter import LatentLM
+from latentlm_evals.eval_cli import app
+from latentlm_evals.evaluation import bits_per_byte_error, check_tasks, evaluate, task_manager
+from latentlm_evals.suites import SUITE_TASKS, task_path
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDecoder:
+    config = ModelConfig(decoder="free", event_dims=2, backbone=BackboneConfig(width=16, blocks=2, heads=2, context=256))
+    made = build(config).eval()
+    made.tokenizer = ByteTokenizer()
+    return made
+
+
+def simple_evaluate(lm: LatentLM, task: str, **settings: Any) -> dict[str, Any]:
+    results = lm_eval.simple_evaluate(lm, tasks=[task], task_manager=task_manager([task]), limit=3, **settings)
+    assert results is not None
+    return dict(results)
+
+
+def test_every_shipped_task_gives_its_metrics_with_chance_and_error(model: LatentDecoder) -> None:
+    rows = evaluate(model, SUITE_TASKS, samples=2, limit=3)
+    assert {row.task for row in rows} == set(SUITE_TASKS)
+    assert all(row.chance is not None and row.standard_error is not None and row.items == 3 for row in rows)
+    (bits,) = [row.value for row in rows if row.metric == "bits_per_byte"]
+    assert bits == pytest.approx(8, abs=0.5)  # an untrained model knows nothing
+
+
+def test_the_error_of_bits_per_byte_is_that_of_the_mean_for_documents_of_one_length() -> None:
+    nats = [-50.0, -60.0, -40.0, -55.0]
+    rates = [-value / 10 / math.log(2) for value in nats]
+    assert bits_per_byte_error([(value, 10) for value in nats]) == pytest.approx(statistics.stdev(rates) / 2)
+
+
+def test_the_facts_are_in_the_results_of_lm_eval(model: LatentDecoder) -> None:
+    config = simple_evaluate(LatentLM(model, samples=2, seed=3), "latentlm_next_line")["config"]
+    assert config["latentlm"]["samples"] == 2
+    assert config["latentlm"]["seed"] == 3
+    assert config["latentlm"]["likelihoods"]["requests"] == 12
+    assert 0 < config["latentlm"]["likelihoods"]["largest_standard_error"] < math.inf
+    assert config["model_num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_use_cache_database_serves_its_own_settings_and_refuses_others(
+    model: LatentDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "answers")
+    first = simple_evaluate(LatentLM(model, samples=2), "latentlm_next_line", use_cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr("latentlm_evals.adapter.score_continuations", lambda *_, **__: pytest.fail("asked the model again"))
+        again = simple_evaluate(LatentLM(model, samples=2), "latentlm_next_line", use_cache=cache)
+    assert first["results"] == again["results"]
+    with pytest.raises(UserError, match="samples was 2, is 3"):
+        simple_evaluate(LatentLM(model, samples=3), "latentlm_next_line", use_cache=cache)
+
+
+def test_the_entry_point_of_coming_versions_names_the_defining_module() -> None:
+    (entry,) = entry_points(group="lm_eval.models", name="latentlm")
+    loaded = entry.load()
+    assert loaded is LatentLM
+    assert entry.value == f"{LatentLM.__module__}:{LatentLM.__name__}"
+    registry: Registry[Any] = Registry("model")
+    registry.register("latentlm", target=entry)  # as their discovery does
+    assert registry.get("latentlm") is LatentLM
+
+
+def test_an_unknown_task_is_one_error_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match='Did you mean "latentlm_copy"'):
+        check_tasks(["latentlm_copyy"])
+
+
+def test_the_command_prints_a_table_json_and_the_whole_results(tmp_path: Path) -> None:
+    common = ["free-tiny", "--allow-random", "--tasks", "latentlm_brackets", "--limit", "2"]
+    output = tmp_path / "results.json"
+    shown = CliRunner().invoke(app, [*common, "--output", str(output)])
+    assert shown.exit_code == 0, shown.output
+    assert "latentlm_brackets" in shown.stdout
+    assert "exact_match" in shown.stdout
+    assert json.loads(output.read_text())["config"]["latentlm"]["card"] == "free-tiny"
+    printed = json.loads(CliRunner().invoke(app, [*common, "--json"]).stdout)
+    assert [row["metric"] for row in printed["tasks"]] == ["exact_match"]
+    assert printed["facts"]["score"] == "operational"
+
+
+def test_the_command_says_where_the_tasks_are() -> None:
+    assert CliRunner().invoke(app, ["--task-path"]).stdout.strip() == str(task_path())
+
+
+def test_tasks_of_ones_own_come_from_include_path(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text((task_path() / "data.py").read_text())
+    (tmp_path / "copy.jsonl").write_text((task_path() / "copy.jsonl").read_text())
+    (tmp_path / "mine.yaml").write_text((task_path() / "copy.yaml").read_text().replace("latentlm_copy", "my_copy"))
+    check_tasks(["my_copy"], tmp_path)
+    with pytest.raises(UserError, match="not a folder"):
+        check_tasks(["my_copy"], tmp_path / "nowhere")

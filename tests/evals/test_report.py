@@ -1,0 +1,92 @@
+"""The report page and the tables: every number is there, nothing is fetched, nothing is unescaped."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from latentlm_evals import report, tables
+from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskResult
+
+
+def model(name: str, *, latent: bool, bits: float) -> ModelResult:
+    return ModelResult(
+        name=name,
+        decoder="free" if latent else "vanilla",
+        has_latents=latent,
+        parameters=1_071_872 if latent else 836_864,
+        method="iwae, 16 samples" if latent else "exact",
+        bits_per_byte=Estimate(bits, 0.0123),
+        estimator_error=0.0031 if latent else 0.0,
+        effective_samples=1.7 if latent else 1.0,
+        difference=Estimate(0.0456, 0.0007) if latent else None,
+        elbo_bits_per_byte=bits + 0.11,
+        posterior_bits_per_byte=bits - 0.07,
+        kl_bits_per_token=0.1234 if latent else 0.0,
+        live_bits=3 if latent else None,
+        training={"tokens_per_second": 7777.0, "steps": 10, "tokens": 100, "seconds": 1.0},
+        cross_entropy_bits={"posterior": 2.1, "prior": 2.2, "shuffled": 2.3, "constant": 2.4} if latent else {},
+        curves={"cross_entropy": [[1, 8.0], [2, 7.0]], "kl_by_site": [[0, 0.1], [1, 0.2]] if latent else []},
+        tasks=[TaskResult("latentlm_copy", "exact_match", 0.325, 0.043, 0.333, 120)],
+        samples=[Sample("def <x>", "shared" if latent else "none", ["return '&'"])],
+    )
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    models = [model("plain<1>", latent=False, bits=2.3456), model("hidden", latent=True, bits=2.4012)]
+    held_out = {"documents": 48, "bytes": 98_304, "of": "48 held-out documents of stdlib", "fingerprint": "abc"}
+    return Comparison(
+        models, held_out, "the first bytes", "operational", {"seed": 0}, "latentlm compare a b", {"latentlm": "0.1.0"}
+    )
+
+
+def test_page_has_every_number_and_names_what_is_no_likelihood(comparison: Comparison) -> None:
+    page = report.page(comparison)
+    numbers = ["2.3456", "2.4012", "+0.0456", "0.0007", "1,071,872", "7,777", "0.325", "0.333", "98,304", "2.3000", "0.0031"]
+    assert [number for number in numbers if number not in page] == []
+    assert "posterior cross-entropy, bits per byte (not a likelihood)" in page
+    assert page.count("<svg") == 1
+
+
+def test_page_needs_nothing_beside_it(comparison: Comparison) -> None:
+    page = report.page(comparison)
+    assert re.findall(r"(?:src|href)=\"(?!#)[^\"]+\"", page) == []
+    assert "@import" not in page
+
+
+def test_texts_of_users_and_models_are_escaped(comparison: Comparison) -> None:
+    page = report.page(comparison)
+    assert "plain<1>" not in page.replace("plain&lt;1&gt;", "")
+    assert "def &lt;x&gt;" in page
+    assert "return &#x27;&amp;&#x27;" in page
+
+
+def test_plain_models_alone_have_no_section_on_latents(comparison: Comparison) -> None:
+    page = report.page(replace(comparison, models=comparison.models[:1]))
+    assert "Does the decoder use its latents?" not in page
+    assert "Does the decoder use its latents?" in report.page(comparison)
+
+
+def test_terminal_table_fits_eighty_columns(comparison: Comparison) -> None:
+    out = io.StringIO()
+    tables.show(comparison, console=Console(file=out, width=80))
+    text = out.getvalue()
+    for number in ("2.3456 ± 0.0123", "+0.0456 ± 0.0007", "baseline", "0.1234", "0.0031 (1.7 eff. samples)"):
+        assert number in text, number
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_json_round_trips(comparison: Comparison, tmp_path: Path) -> None:
+    comparison.models[0].bits_per_byte = Estimate(2.0, math.nan)
+    comparison.save(tmp_path / "comparison.json")
+    data = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert data["models"][0]["bits_per_byte"] == {"value": 2.0, "standard_error": None}
+    assert data["models"][1]["difference"] == {"value": 0.0456, "standard_error": 0.0007}

@@ -1,0 +1,99 @@
+"""One mask description, lowered by each backend; xformers' own `materialize` is the oracle for ours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from latentlm.backbone.attention import Mask, attend
+from latentlm.backbone.attention_xformers import lower, refusal, run_lengths
+from latentlm.build import build
+from latentlm.errors import UserError
+from latentlm.interface import Batch
+from samples import small_config
+
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 1, -1, -1]])
+
+
+def written_out(mask: Mask) -> torch.Tensor:
+    """The rows' masks as blocks of one (B*T) x (B*T) mask."""
+    return torch.block_diag(*mask.allowed.int()).bool()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 2])
+def test_lowered_xformers_bias_equals_our_mask(causal: bool, window: int | None) -> None:
+    if window is not None and not causal:
+        pytest.skip("windows are causal")
+    mask = Mask(DOCUMENTS, DOCUMENTS, causal=causal, window=window)
+    total = DOCUMENTS.numel()
+    bias = lower(mask).materialize((1, 1, total, total))[0, 0]
+    assert torch.equal(bias == 0, written_out(mask))
+    assert torch.isneginf(bias[bias != 0]).all()
+
+
+def test_runs_end_with_their_row() -> None:
+    assert run_lengths(DOCUMENTS) == [3, 2, 3, 5, 1, 2]
+    assert run_lengths(torch.zeros(2, 4)) == [4, 4]
+
+
+def test_given_prompt_is_seen_both_ways() -> None:
+    mask = Mask(torch.zeros(1, 5), torch.zeros(1, 5), given=torch.tensor([3])).allowed[0]
+    assert mask[:3, :3].all()
+    assert not mask[0, 3]
+    assert torch.equal(mask[3:], torch.ones(5, 5).tril().bool()[3:])
+
+
+def test_prefix_slots_are_seen_by_their_document_alone() -> None:
+    mask = Mask(DOCUMENTS, DOCUMENTS).with_prefix(torch.tensor([[0, 1, -1], [0, 0, -1]])).allowed
+    assert mask[0, :, 0].tolist() == [True] * 3 + [False] * 5
+    assert mask[0, :, 1].tolist() == [False] * 3 + [True] * 2 + [False] * 3
+    assert not mask[:, :, 2].any()
+
+
+def attention_by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return scores.masked_fill(~allowed[:, None], float("-inf")).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("plain", [True, False])
+def test_sdpa_equals_attention_by_hand(causal: bool, plain: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 8, 6, generator=generator)
+    key, value = (torch.randn(2, 2, 8, 6, generator=generator) for _ in range(2))
+    documents = torch.zeros(2, 8) if plain else DOCUMENTS
+    mask = Mask(documents, documents, causal=causal, plain=plain)
+    torch.testing.assert_close(attend(query, key, value, mask=mask), attention_by_hand(query, key, value, mask.allowed))
+
+
+def test_shortcut_for_single_documents_is_taken_only_for_them() -> None:
+    assert Mask(torch.zeros(1, 3), torch.zeros(1, 3), plain=True).simple
+    assert not Mask(DOCUMENTS, DOCUMENTS).simple
+    assert not Mask(torch.zeros(1, 3), torch.zeros(1, 3), plain=True, window=2).simple
+
+
+def test_named_backend_says_why_it_cannot_serve() -> None:
+    model = build(small_config("vanilla", attention="xformers"))
+    with pytest.raises(UserError, match=r"CUDA only.*sdpa"):
+        model.hidden(model.context(Batch.of([[1, 2, 3]])), None)
+    cuda = torch.device("cuda")
+    plain = Mask(torch.zeros(1, 1), torch.zeros(1, 4), plain=True, start=3)
+    assert refusal(plain, device=cuda, columns=4) is None
+    holes = Mask(torch.zeros(1, 1), torch.tensor([[0, -1, 0, 0]]), start=3)
+    assert "equal length" in str(refusal(holes, device=cuda, columns=4))
+    assert "prefix" in str(refusal(plain.with_prefix(torch.zeros(1, 2)), device=cuda, columns=4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("causal", [True, False])
+def test_xformers_equals_sdpa_on_cuda(causal: bool) -> None:
+    documents = DOCUMENTS.cuda()
+    query = torch.randn(2, 4, 8, 64, device="cuda", dtype=torch.bfloat16)
+    key, value = (torch.randn(2, 2, 8, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    mask = Mask(documents, documents, causal=causal)
+    ours = attend(query, key, value, mask=mask, backend="xformers")
+    torch.testing.assert_close(ours, attend(query, key, value, mask=mask), atol=2e-2, rtol=2e-2)

@@ -1,0 +1,117 @@
+"""Every benchmark runs in its quick form, and the page says what the results say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks import generation, large, report, steps, timing
+from benchmarks.contenders import QUICK
+from benchmarks.timing import Row, quartiles, summary
+
+
+@pytest.fixture
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is not measured: each contender would start Python and torch again."""
+    monkeypatch.setattr(steps, "call", lambda *arguments: 1.0)
+
+
+@pytest.fixture(scope="module")
+def invented() -> report.Results:
+    """Results as they might be, with a goal met and one missed."""
+    size = {"bits": 16, "width": 8, "tokens": 4, "error": 1e-8, "cosine": 1.0, "note": "not installed"}
+    ours = {**size, "path": "ours", "seconds": 1.0, "extra_mib": 2.0, "time_ratio": 1.0, "memory_ratio": 1.0}
+    dense = {**size, "path": "dense autograd", "seconds": 5.0, "extra_mib": 30.0, "time_ratio": 5.0, "memory_ratio": 15.0}
+    missing = {**size, "path": "x-transformers", "seconds": None}
+    step = summary({"vanilla": [1.0], "free H=16": [1.3]}, reference="vanilla", suite="steps", case="c")
+    step[1] |= {"theory": 1.125, "extra_mib": 10.0, "tokens_per_second": 100.0}
+    made = summary({"vanilla": [1.0], "free H=16": [1.02]}, reference="vanilla", suite="generation", case="batch 1")
+    for row in made:
+        row |= {"tokens_per_second": 50.0, "extra_ms_per_step": 0.25}
+    unable = {"suite": "large", "case": "free-8b", "contender": "free-8b", "note": "skipped: too little"}
+    facts = {"date": "2026-01-01", "processor": "a processor", "torch": "2", "python": "3"}
+    rows = {"mapper": [ours, dense, missing], "steps": step, "generation": made, "large": [unable]}
+    return {"machine": facts, "command": "make bench", **rows}
+
+
+def by_name(rows: list[Row]) -> dict[str, Row]:
+    return {row["contender"]: row for row in rows}
+
+
+def test_steps_compare_every_contender_with_the_vanilla_step(no_processes: None) -> None:
+    rows = by_name(steps.run(quick=True))
+    assert {*steps.names(QUICK)} < {*rows}
+    assert rows["vanilla"]["ratio"] == 1.0
+    assert rows["transformers Llama"]["parameters"] == rows["vanilla"]["parameters"]
+    assert rows["free H=4"]["theory"] == 1.5  # one block in two
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+def test_memory_of_a_step_is_the_growth_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([100.0, 130.0])
+    monkeypatch.setattr(steps, "peak_mib", lambda: next(peaks))
+    assert steps.memory("vanilla", QUICK) == 30.0
+
+
+def test_generation_compares_batches_and_temperatures() -> None:
+    rows = generation.run(quick=True)
+    assert {(row["batch"], row["temperature"]) for row in rows} == {(1, 0.0), (1, 1.0), (8, 0.0), (8, 1.0)}
+    assert {row["contender"] for row in rows} == {"vanilla", "transformers Llama", "free H=6"}
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+def test_large_model_is_skipped_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large.memory, "available", lambda device: 2**30)
+    (row,) = large.run()
+    assert row["note"] == "skipped: 1.0 GiB of memory are free, 20 are needed"
+
+
+def test_contenders_take_turns() -> None:
+    order: list[str] = []
+    timing.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    assert "".join(order) == "ab" + "ab" + "ba"  # warm-up, first round, second round
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    rows = by_name(summary({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 8.0]}, reference="a"))
+    assert (rows["b"]["ratio"], rows["b"]["ratio_low"], rows["b"]["ratio_high"]) == (2.0, 2.0, 2.0)
+    assert rows["b"]["seconds"] == 4.0
+
+
+def test_quartiles_are_those_of_the_sorted_values() -> None:
+    assert quartiles([5.0, 1.0, 2.0, 4.0, 3.0]) == (2.0, 3.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_subprocess_failure_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"benchmarks\.nothing failed: .*No module named"):
+        timing.call("benchmarks.nothing")
+
+
+def test_goals_are_judged_by_the_numbers(invented: report.Results) -> None:
+    met = {aim.split(":")[0]: met for aim, _, met in report.goals(invented)}
+    assert met == {
+        "exact gradient at H=16": True,
+        "free H=16": False,
+        "free H=16 generates at vanilla speed within 3% (batch 1)": True,
+    }
+
+
+def test_page_holds_command_goals_and_tables(invented: report.Results) -> None:
+    page = report.page(invented)
+    assert "`make bench`: a processor, torch 2" in page
+    assert "| at least 5.0 times faster, 15.0 times smaller | yes |" in page
+    assert "| 1.30 (1.30-1.30) of the vanilla step, theory 1.12 | **no** |" in page
+    assert "| free H=16 | 1.300 | 100 | 1.30 (1.30-1.30) | 1.12 | 10 |" in page
+    assert "| H=16, D=8 | x-transformers | not installed |" in page
+    assert "| free-8b | skipped: too little |" in page
+    for block in page.split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.count("|") for line in block.strip().splitlines()}) == 1
+
+
+def test_results_survive_json(invented: report.Results) -> None:
+    again: dict[str, Any] = json.loads(json.dumps(invented))
+    assert report.page(again) == report.page(invented)

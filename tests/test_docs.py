@@ -1,0 +1,125 @@
+"""Every command and every piece of Python in the README and docs runs here, or stands in `docs_skipped.yaml` with a reason.
+
+Blocks of a page run in order in one empty folder. ```console: each line that begins with `$ ` is run by the shell.
+```python: the blocks of a page are one script. A block whose info string has `file=NAME` is written to that file. Any other
+block (text, yaml without a file) is prose. Commands see a virtual environment of their own, so `pip install` leaves no trace.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+SKIPPED: dict[str, str] = yaml.safe_load((ROOT / "tests" / "docs_skipped.yaml").read_text(encoding="utf-8"))
+_BLOCK = re.compile(r"^```(\S*)[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PROSE = {"", "text", "yaml", "toml", "json", "bibtex", "mermaid"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the file it is written to, its text."""
+
+    language: str
+    file: str | None
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = []
+    for language, info, text in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        name = re.search(r"file=(\S+)", info)
+        found.append(Block(language, name.group(1) if name else None, text))
+    return found
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a console block; a line that ends in a backslash goes on."""
+    joined = block.text.replace("\\\n", " ")
+    return [line[2:].strip() for line in joined.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A virtual environment on top of this one, first on the PATH."""
+    folder = tmp_path_factory.mktemp("docs-venv")
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    # A site folder of its own, so that the outer environment's .pth files (an editable install's) are read too.
+    (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n", encoding="utf-8")
+    scripts = folder / "bin"
+    for name, module in {"latentlm": "latentlm.cli", "pip": "pip", "lm_eval": "lm_eval", "pytest": "pytest"}.items():
+        (scripts / name).write_text(f'#!/bin/sh\nexec "{scripts}/python" -m {module} "$@"\n', encoding="utf-8")
+        (scripts / name).chmod(0o755)
+    home = tmp_path_factory.mktemp("home")
+    return {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as its flag's value: no isolation
+        "COLUMNS": "120",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_page_runs(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    script = []
+    for block in blocks(page):
+        if block.file is not None:
+            target = (tmp_path / block.file).resolve()
+            assert target.is_relative_to(tmp_path), block.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(block.text, encoding="utf-8")
+        elif block.language == "console":
+            for command in commands(block):
+                if command not in SKIPPED:
+                    _run(["bash", "-c", command], environment, tmp_path, what=f"{page.name}: {command}")
+        elif block.language == "python" and block.text.strip() not in SKIPPED:
+            script.append(block.text)
+            (tmp_path / "page_script.py").write_text("\n".join(script), encoding="utf-8")
+    if script:
+        _run(["python", "page_script.py"], environment, tmp_path, what=f"{page.name}: its Python blocks")
+
+
+def _run(command: list[str], environment: dict[str, str], folder: Path, *, what: str) -> None:
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{what} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    """A block is run, written to a file, or in a language that is prose; a shell block of another name would slip through."""
+    unknown = [b for b in blocks(page) if b.file is None and b.language not in {"console", "python", *_PROSE}]
+    assert [block.language for block in unknown] == []
+    lines = [line for block in blocks(page) if block.language == "" for line in block.text.splitlines()]
+    bare = [line for line in lines if re.match(r"(\$ |latentlm |make |pip )", line)]
+    assert bare == [], "commands belong into ```console blocks"
+
+
+def test_skip_list_names_only_commands_that_the_pages_have() -> None:
+    known = {command for page in PAGES for block in blocks(page) for command in commands(block)}
+    known |= {block.text.strip() for page in PAGES for block in blocks(page) if block.language == "python"}
+    assert sorted(set(SKIPPED) - known) == []
+    assert all(reason.strip() for reason in SKIPPED.values())
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert broken == []

@@ -1,0 +1,171 @@
+"""KL schedules: budgets and weights against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentlm import plugins
+from latentlm.build import build, complete
+from latentlm.config import PartSpec
+from latentlm.errors import UserError
+from latentlm.interface import KLSchedule
+from samples import small_config
+
+BIT = math.log(2)
+# Two rows, three sites, two dimensions, in bits. Row 1 has two real sites; the third is padding and holds rubbish.
+KL_BITS = [[[1.0, 0.0], [0.0, 0.25], [2.0, 0.5]], [[0.5, 0.5], [0.0, 0.0], [9.0, 9.0]]]
+SITES = torch.tensor([[True, True, True], [True, True, False]])
+TARGETS = torch.tensor([[True, True, True, True], [True, True, False, False]])  # N = 6
+RECONSTRUCTION = torch.zeros(2, 4)
+
+
+def schedule(name: str, **settings: object) -> KLSchedule:
+    cls = plugins.get("kl_schedule", name)
+    return cls(cls.Config(**settings))
+
+
+def kl(rubbish: float = 9.0) -> Tensor:
+    values = torch.tensor(KL_BITS, dtype=torch.float64) * BIT
+    values[1, 2] = rubbish
+    return values
+
+
+def cost(part: KLSchedule, nats: Tensor, *, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    return part.penalty(nats, RECONSTRUCTION, SITES, TARGETS, step=step)
+
+
+# Over the budget of half a bit, by level, in bits summed over the batch:
+#   dimension  1 - 1/2 and 2 - 1/2                        = 2         (each dimension has its own half bit)
+#   site       1 - 1/2, 2.5 - 1/2 and 1 - 1/2             = 3
+#   sequence   3.75 - 3/2 and 1 - 2/2                     = 2.25
+#   batch      4.75 - 5/2                                 = 2.25
+LEVELS = [("dimension", 2.0, 8 / 10), ("site", 3.0, 2 / 5), ("sequence", 2.25, 1 / 2), ("batch", 2.25, 0.0)]
+
+
+@pytest.mark.parametrize(("level", "bits", "within"), LEVELS)
+def test_free_bits_grant_the_budget_at_their_level(level: str, bits: float, within: float) -> None:
+    penalty, logs = cost(schedule("free_bits", bits=0.5, level=level), kl())
+    assert float(penalty) == pytest.approx(bits * BIT / 6)
+    assert float(logs["within_budget"]) == pytest.approx(within)
+    assert float(logs["free_bits_nats"]) == pytest.approx(0.5 * BIT)
+
+
+def test_a_row_within_its_budget_does_not_pay_for_another() -> None:
+    nats = torch.tensor([[[4.0], [0.0], [0.0]], [[0.0], [0.0], [0.0]]], dtype=torch.float64) * BIT
+    bits = {level: float(cost(schedule("free_bits", bits=1.0, level=level), nats)[0]) * 6 / BIT for level, _, _ in LEVELS}
+    assert bits == pytest.approx({"dimension": 3.0, "site": 3.0, "sequence": 1.0, "batch": 0.0})
+
+
+def test_the_hinge_comes_before_the_mean() -> None:
+    # One site over the budget and one under, on average just at it: averaging first would call it free.
+    nats = torch.tensor([[[1.0], [0.0], [0.5]], [[0.5], [0.5], [0.0]]], dtype=torch.float64) * BIT
+    penalty, _ = cost(schedule("free_bits", bits=0.5), nats)
+    assert float(nats.sum(-1)[SITES].mean()) == pytest.approx(0.5 * BIT)
+    assert float(penalty) == pytest.approx(0.5 * BIT / 6)
+
+
+@pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("free_bits", {"level": level}) for level, _, _ in LEVELS] + [("constant", {}), ("linear", {}), ("cyclical", {})],
+)
+def test_the_kl_of_padding_counts_for_nothing(name: str, settings: dict[str, str], rubbish: float) -> None:
+    part = schedule(name, **settings)
+    expected, logs = cost(part, kl(), step=700)
+    nats = kl(rubbish).requires_grad_()
+    penalty, same = cost(part, nats, step=700)
+    penalty.backward()
+    assert float(penalty.detach()) == pytest.approx(float(expected))
+    assert {key: float(value) for key, value in logs.items()} == {key: float(value) for key, value in same.items()}
+    assert nats.grad is not None
+    assert torch.equal(nats.grad[1, 2], torch.zeros(2, dtype=torch.float64))
+    assert nats.grad.isfinite().all()
+
+
+def test_no_gradient_below_the_budget_and_one_over_n_above_it() -> None:
+    nats = kl().requires_grad_()
+    cost(schedule("free_bits", bits=0.5), nats)[0].backward()
+    above = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    assert nats.grad is not None
+    torch.testing.assert_close(nats.grad, (above / 6)[..., None].expand_as(nats))
+
+
+def test_a_kl_that_does_not_factorise_is_taken_as_one_dimension() -> None:
+    nats = kl().sum(-1, keepdim=True)
+    site, _ = cost(schedule("free_bits", bits=0.5), nats)
+    dimension, _ = cost(schedule("free_bits", bits=0.5, level="dimension"), nats)
+    assert float(site) == float(dimension) == pytest.approx(3.0 * BIT / 6)
+
+
+def test_constant_weight_multiplies_the_whole_kl() -> None:
+    penalty, logs = cost(schedule("constant", weight=0.25), kl(), step=12)
+    assert float(penalty) == pytest.approx(0.25 * 4.75 * BIT / 6)
+    assert float(logs["kl_weight"]) == 0.25
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (1, 0.02), (5, 0.1), (10, 0.2), (11, 0.2), (1000, 0.2)])
+def test_linear_warmup_reaches_its_end_and_stays(step: int, weight: float) -> None:
+    penalty, logs = cost(schedule("linear", steps=10, end=0.2), kl(), step=step)
+    assert float(logs["kl_weight"]) == pytest.approx(weight)
+    assert float(penalty) == pytest.approx(weight * 4.75 * BIT / 6)
+
+
+# Fu et al. 2019 with M = 4 cycles and R = 0.5 over 80 steps: a period of 20, rising over the first 10 of each.
+CYCLE = [(0, 0.0), (1, 0.1), (5, 0.5), (9, 0.9), (10, 1.0), (19, 1.0), (20, 0.0), (25, 0.5), (39, 1.0), (40, 0.0), (63, 0.3),
+         (79, 1.0), (80, 1.0), (85, 1.0), (100, 1.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "weight"), CYCLE)
+def test_cyclical_weight_rises_in_every_cycle(step: int, weight: float) -> None:
+    _, logs = cost(schedule("cyclical", steps=80, cycles=4, ratio=0.5), kl(), step=step)
+    assert float(logs["kl_weight"]) == pytest.approx(weight)
+
+
+def test_cyclical_weight_of_a_period_that_is_no_whole_number() -> None:
+    # P = 10 / 4 = 2.5: step 4 is 1.5 into its cycle, past the rise; step 3 is 0.5 in, 0.5 / 1.25 of the way up.
+    weights = [float(cost(schedule("cyclical", steps=10), kl(), step=step)[1]["kl_weight"]) for step in (3, 4, 5)]
+    assert weights == pytest.approx([0.4, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["free_bits", "constant", "linear", "cyclical"])
+def test_schedules_of_the_step_alone_have_no_state_to_resume(name: str) -> None:
+    part = schedule(name)
+    part.advance()
+    assert part.state_dict() == {}
+    part.load_state_dict({})
+    with pytest.raises(UserError, match="no state"):
+        part.load_state_dict({"multiplier": 1.0})
+
+
+def test_logs_carry_no_graph() -> None:
+    for name in ("free_bits", "constant", "linear", "cyclical"):
+        penalty, logs = cost(schedule(name), kl().requires_grad_(), step=700)
+        assert penalty.requires_grad
+        assert not any(value.requires_grad for value in logs.values())
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"name": "free_bits", "bit": 1.0}, 'Did you mean "bits"'),
+        ({"name": "cyclical", "cycle": 3}, 'Did you mean "cycles"'),
+        ({"name": "free_bit"}, 'Did you mean "free_bits"'),
+        ({"name": "free_bits", "level": "token"}, "dimension"),
+        ({"name": "cyclical", "ratio": 0.0}, "ratio"),
+    ],
+)
+def test_unknown_settings_are_refused_with_the_nearest(spec: dict[str, object], words: str) -> None:
+    config = small_config("free").model_copy(update={"kl_schedule": PartSpec.model_validate(spec)})
+    with pytest.raises(UserError, match=words):
+        complete(config)
+
+
+def test_a_model_takes_the_schedule_that_its_configuration_names() -> None:
+    spec = PartSpec.model_validate({"name": "free_bits", "bits": 2.0, "level": "sequence"})
+    model = build(small_config("free").model_copy(update={"kl_schedule": spec}), device="meta")
+    assert model.kl_schedule is not None
+    assert (model.kl_schedule.config.bits, model.kl_schedule.config.level) == (2.0, "sequence")

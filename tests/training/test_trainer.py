@@ -1,0 +1,125 @@
+"""One optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+
+from latentlm.config import Recipe
+from latentlm.interface import Batch, Loss
+from latentlm.training.setup import make_model, make_stream, read_data, resolve
+from latentlm.training.trainer import DivergedError, Trainer
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def trainer(recipe: Make) -> Callable[..., Trainer]:
+    def make(*overrides: str, decoder: str = "free") -> Trainer:
+        asked = recipe(*overrides, decoder=decoder)
+        prepared = read_data(asked, folder=None)
+        resolved = resolve(asked, vocabulary=prepared.tokenizer.vocabulary)
+        return Trainer(make_model(resolved, "cpu"), resolved.train, make_stream(resolved, prepared))
+
+    return make
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("decoder", ["free", "vanilla"])
+def test_accumulated_steps_equal_one_big_batch(trainer: Callable[..., Trainer], decoder: str) -> None:
+    """Micro-batches with different numbers of targets, latents and penalty included."""
+    unpacked = ("data.packing=false", "model.backbone.context=512", "train.clip=1e9", "model.backbone.init_std=0.2")
+    big = trainer("train.batch=6", "train.accumulate=1", *unpacked, decoder=decoder)
+    split = trainer("train.batch=2", "train.accumulate=3", *unpacked, decoder=decoder)
+    counts = [int(split.stream.batch(index).target_mask.sum()) for index in range(3)]
+    assert len(set(counts)) > 1, "the weights matter only where micro-batches differ"
+    facts = [each.advance() for each in (big, split)]
+    assert facts[0].targets == facts[1].targets == sum(counts)
+    assert facts[0].cross_entropy == pytest.approx(facts[1].cross_entropy, rel=1e-6)
+    assert facts[0].kl == pytest.approx(facts[1].kl, rel=1e-5)
+    assert facts[0].penalty == pytest.approx(facts[1].penalty, rel=1e-4, abs=1e-4)
+    expected = gradients(big)
+    for name, gradient in gradients(split).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+    for (name, one), other in zip(big.model.named_parameters(), split.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_the_noise_differs_between_rows_and_steps(trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer("train.batch=2", "train.accumulate=2")
+    keys: list[int] = []
+    loss = run.model.loss
+
+    def watched(batch: Batch, *, step: int, noise: object) -> Loss:
+        keys.extend(noise.keys)  # type: ignore[attr-defined]
+        return loss(batch, step=step, noise=noise)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run.model, "loss", watched)
+    run.advance()
+    run.advance()
+    assert len(keys) == len(set(keys)) == 8
+
+
+def test_the_step_is_clipped_to_the_global_norm(trainer: Callable[..., Trainer]) -> None:
+    run = trainer("train.clip=0.01")
+    facts = run.advance()
+    assert facts.gradient_norm > 0.01
+    norm = torch.stack([gradient.norm() for gradient in gradients(run).values()]).norm()
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_schedule_moves_once_per_step(trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer("train.accumulate=3")
+    schedule = run.model.kl_schedule
+    assert schedule is not None
+    calls: list[str] = []
+    monkeypatch.setattr(schedule, "advance", lambda: calls.append("advance"))
+    seen: list[int] = []
+    penalty = schedule.penalty
+
+    def watched(*arguments: torch.Tensor, step: int) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        seen.append(step)
+        return penalty(*arguments, step=step)
+
+    monkeypatch.setattr(schedule, "penalty", watched)
+    run.advance()
+    run.advance()
+    assert calls == ["advance", "advance"]
+    assert seen == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_number_that_is_not_finite_stops_before_the_step(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    run = trainer()
+    if what == "loss":
+        loss = run.model.loss
+
+        def broken(batch: Batch, *, step: int, noise: object) -> Loss:
+            found = loss(batch, step=step, noise=noise)  # type: ignore[arg-type]
+            return Loss(**{**vars(found), "total": found.total * float("nan")})
+
+        monkeypatch.setattr(run.model, "loss", broken)
+    else:
+        next(iter(run.model.parameters())).register_hook(lambda gradient: gradient * float("inf"))
+    before = [parameter.detach().clone() for parameter in run.model.parameters()]
+    with pytest.raises(DivergedError, match=f"{what} is .*learning_rate"):
+        run.advance()
+    assert run.step == 0
+    for old, parameter in zip(before, run.model.parameters(), strict=True):
+        torch.testing.assert_close(old, parameter.detach(), rtol=0, atol=0)
+
+
+def test_bfloat16_keeps_float32_weights_and_trains(trainer: Callable[..., Trainer]) -> None:
+    run = trainer("train.dtype=bfloat16")
+    plain = trainer()
+    facts, expected = run.advance(), plain.advance()
+    assert facts.cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-2)
+    assert facts.cross_entropy != expected.cross_entropy
+    assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
