@@ -95,6 +95,8 @@ class ComposedDecoder(LatentDecoder):
             raise UserError(f"{name} needs the condition slots {missing}, which this backbone lacks. It has: {known}.")
         if "prefix" in self.injection.slots and self.granularity != "document":
             raise UserError(f'{name} injects a prefix, which a whole document sees: set granularity to "document".')
+        if "cross" in self.injection.slots and self.granularity != "document":
+            raise UserError(f'{name} injects memory slots, which a whole document reads: set granularity to "document".')
         if "embedding" in self.injection.slots and self.cut != 0:
             raise UserError(f"{name} adds to the embedding, so its injection must begin at block 0, not {self.cut}.")
         for part in (self.encoder, self.prior_part):
@@ -103,6 +105,20 @@ class ComposedDecoder(LatentDecoder):
                     f"{type(part).__name__} reads taps {part.taps}, but only 0 to {self.cut} are free of z "
                     f"(the first injected block is {self.cut})."
                 )
+        self._check_latents()
+
+    def _check_latents(self) -> None:
+        """Refuse parts that do not agree on what z is, or do not serve the granularity."""
+        parts = [part for part in (self.encoder, self.prior_part, self.injection) if part is not None]
+        kinds = {type(part).__name__: part.latents for part in parts if part.latents is not None}
+        if len(set(kinds.values())) > 1:
+            listed = ", ".join(f"{part}: {kind}" for part, kind in kinds.items())
+            raise UserError(f"The parts do not agree on the kind of latents ({listed}). Choose parts of one kind.")
+        scale = self.granularity.partition(":")[0]
+        for part in parts:
+            if scale not in part.granularities:
+                known = " or ".join(f'"{name}:n"' if name == "chunk" else f'"{name}"' for name in part.granularities)
+                raise UserError(f'{type(part).__name__} does not serve granularity "{self.granularity}": set it to {known}.')
 
     @property
     def taps(self) -> frozenset[int]:
@@ -219,7 +235,7 @@ class ComposedDecoder(LatentDecoder):
             cache=cache,
         )
         out: Tensor = self.backbone.norm(x)
-        return out
+        return out if condition.logit_bias is None else out + condition.logit_bias
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) float32."""
@@ -245,6 +261,10 @@ class ComposedDecoder(LatentDecoder):
                 kl, reconstruction, context.site_mask, batch.target_mask, step=step
             )
             total = total + penalty
+        if self.training and latent is not None and self.injection is not None:
+            extra = self.injection.auxiliary(latent, context, batch)
+            if extra is not None:
+                total, logs = total + extra[0], logs | extra[1]
         return Loss(
             total=total,
             reconstruction=reconstruction,

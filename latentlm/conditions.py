@@ -1,6 +1,6 @@
-"""Where latents can enter a backbone: condition slots per block, and one at the embedding.
+"""Where latents can enter a backbone: condition slots per block, one at the embedding, one at the readout.
 
-Legend: R latent rows, T tokens, D width, M prefix slots, Hkv key/value heads, dh head width.
+Legend: R latent rows, T tokens, D width, M prefix or memory slots, Hkv key/value heads, dh head width.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,21 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Cross:
+    """Slots that every position of its document reads through a cross-attention layer of the injection's own, after the block's
+    self-attention (Vaswani et al. 2017, section 3.2.3)."""
+
+    layer: nn.Module
+    """A `latentlm.backbone.CrossAttention`; it belongs to the injection."""
+    key: Tensor
+    """(R, Hkv, M, dh), as `CrossAttention.memory` makes it."""
+    value: Tensor
+    """(R, Hkv, M, dh)."""
+    documents: Tensor
+    """(R, M) long: the document that reads each slot; -1 = none."""
+
+
+@dataclass(frozen=True)
 class BlockCondition:
     """What a latent adds to one block. A None slot adds nothing. Tensors of shape (R, T, D) or (R, 1, D)."""
 
@@ -36,16 +51,27 @@ class BlockCondition:
     skip: Tensor | None = None
     """Added to the skip connection around attention only."""
     prefix: Prefix | None = None
+    value_gate: Tensor | None = None
+    """(R, T, Hkv*dh) or (R, 1, Hkv*dh): the values of each position are multiplied by 1 + value_gate."""
+    film_scale: Tensor | None = None
+    """The normed input of the feed-forward is multiplied by 1 + film_scale (FiLM; Perez et al. 2018)."""
+    film_shift: Tensor | None = None
+    """... and shifted by film_shift."""
+    cross: Cross | None = None
 
 
-SLOTS = ("kv", "kv_normed", "residual", "skip", "prefix", "embedding")
+SLOTS = (
+    "kv", "kv_normed", "residual", "skip", "prefix", "value_gate", "film_scale", "film_shift", "cross", "embedding", "logit_bias",
+)  # fmt: skip
 """Every condition slot of these contracts. A backbone says which of them it has; another is an error at build time."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a latent adds to the decoder: per block, and `embedding`, added to the token embeddings."""
+    """What a latent adds to the decoder: per block, `embedding`, added to the token embeddings, and `logit_bias`."""
 
     blocks: Mapping[int, BlockCondition] = field(default_factory=dict)
     embedding: Tensor | None = None
     """(R, T, D) or (R, 1, D); only where the first injected block is block 0."""
+    logit_bias: Tensor | None = None
+    """(R, T, D) or (R, 1, D), added to the final normed stream: a bias of readout @ logit_bias on the logits."""

@@ -17,13 +17,14 @@ Legend: B texts, S sites, E event dimensions (units), N sites pooled over the te
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentlm.distributions import Bits, Gaussian
+from latentlm.distributions import Bits, Codes, Gaussian
 from latentlm.errors import UserError
 from latentlm.interface import Distribution, Latent, LatentDecoder
 from latentlm.likelihood.paths import draw_paths
@@ -32,6 +33,12 @@ from latentlm.likelihood.weights import Texts, path_likelihood
 from latentlm.noise import Noise
 
 ACTIVE_VARIANCE = 0.01
+_PARAMETERS: dict[type, Callable[[Any], tuple[Tensor, ...]]] = {
+    Bits: lambda q: (q.logits,),
+    Codes: lambda q: (q.log_probs,),
+    Gaussian: lambda q: (q.mean, q.log_std),
+}
+"""What the families whose mutual information is known are made of."""
 _POOL = 2048
 """Sites that the mutual information compares pairwise; it cannot exceed log2 of their number."""
 
@@ -135,17 +142,15 @@ class _Tally:
             self.ablated[unit] -= float(nats.sum())
 
     def _moments(self, posterior: Distribution, real: Tensor) -> None:
-        """Posterior means and what the mutual information needs, where the family is known."""
-        parameters: tuple[Tensor, ...]
-        if isinstance(posterior, Bits):
-            mean, parameters = posterior.probabilities, (posterior.logits,)
-        elif isinstance(posterior, Gaussian):
-            mean, parameters = posterior.mean, (posterior.mean, posterior.log_std)
-        else:
+        """Posterior means, where the family has them, and what the mutual information needs, where it is known how."""
+        mean = posterior.expected()
+        if mean is None:
             return
-        self.family = type(posterior)
         self.means.append(mean[real].double().cpu())
-        self.parameters.append(tuple(parameter[real].double().cpu() for parameter in parameters))
+        if type(posterior) in _PARAMETERS:
+            self.family = type(posterior)
+            parameters = _PARAMETERS[self.family](posterior)
+            self.parameters.append(tuple(parameter[real].double().cpu() for parameter in parameters))
         both = real[:, 1:] & real[:, :-1]
         self.neighbours.append((mean[:, :-1][both].double().cpu(), mean[:, 1:][both].double().cpu()))
 
@@ -158,7 +163,7 @@ class _Tally:
         curves = [torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=torch.nan) for part in self.kl]
         kl = torch.cat(curves).double()  # (texts, S)
         ablation = [nats / self.tokens - cross_entropy["posterior"] for nats in self.ablated]
-        if self.family is None:
+        if not self.means:
             return Diagnostics(
                 self.tokens, float(kl.nansum()) / self.tokens, kl.nanmean(0).tolist(), cross_entropy, ablation=ablation
             )
@@ -170,7 +175,7 @@ class _Tally:
             cross_entropy=cross_entropy,
             active_units=int((variances > ACTIVE_VARIANCE).sum()),
             variances=variances.tolist(),
-            mutual_information_bits=_mutual_information(self.family, self._pool(), seed),
+            mutual_information_bits=None if self.family is None else _mutual_information(self.family, self._pool(), seed),
             persistence=_correlations(*(torch.cat(part) for part in zip(*self.neighbours, strict=True))),
             ablation=ablation,
         )
@@ -188,9 +193,11 @@ def _mutual_information(family: type[Distribution], parameters: tuple[Tensor, ..
     noise = Noise.keyed(seed, [("mutual information", row) for row in range(count)])
     one = family(*(part[:, None] for part in parameters))  # type: ignore[call-arg]
     value = one.sample(noise).value.double()[:, 0]  # (N, E)
-    if issubclass(family, Bits):
+    if isinstance(one, Bits):
         (logits,) = parameters
         pairs = value @ logits.T - torch.nn.functional.softplus(logits).sum(-1)  # (N, N): log q_j(z_i)
+    elif isinstance(one, Codes):
+        pairs = one.log_probs[:, 0].T[one.index(value)]
     else:
         mean, log_std = parameters
         precision = torch.exp(-2 * log_std)

@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from latentlm.batches import PADDING, Batch, Context, site_mask
-from latentlm.conditions import SLOTS, BlockCondition, Condition, Prefix
+from latentlm.conditions import SLOTS, BlockCondition, Condition, Cross, Prefix
 from latentlm.distributions import Distribution, Latent
 from latentlm.errors import UserError
 from latentlm.noise import Noise
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from latentlm.tokenizer import Tokenizer
 
 __all__ = [
-    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "BlockCondition", "Condition", "Context", "Distribution", "Encoder",
-    "Injection", "KLSchedule", "Latent", "LatentDecoder", "Latents", "Loss", "Objective", "Part", "Prefix", "Prior", "Shape",
-    "Sockets", "State", "site_mask",
+    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "BlockCondition", "Condition", "Context", "Cross", "Distribution",
+    "Encoder", "Injection", "KLSchedule", "Latent", "LatentDecoder", "Latents", "Loss", "Objective", "Part", "Prefix", "Prior",
+    "Shape", "Sockets", "State", "site_mask",
 ]  # fmt: skip
 
 CONTRACT_VERSION = 1
@@ -82,6 +82,11 @@ class Part(nn.Module, ABC):
     """
 
     Config: ClassVar[type[BaseModel]]
+    latents: ClassVar[str | None] = None
+    """What the values of z are: "bits" (zeros and ones), "real" (any numbers), or a word of your own. Parts of one decoder must
+    agree, which is checked when it is built; None is not checked."""
+    granularities: ClassVar[tuple[str, ...]] = ("token", "chunk", "document")
+    """The granularities that the part serves."""
 
     def __init__(self, config: Any, shape: Shape) -> None:
         super().__init__()
@@ -151,7 +156,12 @@ class Injection(Part):
     @abstractmethod
     def forward(self, latent: Latent, context: Context) -> Condition:
         """Condition for every position of `context`, whose rows are those of the latent (R). In generation it is called with
-        one position and one site, except for prefixes, which are made once at prefill."""
+        one position and one site, except for prefixes and memory slots, which are made once at prefill."""
+
+    def auxiliary(self, latent: Latent, context: Context, batch: Batch) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """A loss of the part's own, in training only: nats per target token (a scalar with gradient), added to the total, and
+        logs. None: it has none."""
+        return None
 
 
 class KLSchedule(ABC):

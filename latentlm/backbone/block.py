@@ -1,8 +1,9 @@
 """One pre-norm transformer block with condition slots: grouped-query attention and SwiGLU.
 
     queries            norm(x + residual)
-    keys and values    norm(source + kv) + kv_normed, preceded by prefix slots
-    stream             x + residual + skip + attention, then + feed_forward(norm(stream))
+    keys and values    norm(source + kv) + kv_normed, preceded by prefix slots; values times 1 + value_gate
+    stream             x + residual + skip + attention, then + cross-attention to memory slots,
+                       then + feed_forward((1 + film_scale) norm(stream) + film_shift)
 
 `source` is the residual stream itself, or another stream (the Free Transformer's encoder block queries with a learned vector
 and reads the trunk). An empty slot costs nothing.
@@ -48,13 +49,16 @@ class Attention(nn.Module):
         mask: Mask,
         rotation: Rotation | None,
         prefix: Prefix | None,
+        value_gate: Tensor | None,
         cache: KVCache | None,
         index: int,
     ) -> Tensor:
         """Queries from x (B, T, D), keys and values from source (B, T, D), both already normed; (B, T, D)."""
         query = rearrange(self.query(x), "b t (h d) -> b h t d", d=self.head_dim)
         key = rearrange(self.key(source), "b t (h d) -> b h t d", d=self.head_dim)
-        value = rearrange(self.value(source), "b t (h d) -> b h t d", d=self.head_dim)
+        values = self.value(source)
+        values = values if value_gate is None else values * (1.0 + value_gate)
+        value = rearrange(values, "b t (h d) -> b h t d", d=self.head_dim)
         if rotation is not None:
             query, key = rotation.apply(query), rotation.apply(key)
         if cache is not None:
@@ -119,11 +123,25 @@ class Block(nn.Module):
             keyed = keyed + slots.kv_normed
         prefix = slots.prefix
         if cache is not None:
-            # A prefix is made once, with the prompt; later passes find it in the cache.
-            prefix = cache.prefixes.setdefault(index, prefix) if prefix is not None else cache.prefixes.get(index)
+            prefix = cache.prefix(index, prefix)
         mixed = self.attention(
-            normed, keyed, mask=mask, rotation=rotation, prefix=prefix, cache=cache, index=index
+            normed,
+            keyed,
+            mask=mask,
+            rotation=rotation,
+            prefix=prefix,
+            value_gate=slots.value_gate,
+            cache=cache,
+            index=index,
         )
         x = (x if slots.skip is None else x + slots.skip) + mixed
-        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        cross = slots.cross if cache is None else cache.cross(index, slots.cross)
+        if cross is not None:
+            x = x + cross.layer(x, cross, mask.query_documents)
+        normed = self.feed_forward_norm(x)
+        if slots.film_scale is not None:
+            normed = normed * (1.0 + slots.film_scale)
+        if slots.film_shift is not None:
+            normed = normed + slots.film_shift
+        out: Tensor = x + self.feed_forward(normed)
         return out

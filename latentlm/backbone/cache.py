@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentlm.backbone.attention import Mask
 from latentlm.backbone.rotary import Rotation
-from latentlm.interface import Prefix
+from latentlm.interface import Cross, Prefix
 
 
 class KVCache:
@@ -31,6 +31,7 @@ class KVCache:
         self.rotation: Rotation | None = None
         """Of the pass under way."""
         self.prefixes: dict[int, Prefix] = {}
+        self.crosses: dict[int, Cross] = {}
         self._documents: Tensor | None = None  # (B, capacity)
         self._keys: list[Tensor | None] = [None] * blocks
         self._values: list[Tensor | None] = [None] * blocks
@@ -56,6 +57,14 @@ class KVCache:
         values = self._values[block] = _written(self._values[block], value, self.start, self.capacity, dim=2)
         return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
+    def prefix(self, block: int, made: Prefix | None) -> Prefix | None:
+        """The prefix of a block: made once, with the prompt; later passes find it here."""
+        return self.prefixes.get(block) if made is None else self.prefixes.setdefault(block, made)
+
+    def cross(self, block: int, made: Cross | None) -> Cross | None:
+        """The memory slots of a block, likewise."""
+        return self.crosses.get(block) if made is None else self.crosses.setdefault(block, made)
+
     def select(self, rows: Tensor) -> KVCache:
         """The given rows, in that order, as a cache of its own."""
         chosen = KVCache(len(self._keys), capacity=self.capacity)
@@ -66,6 +75,9 @@ class KVCache:
         for block, prefix in self.prefixes.items():
             picked = (tensor.index_select(0, rows) for tensor in (prefix.key, prefix.value, prefix.documents))
             chosen.prefixes[block] = Prefix(*picked)
+        for block, cross in self.crosses.items():
+            picked = (tensor.index_select(0, rows) for tensor in (cross.key, cross.value, cross.documents))
+            chosen.crosses[block] = Cross(cross.layer, *picked)
         return chosen
 
 

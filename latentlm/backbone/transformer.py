@@ -21,13 +21,13 @@ from latentlm.backbone.block import Block
 from latentlm.backbone.cache import KVCache
 from latentlm.backbone.rotary import Rotation
 from latentlm.config import BackboneConfig
-from latentlm.interface import BlockCondition
+from latentlm.interface import SLOTS, BlockCondition
 
 
 class Transformer(nn.Module):
     """Embedding, L blocks, norm and readout."""
 
-    slots = frozenset({"kv", "kv_normed", "residual", "skip", "prefix", "embedding"})
+    slots = frozenset(SLOTS)
     """Condition slots that this backbone has."""
 
     def __init__(self, config: BackboneConfig) -> None:

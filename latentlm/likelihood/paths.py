@@ -30,7 +30,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentlm.distributions import Bits
 from latentlm.interface import PADDING, Context, Distribution, Latent, LatentDecoder, site_mask
 from latentlm.noise import Noise
 
@@ -191,12 +190,10 @@ def _autoregressive(model: LatentDecoder) -> bool:
 def draw(distribution: Distribution, noise: Noise, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """A sample (R, S, E), zero outside `wanted` (R, S), and the near ties in it (R,)."""
     value = torch.where(wanted[..., None], distribution.sample(noise).value, 0.0)
-    if not isinstance(distribution, Bits):
+    near = distribution.near_ties(noise, _ROUNDING)
+    if near is None:
         return value, torch.zeros(len(noise), dtype=torch.long, device=value.device)
-    uniform = noise.uniform(value.shape[1], value.shape[2], device=value.device)
-    # A logit of exactly zero is a constant (the uniform prior), the same in every batch.
-    near = ((uniform - distribution.probabilities).abs() < _ROUNDING) & (distribution.logits != 0)
-    return value, (near & wanted[..., None]).sum((1, 2))
+    return value, (near * wanted).sum(1)
 
 
 def _per_row(ties: Tensor, samples: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Likelihoods without estimators: sums over every value of the bits, integrals over a grid for Gaussians of up to 2 dimensions.
+"""Likelihoods without estimators: sums over every value of discrete latents, integrals over a grid for Gaussians of up to 2 dimensions.
 
 Written from the definitions alone and apart from `latentlm.likelihood`, whose index arithmetic they are there to check: the
 posterior of a context comes from a separate pass over the context, never from hiding the rest.
@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentlm.distributions import Bits
 from latentlm.interface import Batch, Context, Latent, LatentDecoder
 
 _MOST = 2**16
@@ -27,10 +26,12 @@ def latent_values(model: LatentDecoder, context: Context) -> tuple[Tensor, float
     """All values (K, S, E) of the latents, and the log of the volume that each stands for."""
     dims = context.sites * model.event_dims
     zeros = torch.zeros(1, context.sites, model.event_dims)
-    if isinstance(model.prior(context, Latent(zeros)), Bits):
-        assert 2**dims <= _MOST, f"{dims} bits are too many to enumerate; use a shorter text or fewer bits"
-        codes = torch.arange(2**dims)[:, None] >> torch.arange(dims)
-        return (codes & 1).float().view(-1, context.sites, model.event_dims), 0.0
+    support = model.prior(context, Latent(zeros)).support()
+    if support is not None:
+        count = len(support) ** context.sites
+        assert count <= _MOST, f"{count} values are too many to enumerate; use a shorter text or fewer values per site"
+        index = torch.cartesian_prod(*[torch.arange(len(support))] * context.sites).view(-1, context.sites)
+        return support.cpu()[index], 0.0
     assert dims <= 2, f"quadrature covers at most 2 dimensions, not {dims}"
     axis = torch.linspace(*_GRID)
     points = torch.tensor(list(product(axis.tolist(), repeat=dims)))

@@ -6,6 +6,7 @@ a moment to make use of it. Whoever scores with these latents unweighted is then
 
     bits        logit_h = +-strength by bit h of the next token
     Gaussian    mean_e = +-1 likewise, standard deviation 0.6
+    others      their prior's `Distribution.leaning` says
 
 Where the text ends the next token is not known: there the current one stands in, at a third of the strength, so that the
 posterior of a context's last token is neither certain nor the prior. Chunks and documents take the mean over their positions.
@@ -16,7 +17,6 @@ Legend: B rows, T tokens, S sites, E event dimensions.
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from latentlm.composed import ComposedDecoder
-from latentlm.distributions import Bits, Gaussian
+from latentlm.distributions import Bits
 from latentlm.errors import UserError
 from latentlm.interface import Batch, Context, Distribution, Encoder, Latent, Objective, Shape
 from latentlm.noise import Noise
@@ -37,16 +37,15 @@ class PlantedEncoder(Encoder):
     taps = ()
     sees_future = True
 
-    def __init__(self, config: Any, shape: Shape, *, family: type[Distribution] = Bits, strength: float = 4.0) -> None:
+    def __init__(self, config: Any, shape: Shape, *, like: Distribution | None = None, strength: float = 4.0) -> None:
+        """`like`: a distribution of the decoder's prior, for its kind; None for bits."""
         super().__init__(config, shape)
-        self.family, self.strength = family, strength
+        self.like, self.strength = like, strength
 
     def forward(self, context: Context, objective: Objective | None = None) -> Distribution:
         """Posterior (B, S, E)."""
         signs = self._site_means(self._signs(context), context)
-        if issubclass(self.family, Gaussian):
-            return Gaussian(signs, torch.full_like(signs, math.log(0.6)))
-        return Bits(self.strength * signs)
+        return Bits(self.strength * signs) if self.like is None else self.like.leaning(signs, self.strength)
 
     def _signs(self, context: Context) -> Tensor:
         """+-1 by the bits of the token to be known, (B, T, E), a third where it is only guessed; zero at padding."""
@@ -75,7 +74,7 @@ def plant(decoder: ComposedDecoder, *, strength: float = 4.0, steps: int = 150, 
         raise UserError("A decoder without latents has no posterior to plant.")
     model = copy.deepcopy(decoder)
     shape = Shape(backbone=model.config.backbone, event_dims=model.event_dims, granularity=model.granularity)
-    model.encoder = PlantedEncoder(None, shape, family=_family(model), strength=strength)
+    model.encoder = PlantedEncoder(None, shape, like=_prior_of(model), strength=strength)
     model.has_encoder = model.sees_future = True
     model.kl_schedule = None
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -92,14 +91,12 @@ def plant(decoder: ComposedDecoder, *, strength: float = 4.0, steps: int = 150, 
     return model.eval()
 
 
-def _family(model: ComposedDecoder) -> type[Distribution]:
-    """Bits or Gaussian, as the prior is."""
-    context = model.context(Batch.of([[0, 0]], device=model.device))
-    zeros = torch.zeros(1, context.sites, model.event_dims, device=model.device)
-    family = type(model.prior(context, Latent(zeros)))
-    if not issubclass(family, Bits | Gaussian):
-        raise UserError(f"No planted posterior is known for {family.__name__}; plant Bits or Gaussian latents.")
-    return family
+def _prior_of(model: ComposedDecoder) -> Distribution:
+    """A distribution of the model's prior, without gradient."""
+    with torch.no_grad():
+        context = model.context(Batch.of([[0, 0]], device=model.device))
+        zeros = torch.zeros(1, context.sites, model.event_dims, device=model.device)
+        return model.prior(context, Latent(zeros))
 
 
 def _language(rows: int, length: int, vocabulary: int, generator: torch.Generator) -> Tensor:

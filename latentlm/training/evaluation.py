@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from latentlm.config import TrainConfig
-from latentlm.distributions import Bits, Gaussian
-from latentlm.interface import Batch, Distribution, LatentDecoder, Loss
+from latentlm.distributions import Bits, Codes
+from latentlm.interface import Batch, LatentDecoder, Loss
 from latentlm.likelihood.bound import without_schedule
 from latentlm.likelihood.results import Score
 from latentlm.likelihood.summary import bits_per_byte
@@ -99,10 +99,10 @@ class _Sums:
         if loss.kl is None or loss.posterior is None:
             return
         mask = loss.site_mask.cpu()
-        means = _means(loss.posterior)
+        means = loss.posterior.expected()
         if means is not None:
             self.means.append(means.double().cpu()[mask])
-            self.bits = isinstance(loss.posterior, Bits)
+            self.bits = isinstance(loss.posterior, Bits | Codes)
         first = _first_positions(batch, granularity, sites=mask.shape[1])
         if first is not None:
             self.sites.append(torch.stack([first.double()[mask], kl[mask]]))
@@ -131,13 +131,6 @@ class _Sums:
             if self.bits:
                 report["information_bits_per_site"] = _information(means)
         return report
-
-
-def _means(posterior: Distribution) -> Tensor | None:
-    """Posterior mean of each unit, (B, S, E); None for other distributions."""
-    if isinstance(posterior, Bits):
-        return posterior.probabilities
-    return posterior.mean if isinstance(posterior, Gaussian) else None
 
 
 def _information(probabilities: Tensor) -> float:

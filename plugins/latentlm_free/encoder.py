@@ -41,6 +41,7 @@ class FreeEncoder(Encoder):
 
     Config = FreeEncoderConfig
     sees_future = True
+    latents = "bits"
 
     def __init__(self, config: FreeEncoderConfig, shape: Shape) -> None:
         super().__init__(config, shape)

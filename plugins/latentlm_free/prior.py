@@ -24,6 +24,7 @@ class UniformBits(Prior):
     """Every bit a fair coin."""
 
     Config = UniformBitsConfig
+    latents = "bits"
 
     def forward(self, context: Context, latent: Latent | None = None) -> Bits:
         """Logits zero at every site, (R, S, H)."""

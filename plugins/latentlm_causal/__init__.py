@@ -1,0 +1,13 @@
+"""The Free Transformer's bits with a learned causal prior."""
+
+from __future__ import annotations
+
+from latentlm.hookspecs import hookimpl
+
+latentlm_contract = 1
+
+
+@hookimpl
+def latentlm_parts() -> dict[str, dict[str, type]]:
+    """The parts of this plugin."""
+    return {}
