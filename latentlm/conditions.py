@@ -39,6 +39,17 @@ class Cross:
 
 
 @dataclass(frozen=True)
+class ValueMap:
+    """A map of a block's values by a layer of the injection's own: `layer(values, factor)`, both (R, T, Hkv*dh). The cache holds
+    what comes out, so a layer sees each position once."""
+
+    layer: nn.Module
+    """It belongs to the injection."""
+    factor: Tensor
+    """What the layer makes of the latent: (R, T, ...) or (R, 1, ...)."""
+
+
+@dataclass(frozen=True)
 class BlockCondition:
     """What a latent adds to one block. A None slot adds nothing. Tensors of shape (R, T, D) or (R, 1, D)."""
 
@@ -51,8 +62,8 @@ class BlockCondition:
     skip: Tensor | None = None
     """Added to the skip connection around attention only."""
     prefix: Prefix | None = None
-    value_gate: Tensor | None = None
-    """(R, T, Hkv*dh) or (R, 1, Hkv*dh): the values of each position are multiplied by 1 + value_gate."""
+    value_gate: Tensor | ValueMap | None = None
+    """(R, T, Hkv*dh) or (R, 1, Hkv*dh): the values of each position are multiplied by 1 + value_gate; or a map of them."""
     film_scale: Tensor | None = None
     """The normed input of the feed-forward is multiplied by 1 + film_scale (FiLM; Perez et al. 2018)."""
     film_shift: Tensor | None = None
@@ -61,7 +72,8 @@ class BlockCondition:
 
 
 SLOTS = (
-    "kv", "kv_normed", "residual", "skip", "prefix", "value_gate", "film_scale", "film_shift", "cross", "embedding", "logit_bias",
+    "kv", "kv_normed", "residual", "skip", "prefix", "value_gate", "film_scale", "film_shift", "cross",
+    "embedding", "logit_bias",
 )  # fmt: skip
 """Every condition slot of these contracts. A backbone says which of them it has; another is an error at build time."""
 

@@ -19,6 +19,8 @@ class Description:
     card: Card
     cost: Cost
     overhead: Overhead | None
+    drawing: str = ""
+    """The sockets (drawing.py)."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -26,6 +28,7 @@ class Description:
             "card": self.card.model_dump(mode="json"),
             "cost": self.cost.as_json(),
             "overhead": None if self.overhead is None else asdict(self.overhead),
+            "drawing": self.drawing.splitlines(),
         }
 
     def sections(self) -> list[list[tuple[str, str]]]:
@@ -36,7 +39,8 @@ class Description:
     def __str__(self) -> str:
         rows = [row for group in self.sections() for row in group]
         width = max(len(label) for label, _ in rows)
-        return "\n".join([f"{self.card.name} ({self.card.status})", *(f"{label:{width}}  {value}" for label, value in rows)])
+        facts = [f"{label:{width}}  {value}" for label, value in rows]
+        return "\n".join([f"{self.card.name} ({self.card.status})", *facts, "", self.drawing])
 
     def _what(self) -> Iterator[tuple[str, str]]:
         card = self.card

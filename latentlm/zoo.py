@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from latentlm import _weights, memory
-from latentlm.accounting import cost, count, overhead
+from latentlm.accounting import cost, cost_of, count, overhead
 from latentlm.build import build, complete
 from latentlm.config import Card, WeightsSpec
 from latentlm.description import Description
+from latentlm.drawing import draw
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.shelves import CARD, Entry, entries, find, only
@@ -163,16 +164,17 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def describe(name_or_path: str | Path) -> Description:
-    """Parameters, operations, memory and both overheads, without allocating the model."""
+    """Parameters, operations, memory, both overheads and a drawing of the sockets, without allocating the model."""
     card = find(name_or_path).card
     names = card.plugins or None
     card = card.model_copy(update={"model": complete(card.model, plugin_names=names)})
-    counted = cost(card.model, dtype=_dtype(card.dtype), plugin_names=names)
+    skeleton = build(card.model, device="meta", plugin_names=names)
+    counted, drawing = cost_of(skeleton, dtype=_dtype(card.dtype)), draw(skeleton)
     if card.baseline is None:
-        return Description(card, counted, None)
+        return Description(card, counted, None, drawing)
     base = find(card.baseline).card
     base_cost = cost(base.model, dtype=_dtype(base.dtype), plugin_names=base.plugins or None)
-    return Description(card, counted, overhead(counted, base_cost, name=base.name))
+    return Description(card, counted, overhead(counted, base_cost, name=base.name), drawing)
 
 
 def list(pattern: str = "*") -> Sequence[Card]:

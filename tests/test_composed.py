@@ -8,12 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from latentlm import plugins
 from latentlm.build import build
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
 from latentlm.generation import encode, generate
 from latentlm.interface import Batch, Latent, LatentDecoder, Prior
 from latentlm.noise import Noise
+from latentlm_free import UniformBits
 from likelihood_parts import FairBits, StickyBits, tiny
 from samples import VOCABULARY, pack, small_config
 
@@ -261,3 +263,27 @@ def test_injection_without_encoder_draws_from_the_prior(packed: Batch) -> None:
     assert not model.has_encoder
     assert posterior.logits.abs().sum() == 0
     assert torch.isfinite(model.loss(packed, step=0, noise=noise(2)).total)
+
+
+def test_parts_that_disagree_on_what_z_is_are_refused_by_name() -> None:
+    class RealPrior(UniformBits):
+        latents = "real"
+
+    plugins.register("prior", "real_prior", RealPrior)
+    try:
+        with pytest.raises(UserError, match=r"FreeEncoder: bits, RealPrior: real.*parts of one kind"):
+            build(small_config("free").model_copy(update={"prior": PartSpec(name="real_prior")}), device="meta")
+    finally:
+        plugins.unregister("prior", "real_prior")
+
+
+def test_a_part_that_does_not_serve_the_granularity_says_which_it_serves() -> None:
+    class PerChunk(UniformBits):
+        granularities = ("chunk", "document")
+
+    plugins.register("prior", "per_chunk", PerChunk)
+    try:
+        with pytest.raises(UserError, match='PerChunk does not serve granularity "token": set it to "chunk:n" or "document"'):
+            build(small_config("free").model_copy(update={"prior": PartSpec(name="per_chunk")}), device="meta")
+    finally:
+        plugins.unregister("prior", "per_chunk")

@@ -2,7 +2,7 @@
 
     honest likelihood    iwae (exact without latents), bits per byte, clustered by document
     bound                cross-entropy under the posterior plus full KL, one sample (the ELBO of training)
-    latents              KL over sites, live bits, cross-entropy under prior, shuffled and constant latents (first windows)
+    latents              KL over sites, live units, cross-entropy under prior, shuffled and constant latents (first windows)
     samples              continuations under fresh and shared latents
 
 Legend: B rows, T tokens, S sites, E event dimensions.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from latentlm.accounting import cost_of
 from latentlm.diagnostics import diagnose
 from latentlm.errors import UserError
 from latentlm.generation import generate
@@ -67,7 +68,9 @@ def measure(model: LatentDecoder, name: str, texts: Sequence[Text], *, samples: 
         elbo_bits_per_byte=math.nan,
         posterior_bits_per_byte=math.nan,
         kl_bits_per_token=0.0,
-        live_bits=None,
+        live_units=None,
+        units=model.event_dims,
+        training_operations=cost_of(model, dtype=torch.float32).training_flops_per_token,
         training=None,
         scores=scores,
         sizes=sizes,
@@ -117,10 +120,10 @@ def _bound(model: LatentDecoder, tokens: Sequence[list[int]], size: int, result:
 
 
 def _latents(model: LatentDecoder, tokens: Sequence[list[int]], result: ModelResult, seed: int) -> None:
-    """Whether the latents are alive and used: KL over sites, live bits, cross-entropy under other latents."""
+    """Whether the latents are alive and used: KL over sites, live units, cross-entropy under other latents."""
     found = diagnose(model, tokens, seed=seed)
     result.curves["kl_by_site"] = [[float(site), bits] for site, bits in enumerate(found.kl_curve)]
-    result.live_bits = found.active_units
+    result.live_units = found.active_units
     result.mutual_information_bits = found.mutual_information_bits
     result.cross_entropy_bits = {name: nats / math.log(2) for name, nats in found.cross_entropy.items()}
 

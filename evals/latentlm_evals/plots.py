@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG text: training curves, KL over positions, live bits.
+"""The figures of a report, as SVG text: training curves, KL over positions, live units.
 
 Colours follow the models' order, so a model has one colour throughout the page.
 """
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from latentlm_evals.results import ModelResult
 
-COLOURS = ("#4c6ef5", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#c2255c")
+COLOURS = ("#4c6ef5", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#c2255c", "#846358", "#e6a700", "#495057", "#66a80f")
 
 _PANELS = (
     ("cross_entropy", "cross-entropy while training", "step", "bits per byte", "under the posterior's z: not a likelihood"),
     ("bound", "held-out bound", "step", "bits per byte", "cross-entropy + full KL (exact for a plain decoder)"),
     ("kl_by_site", "KL over latent sites", "latent site", "bits per site", "held-out, first windows, at the end"),
-    ("live_bits", "live bits", "step", "bits", "variance of p over held-out text above 0.01"),
+    ("live_bits", "live units", "step", "units", "variance of the posterior mean over held-out text above 0.01"),
 )
 
 
@@ -41,7 +41,7 @@ def curves(models: Sequence[ModelResult]) -> str:
         if name in ("kl_by_site", "live_bits"):
             axes.set_ylim(bottom=0.0)
         if axes.lines:
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=9 if len(models) < 5 else 7.5, ncols=1 if len(models) < 5 else 2)
         else:
             axes.text(0.5, 0.5, "no latents", transform=axes.transAxes, ha="center", color="#999")
     text = io.StringIO()

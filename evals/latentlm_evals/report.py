@@ -41,6 +41,12 @@ _TERMS = (
         "likelihood: it leaves out the cost of the latents.",
     ),
     ("KL", "what the latents know of the text beyond the prior, in bits per token."),
+    ("live units", "latent dimensions whose posterior mean moves with the text (variance above 0.01)."),
+    (
+        "training operations",
+        "floating-point operations of a training step per token, counted from the architecture; beside them the ratio to the "
+        "first model's.",
+    ),
 )
 
 
@@ -58,7 +64,7 @@ def page(comparison: Comparison) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>latentlm: {names}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>',
         f'<h1>{names}</h1><p class="sub">{scored}. Made by <code>{escape(comparison.command)}</code></p>',
-        "<h2>Side by side</h2>" + _table(comparison.models),
+        "<h2>Side by side</h2>" + _table(comparison.models) + _warning(comparison.warning),
         "<dl>" + "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in _TERMS) + "</dl>",
         "<h2>Curves</h2>" + plots.curves(comparison.models),
         _use_of_latents(comparison.models),
@@ -67,6 +73,10 @@ def page(comparison: Comparison) -> str:
         _provenance(comparison),
     ]
     return "\n".join(parts) + "\n</html>\n"
+
+
+def _warning(text: str | None) -> str:
+    return "" if text is None else f"<p><b>{escape(text)}</b></p>"
 
 
 def _dot(index: int) -> str:
@@ -82,21 +92,29 @@ def _estimate(value: Estimate | None, *, signed: bool = False) -> str:
 
 def _table(models: list[ModelResult]) -> str:
     head = (
-        "model", "parameters", "training tokens/s", "bits per byte (honest)", "difference", "method",
-        "ELBO, bits per byte", "posterior cross-entropy, bits per byte (not a likelihood)", "KL, bits per token", "live bits",
+        "model", "bits per byte (honest)", "difference", "method", "ELBO, bits per byte",
+        "posterior cross-entropy, bits per byte (not a likelihood)", "KL, bits per token", "live units",
+        "parameters", "training operations per token", "training tokens/s", "training text, tokens",
     )  # fmt: skip
     rows = []
     for index, model in enumerate(models):
-        speed = f"{model.training['tokens_per_second']:,.0f}" if model.training else "–"
-        latent = model.has_latents
+        training, latent = model.training or {}, model.has_latents
         cells = (
-            _dot(index) + escape(model.name), f"{model.parameters:,}", speed, _estimate(model.bits_per_byte),
-            _estimate(model.difference, signed=True), _method(model), f"{model.elbo_bits_per_byte:.4f}",
+            _dot(index) + escape(model.name), _estimate(model.bits_per_byte), _estimate(model.difference, signed=True),
+            _method(model), f"{model.elbo_bits_per_byte:.4f}",
             f"{model.posterior_bits_per_byte:.4f}" if latent else "–", f"{model.kl_bits_per_token:.3f}" if latent else "–",
-            "–" if model.live_bits is None else str(model.live_bits),
+            "–" if model.live_units is None else f"{model.live_units} of {model.units}", f"{model.parameters:,}",
+            _operations(model, models[0]), f"{training['tokens_per_second']:,.0f}" if training else "–",
+            f"{training['tokens']:,}" if training.get("tokens") else "–",
         )  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="wide"><table><tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{"".join(rows)}</table></div>'
+
+
+def _operations(model: ModelResult, first: ModelResult) -> str:
+    """Operations and their ratio to the first model's."""
+    ratio = model.training_operations / first.training_operations
+    return f"{model.training_operations:.3g}" + ("" if model is first else f' <span class="se">{ratio:.2f}x</span>')
 
 
 def _method(model: ModelResult) -> str:

@@ -68,9 +68,14 @@ class ModelResult:
     posterior_bits_per_byte: float
     """Cross-entropy under the posterior's z. The posterior has seen the targets: this is not a likelihood."""
     kl_bits_per_token: float
-    live_bits: int | None
+    live_units: int | None
+    """Latent dimensions whose posterior mean moves with the text; None where the family has no means."""
     training: dict[str, Any] | None
     """tokens, tokens_per_second, steps, seconds; None for a model without a training record."""
+    units: int = 0
+    """Latent dimensions of a site; 0 without latents."""
+    training_operations: float = 0.0
+    """Floating-point operations of a training step, per token (accounting.py)."""
     mutual_information_bits: float | None = None
     """Between a site's latent and its text, bits per site."""
     cross_entropy_bits: dict[str, float] = field(default_factory=dict)
@@ -99,6 +104,21 @@ class Comparison:
     settings: dict[str, Any]
     command: str
     versions: dict[str, str]
+
+    @property
+    def budgets(self) -> dict[str, int]:
+        """Training tokens of each model that says so."""
+        known = {model.name: (model.training or {}).get("tokens") for model in self.models}
+        return {name: int(tokens) for name, tokens in known.items() if tokens}
+
+    @property
+    def warning(self) -> str | None:
+        """What makes the difference between the models more than that of their parts."""
+        budgets = self.budgets
+        if not budgets or max(budgets.values()) <= 1.01 * min(budgets.values()):
+            return None
+        listed = ", ".join(f"{name} {tokens / 1e6:.1f}M" for name, tokens in budgets.items())
+        return f"The models were trained on different amounts of text ({listed} tokens): part of every difference is that."
 
     def to_json(self) -> str:
         """Indented JSON."""

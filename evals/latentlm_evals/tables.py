@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from latentlm_evals.results import Comparison, Estimate, ModelResult
+from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult
+
+_SIDE_BY_SIDE = 3
+"""Models that stand in columns; more of them stand in rows."""
 
 
 def show(comparison: Comparison, *, console: Console) -> None:
     """Print the main table, its notes, and the tasks."""
     held_out = comparison.held_out
     title = f"{held_out['documents']} held-out documents, {held_out['bytes']:,} bytes"
-    console.print(_main(comparison.models, title))
+    for table in _main(comparison.models, title):
+        console.print(table)
+    if comparison.warning:
+        console.print(f"[yellow]{escape(comparison.warning)}[/yellow]")
     console.print(
         "[dim]bits/byte: honest likelihood of held-out documents (exact for vanilla, a lower bound on it for latent models): "
         f"{comparison.scored} ±: standard error clustered by document; difference paired with the first model, negative is "
@@ -22,32 +29,50 @@ def show(comparison: Comparison, *, console: Console) -> None:
         console.print(_tasks(comparison.models, comparison.task_scoring))
 
 
-def _main(models: list[ModelResult], title: str) -> Table:
-    """One row per quantity, one column per model: it stays readable in 80 columns."""
+def _main(models: list[ModelResult], title: str) -> list[Table]:
+    """A few models: one table, one row per quantity. Many: one row per model, in four tables. All fit 80 columns."""
+    likelihood = {
+        "bits/byte, honest": [f"[bold]{model.bits_per_byte}[/bold]" for model in models],
+        "by": [model.method for model in models],
+        "error of the estimate": [
+            f"{m.estimator_error:.4f} ({m.effective_samples:.1f} eff. samples)" if m.has_latents else "0" for m in models
+        ],
+        "difference, paired": [_signed(model.difference) for model in models],
+    }
+    latents = {
+        "ELBO, bits/byte": [f"{model.elbo_bits_per_byte:.4f}" for model in models],
+        "posterior cross-entropy, bits/byte": [f"{m.posterior_bits_per_byte:.4f}" if m.has_latents else "–" for m in models],
+        "KL, bits/token": [f"{m.kl_bits_per_token:.4f}" if m.has_latents else "–" for m in models],
+        "live units": ["–" if m.live_units is None else f"{m.live_units} of {m.units}" for m in models],
+    }
+    cost = {
+        "parameters": [f"{model.parameters:,}" for model in models],
+        "operations per token, training": [f"{m.training_operations / 1e6:.1f}M" for m in models],
+        "tokens/s, training": [f"{m.training['tokens_per_second']:,.0f}" if m.training else "–" for m in models],
+        "tokens trained on": [f"{(m.training or {}).get('tokens', 0):,}" if m.training else "–" for m in models],
+    }
+    names = [model.name for model in models]
+    if len(models) > _SIDE_BY_SIDE:
+        estimates = {label: likelihood.pop(label) for label in ("by", "error of the estimate")}
+        likelihood["ELBO, bits/byte"] = latents.pop("ELBO, bits/byte")
+        groups = {title: likelihood, "estimates": estimates, "latents": latents, "cost": cost}
+        return [_model_rows(names, group, text) for text, group in groups.items()]
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for model in models:
-        table.add_column(model.name, justify="right")
-    latent = [model.has_latents for model in models]
-    rows = {
-        "parameters": [f"{model.parameters:,}" for model in models],
-        "training tokens/s": [f"{m.training['tokens_per_second']:,.0f}" if m.training else "–" for m in models],
-        "bits/byte, honest": [f"[bold]{model.bits_per_byte}[/bold]" for model in models],
-        "  by": [model.method for model in models],
-        "  error of the estimate": [
-            f"{m.estimator_error:.4f} ({m.effective_samples:.1f} eff. samples)" if shown else "0"
-            for m, shown in zip(models, latent, strict=True)
-        ],
-        "  difference, paired": [_signed(model.difference) for model in models],
-        "ELBO, bits/byte": [f"{model.elbo_bits_per_byte:.4f}" for model in models],
-        "posterior cross-entropy, bits/byte": [
-            f"{m.posterior_bits_per_byte:.4f}" if shown else "–" for m, shown in zip(models, latent, strict=True)
-        ],
-        "KL, bits/token": [f"{m.kl_bits_per_token:.4f}" if shown else "–" for m, shown in zip(models, latent, strict=True)],
-        "live bits": ["–" if model.live_bits is None else str(model.live_bits) for model in models],
-    }
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    for label, cells in (likelihood | latents | cost).items():
+        table.add_row(label, *cells)
+    return [table]
+
+
+def _model_rows(names: list[str], columns: dict[str, list[str]], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for label in columns:
+        table.add_column(label, justify="right")
+    for number, name in enumerate(names):
+        table.add_row(escape(name), *(cells[number] for cells in columns.values()))
     return table
 
 
@@ -56,17 +81,35 @@ def _signed(estimate: Estimate | None) -> str:
 
 
 def _tasks(models: list[ModelResult], scoring: str) -> Table:
-    table = Table(title=f"lm-eval tasks ({scoring})", title_justify="left")
+    """A row per task and metric, a column per model; the other way round where there are many models."""
+    keys = list(dict.fromkeys((result.task, result.metric) for model in models for result in model.tasks))
+    found = {
+        key: [next((r for r in m.tasks if (r.task, r.metric) == key), None) for m in models] for key in keys
+    }
+    firsts = {key: next(result for result in row if result is not None) for key, row in found.items()}
+    chances = {key: "–" if first.chance is None else f"{first.chance:.2f}" for key, first in firsts.items()}
+    title = f"lm-eval tasks ({scoring})"
+    if len(models) > _SIDE_BY_SIDE:
+        table = Table("model", title=title, title_justify="left")
+        for task, metric in keys:
+            table.add_column(f"{task}\n{metric}", justify="right")
+        for number, model in enumerate(models):
+            table.add_row(escape(model.name), *(_result(found[key][number]) for key in keys))
+        table.add_section()
+        table.add_row("chance", *chances.values())
+        table.add_row("items", *(str(first.items) for first in firsts.values()))
+        return table
+    table = Table(title=title, title_justify="left")
     table.add_column("task and metric")
     for column in (*(model.name for model in models), "chance", "items"):
-        table.add_column(column, justify="right", no_wrap=True)
-    keys = list(dict.fromkeys((result.task, result.metric) for model in models for result in model.tasks))
-    for task, metric in keys:
-        found = [next((r for r in m.tasks if (r.task, r.metric) == (task, metric)), None) for m in models]
-        first = next(result for result in found if result is not None)
-        cells = [
-            "–" if r is None else f"{r.value:.3f}" + ("" if r.standard_error is None else f" ± {r.standard_error:.3f}")
-            for r in found
-        ]
-        table.add_row(f"{task}\n  {metric}", *cells, "–" if first.chance is None else f"{first.chance:.2f}", str(first.items))
+        table.add_column(escape(column), justify="right", no_wrap=True)
+    for key in keys:
+        cells = [_result(result) for result in found[key]]
+        table.add_row(f"{key[0]}\n  {key[1]}", *cells, chances[key], str(firsts[key].items))
     return table
+
+
+def _result(result: TaskResult | None) -> str:
+    if result is None:
+        return "–"
+    return f"{result.value:.3f}" + ("" if result.standard_error is None else f" ± {result.standard_error:.3f}")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from latentlm.config import Card
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, describe and extend the model zoo.")
 
@@ -17,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_models(
     pattern: Annotated[str, typer.Argument(help="Wildcard pattern of names.")] = "*", as_json: AsJson = False
 ) -> None:
-    """List the models, trained ones and architectures."""
+    """List the models as a family tree: by the latents of a text, by decoder, trained ones and architectures."""
     from latentlm import zoo
 
     cards = zoo.list(pattern)
@@ -26,21 +32,39 @@ def list_models(
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("name", "status", "decoder", "dtype", "description")
-    for card in cards:
-        colour = "green" if card.status == "trained" else "yellow"
-        status = f"[{colour}]{card.status}[/{colour}]"
-        table.add_row(escape(card.name), status, escape(card.model.decoder), card.dtype, escape(card.description))
-    Console().print(table if cards else escape(f'No model matches "{pattern}"; `latentlm zoo list` shows all.'))
+    if cards:
+        Console().print(_family(cards))
+    else:
+        Console().print(escape(f'No model matches "{pattern}"; `latentlm zoo list` shows all.'))
+
+
+def _family(cards: Sequence[Card]) -> RenderableType:
+    """The family tree: how many latents, which decoder, which cards."""
+    from rich.markup import escape
+    from rich.text import Text
+    from rich.tree import Tree
+
+    from latentlm import family
+
+    width = max(len(card.name) for card in cards)
+    root = Tree("[bold]latent-conditioned decoders[/bold]", guide_style="dim")
+    for branch, members in family.tree(cards).items():
+        limb = root.add(f"[bold]{branch}[/bold]")
+        for member in members:
+            twig = limb.add(f"{escape(member.decoder)}  [dim]{escape(member.parts)}[/dim]")
+            for card in member.cards:
+                line = Text(f"{card.name:{width}}  ", no_wrap=True, overflow="ellipsis")
+                line.append(f"{card.status:12}", style="green" if card.status == "trained" else "yellow")
+                twig.add(line.append("  " + card.description.partition(". ")[0]))
+    return root
 
 
 @app.command(epilog="Examples:\n\n  latentlm zoo describe free-8b\n\n  latentlm zoo describe runs/mine --json")
 def describe(
     name: Annotated[str, typer.Argument(help="A card's name, a run folder, or a card file.")], as_json: AsJson = False
 ) -> None:
-    """Say what a model is and what it costs, without loading it: parameters, operations, memory, overheads."""
+    """Say what a model is and costs, without loading it: parameters, operations, memory, overheads; draw its sockets."""
     from latentlm import zoo
 
     found = zoo.describe(name)
@@ -56,7 +80,10 @@ def describe(
         for label, value in rows:
             table.add_row(escape(label), escape(value))
         table.add_section()
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print("The sockets, from the text upwards:\n", highlight=False)
+    console.print(escape(found.drawing), highlight=False)
 
 
 @app.command(epilog="Examples:\n\n  latentlm zoo add runs/mine\n\n  latentlm zoo add runs/mine --name mine --to shelf/")

@@ -30,7 +30,9 @@ def model(name: str, *, latent: bool, bits: float) -> ModelResult:
         elbo_bits_per_byte=bits + 0.11,
         posterior_bits_per_byte=bits - 0.07,
         kl_bits_per_token=0.1234 if latent else 0.0,
-        live_bits=3 if latent else None,
+        live_units=3 if latent else None,
+        units=8 if latent else 0,
+        training_operations=5e6 if latent else 4e6,
         training={"tokens_per_second": 7777.0, "steps": 10, "tokens": 100, "seconds": 1.0},
         cross_entropy_bits={"posterior": 2.1, "prior": 2.2, "shuffled": 2.3, "constant": 2.4} if latent else {},
         curves={"cross_entropy": [[1, 8.0], [2, 7.0]], "kl_by_site": [[0, 0.1], [1, 0.2]] if latent else []},
@@ -82,6 +84,33 @@ def test_terminal_table_fits_eighty_columns(comparison: Comparison) -> None:
     for number in ("2.3456 ± 0.0123", "+0.0456 ± 0.0007", "baseline", "0.1234", "0.0031 (1.7 eff. samples)"):
         assert number in text, number
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_many_models_stand_in_rows_and_fit_eighty_columns(comparison: Comparison) -> None:
+    names = ["vanilla-tiny", "free-tiny", "gaussian-tiny", "causal-tiny", "chunk-tiny", "della-tiny", "ltm-tiny"]
+    models = [model(name, latent=number > 0, bits=2.0 + number) for number, name in enumerate(names)]
+    out = io.StringIO()
+    tables.show(replace(comparison, models=models), console=Console(file=out, width=80))
+    text = out.getvalue()
+    for name in names:
+        assert len(re.findall(rf"^│ {name} ", text, re.MULTILINE)) == 5, name  # likelihood, estimates, latents, cost, tasks
+    assert "8.0000 ± 0.0123" in text
+    assert "3 of 8" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_different_amounts_of_training_text_are_said(comparison: Comparison) -> None:
+    assert comparison.warning is None
+    more = replace(comparison.models[1], training={**(comparison.models[1].training or {}), "tokens": 900})
+    unequal = replace(comparison, models=[comparison.models[0], more])
+    out = io.StringIO()
+    tables.show(unequal, console=Console(file=out, width=80))
+    assert "different amounts of text" in out.getvalue()
+    assert "different amounts of text" in report.page(unequal)
+
+
+def test_page_gives_cost_as_a_ratio_to_the_first_model(comparison: Comparison) -> None:
+    assert "1.25x" in report.page(comparison)
 
 
 def test_json_round_trips(comparison: Comparison, tmp_path: Path) -> None:
