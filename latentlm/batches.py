@@ -22,6 +22,11 @@ class Batch:
     """Packed or padded text. Across a document's end the target is end-of-text, never the next document.
 
     Shapes: every tensor (B, T) but `given` (B,), the number of prompt tokens (0 = none).
+
+    Example::
+
+        batch = Batch.of([[256, 72, 105], [256, 72]])  # two documents, the second padded
+        assert batch.documents.tolist() == [[0, 0, 0], [0, 0, -1]]
     """
 
     inputs: Tensor
@@ -89,6 +94,12 @@ class Context:
     """What the trunk saw: the z-free part of a forward pass, which encoders, priors and injections read.
 
     The trunk is causal, so hiding later tokens (`before`) changes the masks only and the trunk is not run again.
+
+    Example::
+
+        context = build(ModelConfig(decoder="free", event_dims=4)).context(Batch.of([[256, 72, 105, 33]]))
+        early = context.before(torch.tensor([2]))  # what an encoder of the first two tokens may see
+        assert early.documents.tolist() == [[0, 0, -1, -1]]
     """
 
     tokens: Tensor

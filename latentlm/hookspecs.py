@@ -23,9 +23,23 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def latentlm_parts() -> dict[str, dict[str, type]]:  # type: ignore[empty-body]
-    """Parts by socket (decoder, encoder, prior, injection, kl_schedule) and name: `{"encoder": {"mine": MyEncoder}}`."""
+    """Parts by socket (decoder, encoder, prior, injection, kl_schedule) and name.
+
+    Example::
+
+        @hookimpl
+        def latentlm_parts():
+            return {"encoder": {"mine": MyEncoder}, "prior": {"mine": MyPrior}}
+    """
 
 
 @hookspec
 def latentlm_cards() -> Iterable[Path]:  # type: ignore[empty-body]
-    """Paths of model cards (YAML): `sorted((Path(__file__).parent / "cards").glob("*.yaml"))`."""
+    """Paths of model cards (YAML).
+
+    Example::
+
+        @hookimpl
+        def latentlm_cards():
+            return sorted((Path(__file__).parent / "cards").glob("*.yaml"))
+    """

@@ -34,6 +34,12 @@ class Noise:
 
     `offsets` shifts a row's site index: row b's site s draws the numbers of site s + offsets[b]. Rows that share a key and
     are aligned by their offsets draw equal numbers, which is how a batch shares its latents.
+
+    Example::
+
+        noise = Noise.keyed(0, ["first text", "second text"])
+        uniform = noise.uniform(5, 8)  # (2, 5, 8): 5 sites of 8 events
+        assert torch.equal(noise.at([2]).uniform(3, 8), uniform[:, 2:])  # a site's numbers do not depend on those before it
     """
 
     def __init__(self, keys: Sequence[int], *, offsets: Sequence[int] | None = None) -> None:

@@ -7,16 +7,16 @@ block (text, yaml without a file) is prose. Commands see a virtual environment o
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sysconfig
-import venv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+
+from environments import fresh_environment
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -51,26 +51,7 @@ def commands(block: Block) -> list[str]:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A virtual environment on top of this one, first on the PATH."""
-    folder = tmp_path_factory.mktemp("docs-venv")
-    venv.create(folder, with_pip=False, symlinks=True)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    # A site folder of its own, so that the outer environment's .pth files (an editable install's) are read too.
-    (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n", encoding="utf-8")
-    scripts = folder / "bin"
-    for name, module in {"latentlm": "latentlm.cli", "pip": "pip", "lm_eval": "lm_eval", "pytest": "pytest"}.items():
-        (scripts / name).write_text(f'#!/bin/sh\nexec "{scripts}/python" -m {module} "$@"\n', encoding="utf-8")
-        (scripts / name).chmod(0o755)
-    home = tmp_path_factory.mktemp("home")
-    return {
-        **os.environ,
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(home),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PIP_NO_DEPS": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as its flag's value: no isolation
-        "COLUMNS": "120",
-    }
+    return fresh_environment(tmp_path_factory.mktemp("docs-venv"), tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.slow
@@ -123,3 +104,20 @@ def test_links_between_pages_lead_somewhere() -> None:
             if not (page.parent / target).exists():
                 broken.append(f"{page.name}: {target}")
     assert broken == []
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "build_reference.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_hook_and_contract_of_the_reference_has_an_example() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    contracts = {"latentlm_parts", "latentlm_cards", "Encoder", "Prior", "Injection", "KLSchedule", "LatentDecoder", "Part",
+                 "Shape", "Batch", "Context", "Noise", "Distribution", "Latent", "Condition", "BlockCondition"}  # fmt: skip
+    found = {section.split(maxsplit=1)[0]: "```python" in section for section in sections}
+    assert contracts <= found.keys()
+    assert [name for name in contracts if not found[name]] == []

@@ -25,16 +25,19 @@ _GROUP = "latentlm.commands"
 COMMANDS: dict[str, str] = {
     "zoo": "List, describe and extend the model zoo.",
     "plugins": "Show the plugins, their parts, and what failed to load.",
+    "new-plugin": "Begin a plugin of your own.",
     "train": "Train a model from a recipe.",
     "compare": "Train or load several models and lay them side by side.",
     "generate": "Continue prompts.",
     "score": "Honest likelihood of a text.",
     "eval": "Run lm-eval tasks on a model.",
+    "schedules": "List, plot and test the KL schedules.",
 }
 
 
 class _LazyGroup(TyperGroup):
-    """Imports `latentlm.cli.<command>` (its `app`, a Typer) when the command is called or its help is asked for."""
+    """Imports `latentlm.cli.<command>` (its `app`, a Typer; a dash is an underscore there) when the command is called or its help
+    is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of `COMMANDS`, then those of other distributions."""
@@ -71,7 +74,7 @@ def _load(cmd_name: str) -> typer.Typer:
     for entry in entry_points(group=_GROUP, name=cmd_name):
         app: typer.Typer = entry.load()
         return app
-    module = importlib.import_module(f"latentlm.cli.{cmd_name}")
+    module = importlib.import_module(f"latentlm.cli.{cmd_name.replace('-', '_')}")
     found: typer.Typer = module.app
     return found
 

@@ -1,0 +1,146 @@
+"""Write docs/reference.md from the docstrings of the hooks and contracts.
+
+    python docs/build_reference.py           write the page
+    python docs/build_reference.py --check   exit with 1 if the page is not what would be written
+
+The text under "Example::" in a docstring becomes a Python block; the blocks of the page are one script, which the tests run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from latentlm import batches, conditions, distributions, hookspecs, interface, noise
+from latentlm.composed import ComposedDecoder
+
+PAGE = Path(__file__).parent / "reference.md"
+
+HOOKS = (hookspecs.latentlm_parts, hookspecs.latentlm_cards)
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "The sockets": (interface.Encoder, interface.Prior, interface.Injection, interface.KLSchedule, interface.LatentDecoder),
+    "What parts are made of": (interface.Part, interface.Shape),
+    "What parts are given": (batches.Batch, batches.Context, noise.Noise),
+    "What parts return": (
+        distributions.Distribution, distributions.Latent, distributions.Bits, distributions.Codes, distributions.Gaussian,
+        conditions.Condition, conditions.BlockCondition, conditions.Prefix, conditions.Cross,
+    ),
+    "What a decoder returns": (interface.Loss, interface.State),
+    "The decoder that most plugins use": (ComposedDecoder,),
+}  # fmt: skip
+
+HEAD = """\
+# Reference: hooks and contracts
+
+Made from the docstrings by `python docs/build_reference.py`; a test keeps it current. [plugins.md](plugins.md) is the tutorial,
+[conformance.md](conformance.md) says how a part is checked. These are version {version} of the contracts.
+
+Legend: B rows, T tokens, D width, S latent sites, E event dimensions of a site, K latent samples per row, V vocabulary,
+R = B*K latent rows (row b*K + k is sample k of context row b), M prefix or memory slots, L blocks, Hkv key/value heads,
+dh head width. Position t consumes token x_t and predicts x_(t+1). Tap k is the residual stream entering block k.
+
+The examples on this page are one script, which begins with:
+
+```python
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from latentlm import plugins
+from latentlm.build import build
+from latentlm.config import BackboneConfig, ModelConfig, Strict
+from latentlm.distributions import Bits
+from latentlm.hookspecs import hookimpl
+from latentlm.interface import (
+    Batch, BlockCondition, Condition, Encoder, Injection, KLSchedule, Latent, Part, Prior, Shape,
+)
+from latentlm.noise import Noise
+```
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD.format(version=interface.CONTRACT_VERSION)]
+    parts.append("## The hooks\n\nA plugin is a module that an entry point of the group `latentlm` names.\n")
+    parts += [_function(hook, level=3) for hook in HOOKS]
+    for title, classes in SECTIONS.items():
+        parts.append(f"## {title}\n")
+        parts += [_class(cls) for cls in classes]
+    return "\n".join(parts)
+
+
+def _function(function: Any, *, level: int) -> str:
+    signature = _tidy(str(inspect.signature(function)))
+    return f"{'#' * level} {function.__name__}\n\n`{function.__name__}{signature}`\n\n{_prose(inspect.getdoc(function) or '')}\n"
+
+
+def _class(cls: type) -> str:
+    """A class: what it says of itself, its fields with their docstrings, its own public methods."""
+    lines = [f"### {cls.__name__}\n", f"`{cls.__module__}.{cls.__name__}`\n", _prose(inspect.getdoc(cls) or ""), ""]
+    if fields := _fields(cls):
+        lines += ["| field | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in fields), ""]
+    methods = [(name, member) for name, member in vars(cls).items() if _is_shown(name, member)]
+    if methods:
+        lines += ["| method | |", "|---|---|"]
+        for name, member in methods:
+            function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+            function = function.fget if isinstance(function, property) else function
+            call = name if isinstance(member, property) else name + _tidy(str(inspect.signature(function)))
+            abstract = " *(to be written)*" if getattr(member, "__isabstractmethod__", False) else ""
+            lines.append(f"| `{_cell(call)}` | {_cell(_first_paragraph(inspect.getdoc(function) or ''))}{abstract} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _is_shown(name: str, member: Any) -> bool:
+    callable_ = inspect.isfunction(member) or isinstance(member, classmethod | staticmethod | property)
+    return callable_ and not name.startswith("_")
+
+
+def _fields(cls: type) -> list[tuple[str, str]]:
+    """Annotated names with the docstring that follows them in the source."""
+    source = inspect.getsource(cls)
+    found = re.findall(r'^    (\w+): ([^\n]+)\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
+    return [(name, _cell(" ".join(text.split()))) for name, _, text in found]
+
+
+def _prose(text: str) -> str:
+    """A docstring as Markdown, its example as a block."""
+    words, _, example = text.partition("Example::")
+    block = inspect.cleandoc("\n" + example).strip("\n")
+    return words.rstrip() + (f"\n\n```python\n{block}\n```" if block else "")
+
+
+def _first_paragraph(text: str) -> str:
+    return " ".join(text.partition("Example::")[0].split())
+
+
+def _tidy(signature: str) -> str:
+    """A signature as it reads in the source."""
+    signature = re.sub(r"'([^']*)'", r"\1", signature).replace("self, ", "").replace("(self)", "()").replace("cls, ", "")
+    return re.sub(r"(?:latentlm|torch|collections)\.(?:\w+\.)*(\w+)", r"\1", signature)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> int:
+    """Write or check; the exit status."""
+    wanted = page()
+    if "--check" in sys.argv[1:]:
+        current = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        if current != wanted:
+            print(f"{PAGE.name} is not current: run python docs/build_reference.py", file=sys.stderr)
+        return int(current != wanted)
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

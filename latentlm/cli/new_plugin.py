@@ -1,0 +1,44 @@
+"""`latentlm new-plugin`: begin a plugin, as a small distribution that works as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_EPILOG = """
+Examples:
+
+  latentlm new-plugin mine
+
+  latentlm new-plugin mine --socket prior --out plugins/mine
+
+  latentlm new-plugin mine --json
+"""
+
+
+@app.command(epilog=_EPILOG)
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the plugin and of its part: lower-case letters, digits, dashes.")],
+    socket: Annotated[str, typer.Option(help="Socket of the part: encoder, prior, injection or kl_schedule.")] = "encoder",
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: latentlm-NAME.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a small distribution: entry point, one part, conformance test, recipe, CI file. It works as it is."""
+    from latentlm.scaffold import write_plugin
+
+    written = write_plugin(name, socket=socket, folder=out)
+    folder = written[0].parent
+    if as_json:
+        print(json.dumps({"folder": str(folder), "files": [str(path.relative_to(folder)) for path in written]}, indent=2))
+        return
+    plain = name.replace("-", "_")
+    print(f"Wrote {folder}:")
+    for path in written:
+        print(f"  {path.relative_to(folder)}")
+    steps = (f"cd {folder}", "pip install -e '.[dev]'", "pytest", f"latentlm train recipes/{plain}.yaml --out runs/{plain}")
+    print("\nNext:", *(f"  {step}" for step in steps), sep="\n")
