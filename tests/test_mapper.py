@@ -177,6 +177,37 @@ def test_autocast_leaves_the_gradient_in_float32() -> None:
     assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
 
 
+@pytest.mark.parametrize("bits", [1, 3, 9, 10, 13])
+def test_moments_are_the_covariance_and_the_mean_score(bits: int) -> None:
+    logits, _, table, upstream = make_case(bits, shape=(4,))
+    ones = bits_of(torch.arange(2**bits), bits)
+    p = logits.detach().sigmoid()
+    probability = torch.where(ones.bool(), p[:, None], 1 - p[:, None]).prod(-1)  # (4, 2^H)
+    scores = upstream @ table.detach().T
+    covariance, mean = mapper.moments(upstream, logits.detach(), table.detach())
+    torch.testing.assert_close(mean, (probability * scores).sum(1), rtol=0, atol=1e-10)
+    expected = ((probability * scores)[..., None] * (ones - p[:, None])).sum(1)
+    torch.testing.assert_close(covariance, expected, rtol=0, atol=1e-10)
+
+
+def test_another_estimate_gets_each_chunk_with_its_codes_and_draws() -> None:
+    logits, sampled, table, upstream = make_case(3)
+    draws = torch.arange(30).view(3, 5, 2)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def estimate(g: Tensor, l: Tensor, index: Tensor, rows: Tensor, drawn: Tensor | None) -> Tensor:  # noqa: E741
+        assert drawn is not None
+        assert len(g) == len(l) == len(index) == len(drawn) <= 4
+        seen.append((index, drawn))
+        return index[:, None] + l
+
+    rows = lookup(logits, sampled, table, estimate=estimate, draws=draws, token_chunk=4)
+    (grad,) = torch.autograd.grad(rows, logits, upstream)
+    torch.testing.assert_close(grad, codes(sampled)[..., None] + logits.detach())
+    assert torch.equal(torch.cat([drawn for _, drawn in seen]), draws.view(15, 2))
+    assert torch.equal(torch.cat([index for index, _ in seen]), codes(sampled).flatten())
+
+
 class _LargestTensor(TorchDispatchMode):
     """Remembers the number of elements of the largest result of any operation."""
 

@@ -139,6 +139,30 @@ def test_half_precision_table_keeps_its_dtype_and_value(kind: Kind) -> None:
     assert logits.grad.count_nonzero() == logits.numel()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_gradient_is_the_mappers_bit_for_bit(kind: Kind) -> None:
+    """As computed before there were other estimators: lookup by groups, tanh for the additive table."""
+    table = built(kind).float()
+    sampled, logits = latents()
+    upstream = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    narrow = logits.detach().float().requires_grad_()
+    if isinstance(table, AdditiveTable):
+        mean = torch.tanh(narrow / 2)
+        rows = ((2 * sampled.float() - 1) + (mean - mean.detach())) @ table.weight
+    elif isinstance(table, GroupedTable):
+        groups = zip(narrow.split(table.sizes, -1), sampled.split(table.sizes, -1), table.weights, strict=True)
+        parts = [lookup(*group) for group in groups]
+        rows = sum(parts[1:], start=parts[0])
+    else:
+        assert isinstance(table, FullTable)
+        rows = lookup(narrow, sampled, table.weight)
+    assert torch.equal(table(sampled, narrow), rows)
+    inputs = [narrow, *table.parameters()]
+    expected = torch.autograd.grad(rows, inputs, upstream)
+    found = torch.autograd.grad(table(sampled, narrow), inputs, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_parameters_are_as_many_as_the_table_says() -> None:
     with torch.device("meta"):
         counts = {kind: sum(p.numel() for p in make_table(kind, 16, 1536, group=6).parameters()) for kind in KINDS}

@@ -8,15 +8,17 @@ Legend: R latent rows, T tokens, S sites, D width, H bits.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from latentlm.config import Strict
 from latentlm.distributions import Bits
+from latentlm.errors import did_you_mean
 from latentlm.interface import BlockCondition, Condition, Context, Injection, Latent, Shape
+from latentlm_free.estimators import SAMPLES, TEMPERATURE, Estimator, EstimatorName
 from latentlm_free.table import Kind, make_table
 
 
@@ -29,19 +31,47 @@ class TableInjectionConfig(Strict):
     init_std: float | None = Field(None, gt=0, description="default: the backbone's, as for an embedding")
     norm: Literal["joint", "separate"] = Field("joint", description="keys and values from norm(X + R), or norm(X) + R")
     residual: bool = Field(False, description="R also enters the block's skip connection")
+    estimator: EstimatorName = Field(
+        "exact", description="gradient of the bit logits: exact (the paper), sampled, reinmax, straight_through, concrete"
+    )
+    samples: int | None = Field(
+        None, ge=1, description=f"codes drawn for each token; sampled (default {SAMPLES}) and reinmax (default: sum over all)"
+    )
+    temperature: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description=f"of the relaxed bits; concrete only (default {TEMPERATURE})"
+    )
+
+    @field_validator("estimator", mode="before")
+    @classmethod
+    def _known_estimator(cls, value: Any) -> Any:
+        known = get_args(EstimatorName)
+        if value not in known:
+            raise ValueError(f'unknown estimator "{value}".{did_you_mean(str(value), known)} Available: {", ".join(known)}.')
+        return value
+
+    @model_validator(mode="after")
+    def _only_with_its_estimator(self) -> Self:
+        """A setting that would do nothing is a mistake."""
+        for setting, takers in (("samples", ("sampled", "reinmax")), ("temperature", ("concrete",))):
+            if getattr(self, setting) is not None and self.estimator not in takers:
+                belongs = " or ".join(f'"{taker}"' for taker in takers)
+                raise ValueError(f'{setting} belongs to estimator {belongs}, but estimator is "{self.estimator}": drop it.')
+        return self
 
 
 class TableInjection(Injection):
     """A row of a table for each site, added to the key/value stream of one block."""
 
     Config = TableInjectionConfig
+    latents = "bits"
 
     def __init__(self, config: TableInjectionConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         self.sites = (shape.blocks // 2 if config.block is None else config.block,)
         entry = "kv" if config.norm == "joint" else "kv_normed"
         self.slots = (entry, "skip") if config.residual else (entry,)
-        self.table = make_table(config.table, shape.event_dims, shape.width, group=config.group)
+        estimator = Estimator(config.estimator, config.samples, config.temperature or TEMPERATURE)
+        self.table = make_table(config.table, shape.event_dims, shape.width, group=config.group, estimator=estimator)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Rows like an embedding's; never zero, which would cut the encoder's gradient at the first step."""
@@ -51,7 +81,7 @@ class TableInjection(Injection):
     def forward(self, latent: Latent, context: Context) -> Condition:
         """R at every position: (R, T, D). Gradients reach the bit logits where the latent carries its distribution."""
         logits = latent.distribution.logits if isinstance(latent.distribution, Bits) else None
-        rows: Tensor = self.table(latent.value, logits)  # (R, S, D)
+        rows: Tensor = self.table(latent.value, logits, latent.noise)  # (R, S, D)
         if self.shape.granularity != "token":
             rows = rows.gather(1, context.site_of[..., None].expand(-1, -1, rows.shape[-1]))  # (R, T, D)
         joint, residual = self.config.norm == "joint", self.config.residual

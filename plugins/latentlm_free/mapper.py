@@ -18,6 +18,9 @@ set is tokens x (block + H 2^(H/2)), and the table is read once per chunk of tok
 at once ("dense") is faster. The probabilities are products of float32 sigmoids of both signs, so they neither underflow as in
 half precision nor lose the small one of p and 1 - p; infinite logits are allowed.
 
+That gradient is the default. `estimators.py` has others for the same value: they replace the covariance, a chunk of tokens at
+a time, and nothing else.
+
 Letters: N tokens (all leading dimensions as one), H bits, D width, I and J the numbers of high and low codes, C tokens in a
 chunk, R rows of the table in a block.
 
@@ -26,6 +29,7 @@ Run: ``pytest tests/test_mapper.py``; speed and memory: ``python benchmarks/mapp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -35,6 +39,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Method = Literal["auto", "dense", "blocks"]
+Estimate = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Upstream gradients g (C, D), logits (C, H), sampled codes (C,), table (2^H, D), draws (C, ...) -> dLoss/dlogits (C, H)."""
 
 MAX_BITS = 24  # 2^24 rows; also the largest code that float32 holds exactly
 DENSE_UP_TO = 9  # "auto" is dense up to here: at 2,048 tokens, width 256, one core, dense takes 2.5 ms against 3.6 at H=8 and
@@ -64,6 +70,8 @@ def lookup(
     method: Method = "auto",
     block_size: int | None = None,
     token_chunk: int | None = None,
+    estimate: Estimate | None = None,
+    draws: Tensor | None = None,
 ) -> Tensor:
     """The rows of the sampled codes, with the gradient of the whole product distribution.
 
@@ -75,6 +83,8 @@ def lookup(
         method: how the gradient of the logits is computed; the result is the same. "auto" takes the faster by H.
         block_size: rows of the table in a block, rounded up to whole high codes; used by "blocks" only.
         token_chunk: tokens treated at a time.
+        estimate: another gradient of the logits (see `latentlm_free.estimators`); `method` and `block_size` then say nothing.
+        draws: (..., any), what that estimate has drawn for each token beyond the bits.
 
     Returns:
         (..., D) in the table's dtype, equal to ``table[codes(bits)]`` in every bit.
@@ -92,63 +102,90 @@ def lookup(
     if method == "auto":
         method = "dense" if bits.shape[-1] <= DENSE_UP_TO else "blocks"
     sizes = CPU_SIZES if table.device.type == "cpu" else ACCELERATOR_SIZES
-    rows = _Lookup.apply(logits, index, table, method == "dense", token_chunk or sizes[0], block_size or sizes[1])
+    exact = _exact(method == "dense", block_size or sizes[1])
+    rows = _Lookup.apply(logits, index, table, draws, estimate or exact, token_chunk or sizes[0])
     assert isinstance(rows, Tensor)
     return rows
 
 
 class _Lookup(torch.autograd.Function):
-    """Gather forward; scatter-add and covariance backward. Saves the logits and the codes: N (H + 1) numbers."""
+    """Gather forward; scatter-add and covariance backward. Saves the logits, the codes and the draws, if any."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor | None, index: Tensor, table: Tensor, dense: bool, token_chunk: int, block_size: int
+        ctx: Any,
+        logits: Tensor | None,
+        index: Tensor,
+        table: Tensor,
+        draws: Tensor | None,
+        estimate: Estimate,
+        token_chunk: int,
     ) -> Tensor:
-        ctx.save_for_backward(logits, index, table)
-        ctx.dense, ctx.token_chunk, ctx.block_size = dense, token_chunk, block_size
+        ctx.save_for_backward(logits, index, table, draws)
+        ctx.estimate, ctx.token_chunk = estimate, token_chunk
         return F.embedding(index, table)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        logits, index, table = ctx.saved_tensors
-        g = gradient.reshape(-1, table.shape[1])  # (N, D)
+        logits, index, table, draws = ctx.saved_tensors
+        g, index = gradient.reshape(-1, table.shape[1]), index.reshape(-1)  # (N, D), (N,)
         grad_logits = grad_table = None
         with torch.autocast(table.device.type, enabled=False):  # the matrix products stay in float32
             if ctx.needs_input_grad[0]:
                 flat = logits.reshape(-1, logits.shape[-1])  # (N, H)
-                grad_logits = _grad_logits(g, flat, table, ctx.dense, ctx.token_chunk, ctx.block_size)
+                drawn = None if draws is None else draws.reshape(len(flat), *draws.shape[logits.dim() - 1 :])
+                grad_logits = _grad_logits(g, flat, index, table, drawn, ctx.estimate, ctx.token_chunk)
                 grad_logits = grad_logits.view(logits.shape).to(logits.dtype)
             if ctx.needs_input_grad[2]:
-                grad_table = _grad_table(g, index.reshape(-1), table)
+                grad_table = _grad_table(g, index, table)
         return grad_logits, None, grad_table, None, None, None
 
 
-def _grad_logits(g: Tensor, logits: Tensor, table: Tensor, dense: bool, token_chunk: int, block_size: int) -> Tensor:
-    """Cov_{d~G}(u_h(d), <g, W_d>) for all tokens, chunk by chunk: (N, D), (N, H), (2^H, D) -> (N, H)."""
+def _grad_logits(
+    g: Tensor, logits: Tensor, index: Tensor, table: Tensor, draws: Tensor | None, estimate: Estimate, token_chunk: int
+) -> Tensor:
+    """The estimate for all tokens, chunk by chunk: (N, D), (N, H), (N,), (2^H, D), (N, ...) -> (N, H)."""
     dtype = torch.promote_types(torch.promote_types(logits.dtype, table.dtype), torch.float32)
     result = torch.empty(logits.shape, dtype=dtype, device=logits.device)
     for start in range(0, len(g), token_chunk):
         chunk = slice(start, start + token_chunk)
         g_chunk, logits_chunk = g[chunk].to(dtype).contiguous(), logits[chunk].to(dtype)
-        if dense:
-            result[chunk] = _covariance_dense(g_chunk, logits_chunk, table)
-        else:
-            result[chunk] = _covariance_blocks(g_chunk, logits_chunk, table, block_size)
+        drawn = None if draws is None else draws[chunk]
+        result[chunk] = estimate(g_chunk, logits_chunk, index[chunk], table, drawn)
     return result
 
 
-def _covariance_dense(g: Tensor, logits: Tensor, table: Tensor) -> Tensor:
-    """All codes at once: (C, D), (C, H), (2^H, D) -> (C, H), through a (C, 2^H) matrix."""
+def _exact(dense: bool, block_size: int) -> Estimate:
+    """Cov_{d~G}(u_h(d), <g, W_d>)."""
+
+    def exact(g: Tensor, logits: Tensor, index: Tensor, table: Tensor, draws: Tensor | None) -> Tensor:
+        return _covariance_dense(g, logits, table)[0] if dense else _covariance_blocks(g, logits, table, block_size)[0]
+
+    return exact
+
+
+def moments(g: Tensor, logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Cov_{d~G}(u_h(d), s_d) and E_{d~G} s_d of one chunk: (C, D), (C, H), (2^H, D) -> (C, H), (C,).
+
+    In the dtype of g, which logits share; the mean costs nothing beside the covariance."""
+    if logits.shape[1] <= DENSE_UP_TO:
+        return _covariance_dense(g, logits, table)
+    return _covariance_blocks(g, logits, table, (CPU_SIZES if table.device.type == "cpu" else ACCELERATOR_SIZES)[1])
+
+
+def _covariance_dense(g: Tensor, logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """All codes at once: (C, D), (C, H), (2^H, D) -> (C, H) and the mean (C,), through a (C, 2^H) matrix."""
     count = logits.shape[1]
     ones = bits_of(torch.arange(2**count, device=g.device), count).to(g.dtype)  # (2^H, H)
     weighted = _joint(logits) * _scores(g, table)  # (C, 2^H)
     if_one, if_zero = (weighted @ torch.cat([ones, 1 - ones], dim=1)).chunk(2, dim=1)  # (C, H) each
-    return torch.sigmoid(-logits) * if_one - torch.sigmoid(logits) * if_zero
+    covariance = torch.sigmoid(-logits) * if_one - torch.sigmoid(logits) * if_zero
+    return covariance, if_one[:, 0] + if_zero[:, 0]
 
 
-def _covariance_blocks(g: Tensor, logits: Tensor, table: Tensor, block_size: int) -> Tensor:
-    """Blocks of high codes: (C, D), (C, H), (2^H, D) -> (C, H), through a (C, block) matrix."""
+def _covariance_blocks(g: Tensor, logits: Tensor, table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Blocks of high codes: (C, D), (C, H), (2^H, D) -> (C, H) and the mean (C,), through a (C, block) matrix."""
     low_bits = (logits.shape[1] + 1) // 2
     low = _centred(logits[:, :low_bits])  # (C, 1 + H_low, J)
     high = _centred(logits[:, low_bits:])  # (C, 1 + H_high, I)
@@ -161,7 +198,7 @@ def _covariance_blocks(g: Tensor, logits: Tensor, table: Tensor, block_size: int
         moments[:, :, i : i + step] = torch.bmm(low, scores)
     # Only the first row and column of (1 + H_low) x (1 + H_high) are used; two thin products would be slower.
     both = torch.bmm(moments, high.transpose(1, 2))
-    return torch.cat([both[:, 1:, 0], both[:, 0, 1:]], dim=1)
+    return torch.cat([both[:, 1:, 0], both[:, 0, 1:]], dim=1), both[:, 0, 0]
 
 
 def _joint(logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ not depend on how many of its bits are set.
 
 Every kind has the paper's gradient, that of the expectation of R over the product distribution of the bits. For `grouped`
 that is the mapper's, group by group (the bits of other groups are independent, so they drop out of the covariance); for
-`additive` it is in closed form, dR/dlogit_h = 2 p_h (1 - p_h) v_h.
+`additive` it is in closed form, dR/dlogit_h = 2 p_h (1 - p_h) v_h. Other estimators of that gradient: `estimators.py`.
 
 Letters: R rows, S latent sites, H bits, D width, g bits in a group. Run: ``pytest tests/test_tables.py``.
 """
@@ -24,31 +24,37 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from latentlm.backbone.init import normal_
 from latentlm.errors import UserError
-from latentlm_free.mapper import MAX_BITS, bits_of, lookup
+from latentlm.noise import Noise
+from latentlm_free.estimators import Estimator
+from latentlm_free.mapper import MAX_BITS, bits_of
 
 Kind = Literal["full", "full-additive", "grouped", "additive"]
+EXACT = Estimator()
 
 
 class Table(nn.Module, ABC):
     """One post-sampler. Parameters are left unset until `init_weights`, so that it can be built on the meta device."""
 
-    def __init__(self, bits: int, width: int) -> None:
+    def __init__(self, bits: int, width: int, estimator: Estimator = EXACT) -> None:
         super().__init__()
-        self.bits, self.width = bits, width
+        self.bits, self.width, self.estimator = bits, width, estimator
 
     @abstractmethod
-    def forward(self, bits: Tensor, logits: Tensor | None) -> Tensor:
+    def forward(self, bits: Tensor, logits: Tensor | None, noise: Noise | None = None) -> Tensor:
         """Bits (R, S, H) of zeros and ones, and the logits (R, S, H) that they were drawn from -> (R, S, D).
 
-        Any number of leading dimensions will do. Without logits (None) only the table gets a gradient.
-        The result has the table's dtype. Raises ValueError where the shapes do not fit.
+        Any number of leading dimensions will do where the estimator draws nothing; `noise` (R rows, as in `Latent.noise`) is
+        for one that does. Without logits (None) only the table gets a gradient. The result has the table's dtype, and does not
+        depend on the estimator. Raises ValueError where the shapes do not fit or noise is missing.
         """
 
     @abstractmethod
@@ -59,13 +65,13 @@ class Table(nn.Module, ABC):
 class FullTable(Table):
     """A free row for each code; `additive` rows start as sums of plus or minus one vector per bit."""
 
-    def __init__(self, bits: int, width: int, *, additive: bool = False) -> None:
-        super().__init__(bits, width)
+    def __init__(self, bits: int, width: int, *, additive: bool = False, estimator: Estimator = EXACT) -> None:
+        super().__init__(bits, width, estimator)
         self.additive = additive
         self.weight = nn.Parameter(torch.empty(2**bits, width))  # (2^H, D)
 
-    def forward(self, bits: Tensor, logits: Tensor | None) -> Tensor:
-        return lookup(logits, bits, self.weight)
+    def forward(self, bits: Tensor, logits: Tensor | None, noise: Noise | None = None) -> Tensor:
+        return self.estimator.lookup(logits, bits, self.weight, self.estimator.uniform(logits, noise))
 
     @torch.no_grad()
     def init_weights(self, *, std: float, generator: torch.Generator | None = None) -> None:
@@ -81,17 +87,21 @@ class FullTable(Table):
 class GroupedTable(Table):
     """A sum of tables of `group` bits each; the last group is smaller where `group` does not divide the bits."""
 
-    def __init__(self, bits: int, width: int, *, group: int) -> None:
-        super().__init__(bits, width)
+    def __init__(self, bits: int, width: int, *, group: int, estimator: Estimator = EXACT) -> None:
+        super().__init__(bits, width, estimator)
         self.sizes = [min(group, bits - start) for start in range(0, bits, group)]
         self.weights = nn.ParameterList(torch.empty(2**size, width) for size in self.sizes)  # (2^g, D) each
 
-    def forward(self, bits: Tensor, logits: Tensor | None) -> Tensor:
+    def forward(self, bits: Tensor, logits: Tensor | None, noise: Noise | None = None) -> Tensor:
         _check_bits(bits, self.bits)
-        bit_groups = bits.split(self.sizes, dim=-1)
-        logit_groups = [None] * len(self.sizes) if logits is None else logits.split(self.sizes, dim=-1)
-        parts = [lookup(*group) for group in zip(logit_groups, bit_groups, self.weights, strict=True)]
+        uniform = self.estimator.uniform(logits, noise)
+        groups = zip(self._split(logits), self._split(bits), self.weights, self._split(uniform), strict=True)
+        parts = [self.estimator.lookup(*group) for group in groups]
         return sum(parts[1:], start=parts[0])
+
+    def _split(self, tensor: Tensor | None) -> Sequence[Any]:
+        """(..., H) by groups; None for each where there is nothing to split."""
+        return [None] * len(self.sizes) if tensor is None else tensor.split(self.sizes, dim=-1)
 
     @torch.no_grad()
     def init_weights(self, *, std: float, generator: torch.Generator | None = None) -> None:
@@ -102,18 +112,21 @@ class GroupedTable(Table):
 class AdditiveTable(Table):
     """One vector per bit, added or subtracted: linear in the bits, and no larger than a readout."""
 
-    def __init__(self, bits: int, width: int) -> None:
-        super().__init__(bits, width)
+    def __init__(self, bits: int, width: int, *, estimator: Estimator = EXACT) -> None:
+        super().__init__(bits, width, estimator)
         self.weight = nn.Parameter(torch.empty(bits, width))  # (H, D)
 
-    def forward(self, bits: Tensor, logits: Tensor | None) -> Tensor:
+    def forward(self, bits: Tensor, logits: Tensor | None, noise: Noise | None = None) -> Tensor:
         _check_bits(bits, self.bits)
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(self.weight.device.type, enabled=False):
             signs = torch.where(bits > 0.5, 1.0, -1.0).to(dtype)  # (R, S, H)
-            if logits is not None:
+            if logits is not None and self.estimator.name == "exact":
                 mean = torch.tanh(logits.to(dtype) / 2)  # 2 p - 1
                 signs = signs + (mean - mean.detach())  # in this bracket order the value is a sign still
+            elif logits is not None and logits.requires_grad and torch.is_grad_enabled():
+                slope = self.estimator.slope(logits.to(dtype), bits, self.estimator.uniform(logits, noise))
+                signs = _WithSlope.apply(logits.to(dtype), signs, 2 * slope)
             return (signs @ self.weight.to(dtype)).to(self.weight.dtype)
 
     @torch.no_grad()
@@ -121,7 +134,22 @@ class AdditiveTable(Table):
         normal_(self.weight, std=std / math.sqrt(self.bits), generator=generator)
 
 
-def make_table(kind: Kind, bits: int, width: int, *, group: int = 4) -> Table:
+class _WithSlope(torch.autograd.Function):
+    """A value whose derivative in x is given: (x, value, slope) of one shape -> value. Infinite x are allowed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None
+
+
+def make_table(kind: Kind, bits: int, width: int, *, group: int = 4, estimator: Estimator = EXACT) -> Table:
     """The table of this kind for `bits` latent bits and vectors of `width` (`group`: bits in a group of "grouped").
 
     Raises UserError for an unknown kind, for bits or group below one, and for a table of more than 2^24 rows.
@@ -137,10 +165,10 @@ def make_table(kind: Kind, bits: int, width: int, *, group: int = 4) -> Table:
             "Use fewer bits, smaller groups, or the additive table."
         )
     if kind == "grouped":
-        return GroupedTable(bits, width, group=group)
+        return GroupedTable(bits, width, group=group, estimator=estimator)
     if kind == "additive":
-        return AdditiveTable(bits, width)
-    return FullTable(bits, width, additive=kind == "full-additive")
+        return AdditiveTable(bits, width, estimator=estimator)
+    return FullTable(bits, width, additive=kind == "full-additive", estimator=estimator)
 
 
 def _check_bits(bits: Tensor, count: int) -> None:
