@@ -5,8 +5,11 @@ Counts come from a build on the meta device, which allocates nothing. Operations
     weights       2 for each entry of each matrix that multiplies (Linear layers, and the embedding where it is the readout);
                   look-ups (embedding, post-sampler table), norms and softmax are left out
     attention     2 T H dh a token and block where causal, the mean over a full context; 4 T H dh in an encoder that sees all
-    training      three forward passes, encoder included (the backward pass costs two), and the scores of every row of a code
-                  table for its exact gradient: 2 for each entry, once a latent site, that is per token at token granularity
+    per site      matrices of prior and injection multiply once a latent site, that is 1, 1/n or 1/T times a token; those of a
+                  cross-attention layer that act on positions, every token
+    training      three forward passes, encoder included (the backward pass costs two), two for each pass that fits a posterior
+                  without a network (its backward pass reaches no weights), and the scores of every row of a code table for its
+                  exact gradient: 2 for each entry, once a latent site
     generation    one pass without the encoder, which runs on the prompt only; the mean over a full context
 
 Legend: D width, L blocks, T context, H heads, dh head width.
@@ -21,9 +24,11 @@ import torch
 from torch import nn
 
 from latentlm.backbone.block import Block
+from latentlm.backbone.cross import CrossAttention
 from latentlm.build import build
 from latentlm.config import ModelConfig
 from latentlm.interface import LatentDecoder
+from latentlm.sites import chunk_length
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,18 @@ def cost_of(model: LatentDecoder, *, dtype: torch.dtype) -> Cost:
     per_block = 2.0 * backbone.context * backbone.heads * backbone.head_dim  # causal attention, a token
     encoding = 2.0 * _multiplied(encoder) + 2 * per_block * len(encoder_blocks)
     readout = parts.get("embedding", 0) if backbone.tie_embeddings else 0
-    generation = 2.0 * (_multiplied(model) - _multiplied(encoder) + readout) + backbone.blocks * per_block
-    injection = getattr(model, "injection", None)
-    table = count(injection) - _multiplied(injection)
+    injection, prior = getattr(model, "injection", None), getattr(model, "prior_part", None)
+    by_site = _multiplied(injection) - _reading(injection) + _multiplied(prior)
+    rare = (1.0 - _sites_per_token(model)) * by_site
+    generation = 2.0 * (_multiplied(model) - _multiplied(encoder) + readout - rare) + backbone.blocks * per_block
+    table = (count(injection) - _multiplied(injection)) * _sites_per_token(model)
+    fitting = getattr(encoder, "fitting_passes", 0)
     return Cost(
         parameters=total,
         by_part=parts,
         one_block=parts["blocks"] // backbone.blocks if "blocks" in parts else 0,
         encoder_blocks=sum(count(block) for block in encoder_blocks),
-        training_flops_per_token=3.0 * (generation + encoding) + 2.0 * table,
+        training_flops_per_token=3.0 * (generation + encoding) + 2.0 * fitting * generation + 2.0 * table,
         generation_flops_per_token=generation,
         weight_bytes=total * dtype.itemsize,
         cache_bytes_per_token=2 * backbone.blocks * backbone.kv_heads * backbone.head_dim * dtype.itemsize,
@@ -88,6 +96,20 @@ def _multiplied(module: nn.Module | None) -> int:
     if module is None:
         return 0
     return sum(inner.weight.numel() for inner in module.modules() if isinstance(inner, nn.Linear))
+
+
+def _reading(module: nn.Module | None) -> int:
+    """Entries of the matrices with which an injection's cross-attention reads its slots, position by position."""
+    if module is None:
+        return 0
+    layers = [inner for inner in module.modules() if isinstance(inner, CrossAttention)]
+    return sum(_multiplied(layer.query) + _multiplied(layer.output) for layer in layers)
+
+
+def _sites_per_token(model: LatentDecoder) -> float:
+    """1 for a latent per token, 1/n for one per n tokens, 1/T for one per document of a full context."""
+    length = chunk_length(model.granularity) if model.has_latents else 1
+    return 1.0 / (model.config.backbone.context if length is None else length)
 
 
 def _blocks(module: nn.Module | None) -> list[Block]:

@@ -40,8 +40,8 @@ class Cross:
 
 @dataclass(frozen=True)
 class ValueMap:
-    """A map of a block's values by a layer of the injection's own: `layer(values, factor)`, both (R, T, Hkv*dh). The cache holds
-    what comes out, so a layer sees each position once."""
+    """A map of a block's values by a layer of the injection's own: `layer(values, factor)`, from (R, T, Hkv*dh) to the same.
+    The cache holds what comes out, so the layer sees each position once."""
 
     layer: nn.Module
     """It belongs to the injection."""
@@ -51,7 +51,12 @@ class ValueMap:
 
 @dataclass(frozen=True)
 class BlockCondition:
-    """What a latent adds to one block. A None slot adds nothing. Tensors of shape (R, T, D) or (R, 1, D)."""
+    """What a latent adds to one block. A None slot adds nothing. Tensors of shape (R, T, D) or (R, 1, D).
+
+    Example::
+
+        added = BlockCondition(kv=torch.zeros(2, 7, 32))  # keys and values of 7 positions, 2 rows
+    """
 
     kv: Tensor | None = None
     """Added to the key/value stream before the block's norm; queries and residual do not see it."""
@@ -80,7 +85,12 @@ SLOTS = (
 
 @dataclass(frozen=True)
 class Condition:
-    """What a latent adds to the decoder: per block, `embedding`, added to the token embeddings, and `logit_bias`."""
+    """What a latent adds to the decoder: per block, `embedding`, added to the token embeddings, and `logit_bias`.
+
+    Example::
+
+        condition = Condition({1: BlockCondition(residual=torch.zeros(2, 7, 32))}, logit_bias=torch.zeros(2, 1, 32))
+    """
 
     blocks: Mapping[int, BlockCondition] = field(default_factory=dict)
     embedding: Tensor | None = None

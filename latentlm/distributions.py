@@ -28,7 +28,12 @@ from latentlm.noise import Noise
 @dataclass(frozen=True)
 class Latent:
     """A value of z. In training it carries the distribution it came from, so that an injection can build its own
-    surrogate gradient (the Free Transformer's needs the bit logits, not only the bits)."""
+    surrogate gradient (the Free Transformer's needs the bit logits, not only the bits).
+
+    Example::
+
+        latent = Latent(torch.tensor([[[0.0, 1.0], [1.0, 1.0]]]))  # one row, two sites of two bits
+    """
 
     value: Tensor
     """(R, S, E)."""
@@ -44,7 +49,14 @@ class Latent:
 
 
 class Distribution(ABC):
-    """A distribution over the latents of S sites, independent between sites given what it was computed from."""
+    """A distribution over the latents of S sites, independent between sites given what it was computed from.
+
+    Example::
+
+        q, p = Bits(torch.randn(3, 5, 8)), Bits(torch.zeros(3, 5, 8))
+        latent = q.sample(Noise.keyed(0, ["a", "b", "c"]))  # (3, 5, 8)
+        nats = q.kl(p, latent)  # (3, 5, 8): never summed before the schedule sees it
+    """
 
     exact_kl: ClassVar[bool]
     """`kl` is the closed form (not an estimate from the latent it is given) against every prior of which this is true too."""

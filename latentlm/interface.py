@@ -57,7 +57,13 @@ Sockets = Literal["decoder", "encoder", "prior", "injection", "kl_schedule"]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a part is told about the decoder it is built into."""
+    """What a part is told about the decoder it is built into.
+
+    Example::
+
+        shape = Shape(backbone=BackboneConfig(width=32, blocks=2, heads=2), event_dims=4, granularity="token")
+        assert (shape.width, shape.blocks) == (32, 2)
+    """
 
     backbone: BackboneConfig
     event_dims: int
@@ -79,6 +85,21 @@ class Part(nn.Module, ABC):
 
     A part that makes parameters itself (not through nn.Linear, nn.Embedding or the backbone's modules) sets every one of
     them in `init_weights`.
+
+    Example::
+
+        class TableConfig(Strict):
+            init_std: float = 0.02
+
+        class Table(Part):
+            Config = TableConfig
+
+            def __init__(self, config, shape):
+                super().__init__(config, shape)
+                self.weight = nn.Parameter(torch.empty(2**shape.event_dims, shape.width))
+
+            def init_weights(self, generator=None):
+                self.weight.data.normal_(0.0, self.config.init_std, generator=generator)
     """
 
     Config: ClassVar[type[BaseModel]]
@@ -102,7 +123,26 @@ Objective = Callable[[Distribution], Tensor]
 
 
 class Encoder(Part):
-    """Infers the latents: q(z | x)."""
+    """Infers the latents: q(z | x).
+
+    Example::
+
+        class Linear(Encoder):
+            Config = Strict
+            latents = "bits"
+            granularities = ("token",)
+            sees_future = False
+
+            def __init__(self, config, shape):
+                super().__init__(config, shape)
+                self.taps = (shape.blocks // 2,)
+                self.readout = nn.Linear(shape.width, shape.event_dims)
+
+            def forward(self, context, objective=None):
+                return Bits(self.readout(context.taps[self.taps[0]]))
+
+        plugins.register("encoder", "linear_example", Linear)
+    """
 
     taps: tuple[int, ...]
     """Blocks whose incoming residual stream the encoder reads; all <= the first injected block."""
@@ -111,6 +151,8 @@ class Encoder(Part):
     conditions. If so, scores must never mix it with targets it has seen."""
     needs_objective: ClassVar[bool] = False
     """`forward` wants `objective` (posteriors fitted by gradient, not by a network)."""
+    fitting_passes: int = 0
+    """How often that fitting runs the blocks above the trunk, forward and back to the latents; for the count of operations."""
 
     @abstractmethod
     def forward(self, context: Context, objective: Objective | None = None) -> Distribution:
@@ -118,12 +160,38 @@ class Encoder(Part):
 
 
 class Prior(Part):
-    """Where latents come from when nobody infers them: p(z_s | x up to max(first position of s, given), z of earlier sites)."""
+    """Where latents come from when nobody infers them: p(z_s | x up to max(first position of s, given), z of earlier sites).
+
+    Example::
+
+        class LearnedBits(Prior):
+            Config = Strict
+            latents = "bits"
+
+            def __init__(self, config, shape):
+                super().__init__(config, shape)
+                self.logits = nn.Parameter(torch.empty(shape.event_dims))
+
+            def init_weights(self, generator=None):
+                self.logits.data.zero_()
+
+            def forward(self, context, latent=None):
+                return Bits(self.logits.expand(context.rows, context.sites, -1))
+
+            def step(self, state, taps, previous, starts):
+                return Bits(self.logits.expand(len(starts), 1, -1)), state
+
+        plugins.register("prior", "learned_example", LearnedBits)
+    """
 
     taps: tuple[int, ...] = ()
     """Blocks whose incoming residual stream the prior reads."""
     autoregressive: bool = False
     """A site depends on the latents of earlier sites: it is sampled site by site through `step`."""
+
+    def bind(self, encoder: Encoder | None) -> None:
+        """Called once, when the decoder is put together, with its encoder (None: it has none). A prior made of posteriors keeps
+        it, but not as a module of its own: its parameters are the encoder's."""
 
     @abstractmethod
     def forward(self, context: Context, latent: Latent | None = None) -> Distribution:
@@ -136,6 +204,11 @@ class Prior(Part):
         reads the prompt ahead of the sites in it keeps what it needs."""
         return None
 
+    def auxiliary(self, latent: Latent, context: Context, batch: Batch) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """A loss of the part's own, in training only, as `Injection.auxiliary`: nats per target token and logs. The latent
+        carries the posterior it was drawn from, if it was drawn from one."""
+        return None
+
     @abstractmethod
     def step(
         self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
@@ -146,7 +219,27 @@ class Prior(Part):
 
 
 class Injection(Part):
-    """Where latents enter. The condition of position t depends on the latent of its own site only."""
+    """Where latents enter. The condition of position t depends on the latent of its own site only.
+
+    Example::
+
+        class AddBits(Injection):
+            Config = Strict
+            latents = "bits"
+            slots = ("residual",)
+
+            def __init__(self, config, shape):
+                super().__init__(config, shape)
+                self.sites = (shape.blocks // 2,)
+                self.map = nn.Linear(shape.event_dims, shape.width)
+
+            def forward(self, latent, context):
+                rows = self.map(latent.value)  # (R, S, D)
+                rows = rows.gather(1, context.site_of[..., None].expand(-1, -1, rows.shape[-1]))  # (R, T, D)
+                return Condition({self.sites[0]: BlockCondition(residual=rows)})
+
+        plugins.register("injection", "add_example", AddBits)
+    """
 
     sites: tuple[int, ...]
     """Blocks that get a condition."""
@@ -165,7 +258,19 @@ class Injection(Part):
 
 
 class KLSchedule(ABC):
-    """What the latents cost. Not a module: it has state, not parameters."""
+    """What the latents cost. Not a module: it has state, not parameters.
+
+    Example::
+
+        class Half(KLSchedule):
+            Config = Strict
+
+            def penalty(self, kl, reconstruction, site_mask, target_mask, *, step):
+                nats = kl.masked_fill(~site_mask[..., None], 0.0).sum() / target_mask.sum().clamp(min=1)
+                return 0.5 * nats, {"kl_weight": torch.tensor(0.5)}
+
+        plugins.register("kl_schedule", "half_example", Half)
+    """
 
     Config: ClassVar[type[BaseModel]]
 
@@ -238,6 +343,15 @@ class LatentDecoder(nn.Module, ABC):
     """The one interface that training, generation, likelihood, zoo and evaluation talk to.
 
     Most plugins use `latentlm.composed.ComposedDecoder`, which builds this from a backbone and four parts.
+
+    Example::
+
+        backbone = BackboneConfig(width=32, blocks=2, heads=2, context=32)
+        model = build(ModelConfig(decoder="free", event_dims=4, backbone=backbone))
+        context = model.context(Batch.of([[256, 100, 101, 102]]))  # the trunk, free of z
+        posterior, latent = model.posterior(context), model.sample_prior(context, Noise.keyed(0, ["row"]))
+        logits = model.logits(model.hidden(context, latent))  # (1, 4, 257): p(next token | tokens, z)
+        nats = posterior.kl(model.prior(context, latent), latent)  # (1, 4, 4)
     """
 
     config: ModelConfig

@@ -125,3 +125,23 @@ def test_describing_8b_imports_nothing_heavy() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_acts_once_a_site_counts_once_a_site() -> None:
+    """The table of the Free Transformer is scored once a latent: an eighth as often for chunks of eight tokens."""
+    token = cost(small_config("free", granularity="token"), dtype=torch.float32)
+    chunk = cost(small_config("free", granularity="chunk:8"), dtype=torch.float32)
+    table = 2.0 * 2**4 * 32
+    assert token.training_flops_per_token - chunk.training_flops_per_token == pytest.approx(table * 7 / 8)
+
+
+def test_fitting_a_posterior_without_a_network_costs_two_passes_a_step() -> None:
+    def counted(steps: int) -> float:
+        part = PartSpec.model_validate({"name": "fitted_thoughts", "steps": steps})
+        config = small_config("vanilla").model_copy(update={"decoder": "ltm", "event_dims": 8, "encoder": part})
+        return cost(config.model_copy(update={"granularity": "document", "injection": PartSpec.model_validate(
+            {"name": "thoughts", "slots": 2})}), dtype=torch.float32).training_flops_per_token  # fmt: skip
+
+    none, two, four = counted(0), counted(2), counted(4)
+    assert two - none == pytest.approx(none * 4 / 3, rel=1e-4)  # training is three passes, two fits are four
+    assert four - none == pytest.approx(2 * (two - none))

@@ -1,7 +1,8 @@
 """One pre-norm transformer block with condition slots: grouped-query attention and SwiGLU.
 
     queries            norm(x + residual)
-    keys and values    norm(source + kv) + kv_normed, preceded by prefix slots; values times 1 + value_gate
+    keys and values    norm(source + kv) + kv_normed, preceded by prefix slots; values times 1 + value_gate,
+                       or mapped by a layer of the injection's
     stream             x + residual + skip + attention, then + cross-attention to memory slots,
                        then + feed_forward((1 + film_scale) norm(stream) + film_shift)
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from latentlm.backbone.attention import Mask, attend
 from latentlm.backbone.cache import KVCache
 from latentlm.backbone.rotary import Rotation
+from latentlm.conditions import ValueMap
 from latentlm.config import BackboneConfig
 from latentlm.interface import BlockCondition, Prefix
 
@@ -49,7 +51,7 @@ class Attention(nn.Module):
         mask: Mask,
         rotation: Rotation | None,
         prefix: Prefix | None,
-        value_gate: Tensor | None,
+        value_gate: Tensor | ValueMap | None,
         cache: KVCache | None,
         index: int,
     ) -> Tensor:
@@ -57,7 +59,10 @@ class Attention(nn.Module):
         query = rearrange(self.query(x), "b t (h d) -> b h t d", d=self.head_dim)
         key = rearrange(self.key(source), "b t (h d) -> b h t d", d=self.head_dim)
         values = self.value(source)
-        values = values if value_gate is None else values * (1.0 + value_gate)
+        if isinstance(value_gate, ValueMap):
+            values = value_gate.layer(values, value_gate.factor)
+        elif value_gate is not None:
+            values = values * (1.0 + value_gate)
         value = rearrange(values, "b t (h d) -> b h t d", d=self.head_dim)
         if rotation is not None:
             query, key = rotation.apply(query), rotation.apply(key)
@@ -137,7 +142,7 @@ class Block(nn.Module):
         x = (x if slots.skip is None else x + slots.skip) + mixed
         cross = slots.cross if cache is None else cache.cross(index, slots.cross)
         if cross is not None:
-            x = x + cross.layer(x, cross, mask.query_documents)
+            x = x + cross.layer(x, cross, mask.query_documents, rotation=rotation)
         normed = self.feed_forward_norm(x)
         if slots.film_scale is not None:
             normed = normed * (1.0 + slots.film_scale)

@@ -1,4 +1,4 @@
-"""Likelihoods without estimators: sums over every value of discrete latents, integrals over a grid for Gaussians of up to 2 dimensions.
+"""Likelihoods without estimators: sums over every value of discrete latents, integrals over a grid for up to 2 real dimensions.
 
 Written from the definitions alone and apart from `latentlm.likelihood`, whose index arithmetic they are there to check: the
 posterior of a context comes from a separate pass over the context, never from hiding the rest.
@@ -22,11 +22,32 @@ _MOST = 2**16
 _GRID = (-7.0, 7.0, 141)
 
 
+def enumeration_limit(model: LatentDecoder, given: Sequence[int], continuation: Sequence[int]) -> str | None:
+    """Why the latents of this text cannot all be summed over; None where they can."""
+    if not model.has_latents:
+        return "it has no latents"
+    context = _context(model, given, continuation)
+    support = _support(model, context)
+    if support is not None:
+        count = len(support) ** context.sites
+        return None if count <= _MOST else f"{count} latent values of {context.sites} sites are too many to enumerate"
+    dims = context.sites * model.event_dims
+    return None if dims <= 2 else f"quadrature covers at most 2 real dimensions, not the {dims} of {context.sites} sites"
+
+
+def count_values(model: LatentDecoder, given: Sequence[int], continuation: Sequence[int]) -> int:
+    """How many latent values the sum over a text runs over."""
+    context = _context(model, given, continuation)
+    support = _support(model, context)
+    if support is not None:
+        return int(len(support) ** context.sites)
+    return int(_GRID[2] ** (context.sites * model.event_dims))
+
+
 def latent_values(model: LatentDecoder, context: Context) -> tuple[Tensor, float]:
     """All values (K, S, E) of the latents, and the log of the volume that each stands for."""
     dims = context.sites * model.event_dims
-    zeros = torch.zeros(1, context.sites, model.event_dims)
-    support = model.prior(context, Latent(zeros)).support()
+    support = _support(model, context)
     if support is not None:
         count = len(support) ** context.sites
         assert count <= _MOST, f"{count} values are too many to enumerate; use a shorter text or fewer values per site"
@@ -72,17 +93,29 @@ def exact_elbo(model: LatentDecoder, given: Sequence[int], continuation: Sequenc
     weights = log_p[:, :first].sum(-1) + log_q[:, first:].sum(-1) + cell
     cost = (log_q - log_p)[:, first:].sum(-1)
     likelihood = _log_likelihood(model, context, values, given, continuation)
-    return float((weights.exp() * (likelihood - cost)).sum())
+    terms = weights.exp() * (likelihood - cost)
+    return float(terms.masked_fill(weights == float("-inf"), 0.0).sum())  # a point mass leaves values that never occur
 
 
 def _values(
     model: LatentDecoder, given: Sequence[int], continuation: Sequence[int]
 ) -> tuple[Context, Tensor, float]:
     """The trunk's pass over all inputs, every latent value, and its log volume."""
-    inputs = [*given, *continuation][:-1]
-    context = model.context(Batch.of([inputs], given=[len(given)]))
+    context = _context(model, given, continuation)
     values, cell = latent_values(model, context)
     return context, values, cell
+
+
+@torch.no_grad()
+def _context(model: LatentDecoder, given: Sequence[int], continuation: Sequence[int]) -> Context:
+    """The trunk's pass over all inputs."""
+    return model.context(Batch.of([[*given, *continuation][:-1]], given=[len(given)]))
+
+
+@torch.no_grad()
+def _support(model: LatentDecoder, context: Context) -> Tensor | None:
+    """The values that a site's prior can take, (N, E); None for real numbers."""
+    return model.prior(context, Latent(torch.zeros(1, context.sites, model.event_dims))).support()
 
 
 def _log_likelihood(
