@@ -2,6 +2,7 @@
 #
 #   make demo      train a vanilla and a Free Transformer decoder, compare them, write the report page
 #   make test      the test suite            make lint    ruff and mypy
+#   make conformance  the long half of the conformance kit: every decoder compiled and killed, more combinations of parts
 #   make bench     the benchmarks            make install the environment in .venv, with what developers need
 #
 # PYTHON=python3.12 picks another interpreter; PIP_OPTIONS="..." is passed to every `pip install`
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_OPTIONS)
 PACKAGING := pyproject.toml constraints.txt evals/latentlm_lm_eval.pth
 
-.PHONY: help demo test lint bench install clean
+.PHONY: help demo test conformance lint bench install clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +65,9 @@ bench: $(VENV)/.stamp-peers
 
 test: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_OPTIONS)
+
+conformance: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m conformance tests/conformance $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

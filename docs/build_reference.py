@@ -26,7 +26,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "What parts are given": (batches.Batch, batches.Context, noise.Noise),
     "What parts return": (
         distributions.Distribution, distributions.Latent, distributions.Bits, distributions.Codes, distributions.Gaussian,
-        conditions.Condition, conditions.BlockCondition, conditions.Prefix, conditions.Cross,
+        conditions.Condition, conditions.BlockCondition, conditions.Prefix, conditions.Cross, conditions.ValueMap,
     ),
     "What a decoder returns": (interface.Loss, interface.State),
     "The decoder that most plugins use": (ComposedDecoder,),
@@ -76,7 +76,8 @@ def page() -> str:
 
 def _function(function: Any, *, level: int) -> str:
     signature = _tidy(str(inspect.signature(function)))
-    return f"{'#' * level} {function.__name__}\n\n`{function.__name__}{signature}`\n\n{_prose(inspect.getdoc(function) or '')}\n"
+    text = _prose(inspect.getdoc(function) or "")
+    return f"{'#' * level} {function.__name__}\n\n`{function.__name__}{signature}`\n\n{text}\n"
 
 
 def _class(cls: type) -> str:
@@ -103,10 +104,10 @@ def _is_shown(name: str, member: Any) -> bool:
 
 
 def _fields(cls: type) -> list[tuple[str, str]]:
-    """Annotated names with the docstring that follows them in the source."""
+    """Annotated names, with the docstring that follows them in the source or else their type."""
     source = inspect.getsource(cls)
-    found = re.findall(r'^    (\w+): ([^\n]+)\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
-    return [(name, _cell(" ".join(text.split()))) for name, _, text in found]
+    found = re.findall(r'^    (\w+): ([^\n]+)(?:\n    """(.*?)""")?', source, re.MULTILINE | re.DOTALL)
+    return [(name, _cell(" ".join(text.split()) or f"`{kind}`")) for name, kind, text in found if not name.startswith("_")]
 
 
 def _prose(text: str) -> str:

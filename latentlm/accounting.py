@@ -8,8 +8,8 @@ Counts come from a build on the meta device, which allocates nothing. Operations
     per site      matrices of prior and injection multiply once a latent site, that is 1, 1/n or 1/T times a token; those of a
                   cross-attention layer that act on positions, every token
     training      three forward passes, encoder included (the backward pass costs two), two for each pass that fits a posterior
-                  without a network (its backward pass reaches no weights), and the scores of every row of a code table for its
-                  exact gradient: 2 for each entry, once a latent site
+                  without a network (its backward pass reaches no weights), and what the injection says of its surrogate
+                  gradient: the table's exact one scores every row, 2 for each entry, once a latent site
     generation    one pass without the encoder, which runs on the prompt only; the mean over a full context
 
 Legend: D width, L blocks, T context, H heads, dh head width.
@@ -77,14 +77,14 @@ def cost_of(model: LatentDecoder, *, dtype: torch.dtype) -> Cost:
     by_site = _multiplied(injection) - _reading(injection) + _multiplied(prior)
     rare = (1.0 - _sites_per_token(model)) * by_site
     generation = 2.0 * (_multiplied(model) - _multiplied(encoder) + readout - rare) + backbone.blocks * per_block
-    table = (count(injection) - _multiplied(injection)) * _sites_per_token(model)
+    surrogate = getattr(injection, "surrogate_operations", 0.0) * _sites_per_token(model)
     fitting = getattr(encoder, "fitting_passes", 0)
     return Cost(
         parameters=total,
         by_part=parts,
         one_block=parts["blocks"] // backbone.blocks if "blocks" in parts else 0,
         encoder_blocks=sum(count(block) for block in encoder_blocks),
-        training_flops_per_token=3.0 * (generation + encoding) + 2.0 * fitting * generation + 2.0 * table,
+        training_flops_per_token=3.0 * (generation + encoding) + 2.0 * fitting * generation + surrogate,
         generation_flops_per_token=generation,
         weight_bytes=total * dtype.itemsize,
         cache_bytes_per_token=2 * backbone.blocks * backbone.kv_heads * backbone.head_dim * dtype.itemsize,

@@ -135,6 +135,19 @@ class Context:
         first = torch.full((rows, self.sites), length, dtype=torch.long, device=self.tokens.device)
         return first.scatter_reduce(1, self.site_of, index, reduce="amin")
 
+    def begins_document(self) -> Tensor:
+        """(B, S) bool: no site of the same document lies before the site."""
+        first = self.first_positions().clamp(max=self.tokens.shape[1] - 1)
+        documents = self.documents.gather(1, first)
+        begins = torch.ones_like(documents, dtype=torch.bool)
+        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        return begins
+
+    def at_first_positions(self, x: Tensor) -> Tensor:
+        """x (B, T, D) at the first position that each site conditions: (B, S, D)."""
+        first = self.first_positions().clamp(max=x.shape[1] - 1)
+        return x.gather(1, first[..., None].expand(-1, -1, x.shape[-1]))
+
     def before(self, lengths: Tensor) -> Context:
         """Hide from encoders and priors everything at row positions >= lengths (B,). The taps stay: they are causal."""
         index = torch.arange(self.tokens.shape[1], device=self.tokens.device)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentlm import decoding
+from latentlm.ancestral import sample_autoregressive
 from latentlm.backbone import KVCache, Mask, Rotation, Transformer, rotation
 from latentlm.backbone.init import normal_
 from latentlm.config import ModelConfig
@@ -81,6 +82,8 @@ class ComposedDecoder(LatentDecoder):
         self.cut = min(injection.sites) if injection is not None else config.backbone.blocks
         """First injected block: the trunk ends here."""
         self._check_sockets()
+        if prior is not None:
+            prior.bind(encoder)
 
     def _check_sockets(self) -> None:
         """Refuse conditions that the backbone has no slot for, and parts that would read z."""
@@ -200,7 +203,12 @@ class ComposedDecoder(LatentDecoder):
         assert self.prior_part is not None, "a plain decoder has no prior"
         if not self.prior_part.autoregressive:
             return self.prior(context).sample(noise)
-        return decoding.sample_autoregressive(self.prior_part, context, noise, self.event_dims)
+        return sample_autoregressive(self.prior_part, context, noise, self.event_dims)
+
+    def sample_sites(self, context: Context, noise: Noise, *, held: Tensor, needed: Tensor) -> Latent:
+        """Draw some sites given the others; one step of the prior per token."""
+        assert self.prior_part is not None, "a plain decoder has no prior"
+        return sample_autoregressive(self.prior_part, context, noise, self.event_dims, held=held, needed=needed)
 
     def hidden(self, context: Context, latent: Latent | None, cache: KVCache | None = None) -> Tensor:
         """The blocks from the first injected one up, and the final norm: (R, T, D)."""
@@ -211,7 +219,7 @@ class ComposedDecoder(LatentDecoder):
             assert cache is None, "a cache holds one latent per row"
             x = x.repeat_interleave(repeats, dim=0)
         condition = Condition()
-        if self.injection is not None:
+        if self.injection is not None and not self._held_by(cache):
             assert latent is not None, "a latent decoder needs a latent"
             condition = self.injection(latent, wide)
         if condition.embedding is not None:
@@ -237,6 +245,12 @@ class ComposedDecoder(LatentDecoder):
         out: Tensor = self.backbone.norm(x)
         return out if condition.logit_bias is None else out + condition.logit_bias
 
+    def _held_by(self, cache: KVCache | None) -> bool:
+        """Whether the cache holds all that the injection would make: prefixes and memory slots are made with the prompt."""
+        assert self.injection is not None
+        made_once = set(self.injection.slots) <= {"prefix", "cross"}
+        return made_once and cache is not None and cache.start > 0
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) float32."""
         return self.backbone.logits(hidden)
@@ -261,18 +275,22 @@ class ComposedDecoder(LatentDecoder):
                 kl, reconstruction, context.site_mask, batch.target_mask, step=step
             )
             total = total + penalty
-        if self.training and latent is not None and self.injection is not None:
-            extra = self.injection.auxiliary(latent, context, batch)
-            if extra is not None:
-                total, logs = total + extra[0], logs | extra[1]
+        auxiliary = None
+        if self.training and latent is not None:
+            for part in (self.encoder, self.prior_part, self.injection):
+                extra = None if part is None else part.auxiliary(latent, context, batch)
+                if extra is not None:
+                    auxiliary = extra[0] if auxiliary is None else auxiliary + extra[0]
+                    logs = logs | extra[1]
         return Loss(
-            total=total,
+            total=total if auxiliary is None else total + auxiliary,
             reconstruction=reconstruction,
             kl=kl,
             site_mask=context.site_mask,
             target_mask=batch.target_mask,
             posterior=posterior,
             logs=logs,
+            auxiliary=auxiliary,
         )
 
     def _cross_entropy(self, hidden: Tensor, batch: Batch) -> Tensor:

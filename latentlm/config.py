@@ -148,6 +148,9 @@ class TrainConfig(Strict):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    prompts: float = Field(
+        0.0, ge=0, le=1, description="share of rows whose first tokens, a random number, are given (needs data.packing=false)"
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's")

@@ -1,4 +1,4 @@
-"""Token-by-token decoding for ComposedDecoder: prefill, step, and sampling of autoregressive priors.
+"""Token-by-token decoding for ComposedDecoder: prefill and step.
 
 Prefill runs the encoder on the prompt and feeds every prompt position with its latent; each step feeds one token together with
 the latent of its site, drawn where the token begins a site. The trunk's and the upper blocks' keys and values share one cache.
@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from latentlm.ancestral import sample_autoregressive
 from latentlm.backbone import KVCache
 from latentlm.errors import UserError
-from latentlm.interface import PADDING, Batch, Context, Distribution, Latent, Latents, Prior, State
+from latentlm.interface import PADDING, Batch, Context, Distribution, Latent, Latents, State
 from latentlm.noise import Noise
-from latentlm.sites import begins_site
+from latentlm.sites import begins_site, chunk_length
 
 if TYPE_CHECKING:
     from latentlm.composed import ComposedDecoder
@@ -57,6 +58,20 @@ class ComposedState(State):
         )
 
 
+class _PlacedNoise(Noise):
+    """One key for all rows; the numbers of a site are those of its place (B, S)."""
+
+    def __init__(self, places: Tensor) -> None:
+        super().__init__(Noise.keyed(0, [0] * len(places)).keys)
+        self.places = places
+
+    def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
+        """(B, S, E)."""
+        if sites != self.places.shape[1]:
+            return super().uniform(sites, events, device=device)
+        return super().uniform(sites, events, device=device).gather(1, self.places[..., None].expand(-1, -1, events))
+
+
 class RowObjective:
     """q -> (B,) nats: cross-entropy of each row's next tokens under one sample of q, plus KL(q || prior)."""
 
@@ -67,11 +82,15 @@ class RowObjective:
         same = (context.documents[:, 1:] == context.documents[:, :-1]) & (context.documents[:, 1:] >= 0)
         self.mask = F.pad(same, (0, 1))  # (B, T): positions whose next token is in the same document
         self.targets = F.pad(context.tokens[:, 1:], (0, 1))
+        first = context.first_positions().clamp(max=context.tokens.shape[1] - 1)
+        length = chunk_length(decoder.granularity)
+        begins = context.positions.gather(1, first)
+        self.places = torch.zeros_like(begins) if length is None else begins // length  # (B, S): of a site in its document
 
     def __call__(self, q: Distribution) -> Tensor:
         """(B,) nats, differentiable in q alone."""
-        noise = Noise.keyed(0, [0] * self.context.rows)  # one key: a row's objective does not depend on its neighbours
-        latent = q.sample(noise, differentiable=True)
+        # One key, and numbers by a site's place in its document: neither neighbours nor packing change a document's objective.
+        latent = q.sample(_PlacedNoise(self.places), differentiable=True)
         with _frozen(self.decoder):
             logits = self.decoder.logits(self.decoder.hidden(self.context, latent))
             kl = q.kl(self.decoder.prior(self.context, latent), latent)  # (B, S, E)
@@ -91,35 +110,6 @@ def _frozen(decoder: ComposedDecoder) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def sample_autoregressive(
-    prior: Prior, context: Context, noise: Noise, event_dims: int, *, temperature: float = 1.0
-) -> Latent:
-    """Draw sites one after another, feeding the prior the tokens of `context` and the latents drawn so far. Documents that
-    share a row are fed one after another, each from a fresh start: `Prior.step` has no word for a document's end."""
-    rows, length = context.tokens.shape
-    every = torch.arange(rows, device=context.tokens.device)
-    values = torch.zeros(rows, context.sites, event_dims, device=context.tokens.device)
-    first = context.first_positions()  # (B, S)
-    for document in range(int(context.documents.max()) + 1):
-        inside = context.documents == document  # (B, T)
-        begins, counts = inside.long().argmax(1), inside.sum(1)
-        state, previous = prior.start(_nothing_of(context), None), None
-        for place in range(int(counts.max())):
-            t = (begins + place).clamp(max=length - 1)  # (B,)
-            site = context.site_of[every, t]
-            starts = (first[every, site] == t) & (place < counts)
-            p, state = prior.step(state, {k: tap[every, t] for k, tap in context.taps.items()}, previous, starts)
-            drawn = p.tempered(temperature).sample(noise.at(site)).value[:, 0]  # (B, E)
-            previous = torch.where(starts[:, None], drawn.to(values.dtype), values[every, site])
-            values[every, site] = previous
-    return Latent(values)
-
-
-def _nothing_of(context: Context) -> Context:
-    """The same rows before their first token."""
-    return context.before(torch.zeros(context.rows, dtype=torch.long, device=context.tokens.device))
 
 
 def prefill(

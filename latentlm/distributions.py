@@ -290,7 +290,9 @@ class Codes(Distribution):
     def near_ties(self, noise: Noise, rounding: float) -> Tensor:
         """1 where the uniform number lies within `rounding` of a boundary between two codes."""
         uniform = noise.uniform(self.shape[1], 1, device=self.log_probs.device)
-        return ((self._cumulative()[..., :-1] - uniform).abs() < rounding).any(-1).long()
+        near = ((self._cumulative()[..., :-1] - uniform).abs() < rounding).any(-1)
+        # Equal probabilities are a constant (the uniform prior), the same in every batch.
+        return (near & (self.log_probs != self.log_probs[..., :1]).any(-1)).long()
 
     def _cumulative(self) -> Tensor:
         """(B, S, N) probability of the codes up to each."""

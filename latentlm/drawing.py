@@ -63,7 +63,11 @@ def _latent_lines(model: ComposedDecoder) -> Iterator[str]:
         yield f"{_box(_span(0, cut - 1))}{_GAP}the trunk, free of z"
     for socket, part, about in _readers(model):
         yield f"{_OUT}{_name(socket, part):{_NAME}} {about}"
-    yield f"{_STEM:{_LEFT}}{_GAP}{f'z: {_kind(model)}':{_NAME}} {_price(model)}"
+    z, margin = f"z: {_kind(model)}", f"{_STEM:{_LEFT}}{_GAP}"
+    if len(z) > _NAME:
+        yield margin + z
+        z = ""
+    yield f"{margin}{z:{_NAME}} {_price(model)}"
     inner = tuple(slot for slot in injection.slots if slot not in ("embedding", "logit_bias"))
     spans = _spans(injection.sites if inner else (), cut, blocks)
     for number, (first, last, injected) in enumerate(spans):

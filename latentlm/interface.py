@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from latentlm.batches import PADDING, Batch, Context, site_mask
-from latentlm.conditions import SLOTS, BlockCondition, Condition, Cross, Prefix
+from latentlm.conditions import SLOTS, BlockCondition, Condition, Cross, Prefix, ValueMap
 from latentlm.distributions import Distribution, Latent
 from latentlm.errors import UserError
 from latentlm.noise import Noise
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "BlockCondition", "Condition", "Context", "Cross", "Distribution",
     "Encoder", "Injection", "KLSchedule", "Latent", "LatentDecoder", "Latents", "Loss", "Objective", "Part", "Prefix", "Prior",
-    "Shape", "Sockets", "State", "site_mask",
+    "Shape", "Sockets", "State", "ValueMap", "site_mask",
 ]  # fmt: skip
 
 CONTRACT_VERSION = 1
@@ -116,6 +116,11 @@ class Part(nn.Module, ABC):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Set this part's own parameters; the frame has already initialised its Linear, Embedding and norm modules."""
+
+    def auxiliary(self, latent: Latent, context: Context, batch: Batch) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """A loss of the part's own, in training only: nats per target token (a scalar with gradient), added to the total, and
+        logs. The latent carries the distribution that it was drawn from. None: it has none."""
+        return None
 
 
 Objective = Callable[[Distribution], Tensor]
@@ -204,11 +209,6 @@ class Prior(Part):
         reads the prompt ahead of the sites in it keeps what it needs."""
         return None
 
-    def auxiliary(self, latent: Latent, context: Context, batch: Batch) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """A loss of the part's own, in training only, as `Injection.auxiliary`: nats per target token and logs. The latent
-        carries the posterior it was drawn from, if it was drawn from one."""
-        return None
-
     @abstractmethod
     def step(
         self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
@@ -245,16 +245,13 @@ class Injection(Part):
     """Blocks that get a condition."""
     slots: tuple[str, ...]
     """The condition slots used, from `SLOTS`."""
+    surrogate_operations: float = 0.0
+    """Floating-point operations that the gradient of a site's latent takes beyond those of the part's Linear layers."""
 
     @abstractmethod
     def forward(self, latent: Latent, context: Context) -> Condition:
         """Condition for every position of `context`, whose rows are those of the latent (R). In generation it is called with
         one position and one site, except for prefixes and memory slots, which are made once at prefill."""
-
-    def auxiliary(self, latent: Latent, context: Context, batch: Batch) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """A loss of the part's own, in training only: nats per target token (a scalar with gradient), added to the total, and
-        logs. None: it has none."""
-        return None
 
 
 class KLSchedule(ABC):
@@ -307,7 +304,7 @@ class Loss:
     """One training forward pass."""
 
     total: Tensor
-    """Scalar, nats per target token, with gradient: mean cross-entropy + penalty."""
+    """Scalar, nats per target token, with gradient: mean cross-entropy + penalty + auxiliary."""
     reconstruction: Tensor
     """(B, T) cross-entropy under the posterior's z in nats, zero outside `target_mask`. Not a language-model loss."""
     kl: Tensor | None
@@ -319,7 +316,9 @@ class Loss:
     posterior: Distribution | None
     """None without latents."""
     logs: dict[str, Tensor]
-    """What the schedule did."""
+    """What the schedule did, and what the parts say of losses of their own."""
+    auxiliary: Tensor | None = None
+    """Scalar, nats per target token: the parts' own losses, in training; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -394,6 +393,17 @@ class LatentDecoder(nn.Module, ABC):
     @abstractmethod
     def sample_prior(self, context: Context, noise: Noise) -> Latent:
         """Draw every site from the prior given the tokens of `context`; one row of noise per row."""
+
+    def sample_sites(self, context: Context, noise: Noise, *, held: Tensor, needed: Tensor) -> Latent:
+        """Draw the sites in `needed` (R, S) from the prior, one after another, given the others' values in `held` (R, S, E) and
+        those drawn before; R rows of context and noise, site s draws `noise.at(s)`. By one pass of the whole prior per site; a
+        decoder whose prior steps does it by one step per token."""
+        value = held.clone()
+        for site in needed.any(0).nonzero()[:, 0].tolist():
+            one = self.prior(context, Latent(value)).narrow(site, 1)
+            drawn = one.sample(noise.at([site])).value[:, 0].to(value)  # (R, E)
+            value[:, site] = torch.where(needed[:, site, None], drawn, value[:, site])
+        return Latent(value)
 
     @abstractmethod
     def hidden(self, context: Context, latent: Latent | None, cache: Any = None) -> Tensor:

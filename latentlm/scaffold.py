@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -57,12 +58,14 @@ def write_plugin(name: str, *, socket: str, folder: Path | None = None) -> list[
 def _checked(name: str, socket: str) -> str:
     """The name with underscores, if it is one and free."""
     plain = name.replace("-", "_")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", plain):
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", plain):
         raise UserError(f'"{name}" is no name for a plugin: a lower-case letter, then letters, digits, dashes or underscores.')
     if plain in plugins.names(socket):
         raise UserError(f'There is a {socket} called "{plain}" already; `latentlm plugins` lists the names that are taken.')
     if plain in {plugin.name for plugin in plugins.listing()}:
         raise UserError(f'A plugin called "{plain}" is installed already; `latentlm plugins` lists the names that are taken.')
+    if find_spec(f"latentlm_{plain}") is not None:
+        raise UserError(f"There is a package latentlm_{plain} already; choose another name.")
     return plain
 
 

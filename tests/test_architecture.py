@@ -77,7 +77,13 @@ def test_shelves_import_no_private_name_of_another_package() -> None:
 
 def test_nothing_that_is_installed_imports_tests() -> None:
     names = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"tests", "pytest"}
-    found = [f"{path.relative_to(ROOT)} imports {m}" for path in SOURCES for m, _ in imports(path) if top(m) in names]
+    kit = ROOT / "latentlm" / "testing" / "collecting.py"  # makes tests for plugin authors, and imports pytest when they ask
+    found = [
+        f"{path.relative_to(ROOT)} imports {m}"
+        for path in SOURCES
+        for m, _ in imports(path)
+        if top(m) in names and not (path == kit and m == "pytest")
+    ]
     assert found == []
 
 

@@ -18,6 +18,7 @@ import free_by_hand as hand
 from latentlm.build import build
 from latentlm.composed import ComposedDecoder
 from latentlm.config import PartSpec
+from latentlm.distributions import Codes
 from latentlm.generation import generate
 from latentlm.interface import Batch, Latent
 from latentlm.noise import Noise
@@ -286,3 +287,21 @@ def test_the_first_step_has_a_gradient_for_the_whole_encoder() -> None:
     loss.total.backward()
     silent = [name for name, weight in model.encoder.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert silent == []
+
+
+@pytest.mark.parametrize("table", ["full", "grouped", "additive"])
+def test_codes_get_the_gradient_of_their_mean_row_through_any_table(table: str) -> None:
+    """The straight-through gradient of a categorical over codes: that of its mean row."""
+    part = PartSpec.model_validate({"name": "free", "table": table})
+    model = build(small_config("free", bits=3).model_copy(update={"injection": part}), seed=0)
+    context = model.context(Batch.of([[1, 2, 3]]))
+    logits = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    latent = Codes(logits).sample(Noise.keyed(0, [0]), differentiable=True)
+    rows = model.injection(latent, context).blocks[2].kv
+    torch.testing.assert_close(rows, model.injection(Latent(latent.value), context).blocks[2].kv)
+    upstream = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
+    (found,) = torch.autograd.grad((rows * upstream).sum(), logits, retain_graph=True)
+    every = model.injection.table(Codes(logits).support(), None).detach()  # (8, D)
+    (expected,) = torch.autograd.grad(((logits.softmax(-1) @ every) * upstream).sum(), logits)
+    torch.testing.assert_close(found, expected)
+    assert found.abs().max() > 1e-4

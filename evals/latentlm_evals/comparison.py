@@ -15,6 +15,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -181,8 +182,7 @@ def _training_facts(folder: Path, model: LatentDecoder) -> dict[str, object] | N
     """Speed and length of the training: the median over the log lines."""
     lines = [line for line in read_metrics(folder / METRICS) if line.get("split", "train") == "train"]
     if not lines:
-        facts = model.card.training if model.card else {}
-        return {**facts, "tokens_per_second": facts["tokens"] / facts["seconds"]} if facts.get("seconds") else None
+        return _recorded(model.card.training) if model.card else None
     speeds = sorted(line["tokens_per_second"] for line in lines)
     last = lines[-1]
     return {
@@ -191,6 +191,14 @@ def _training_facts(folder: Path, model: LatentDecoder) -> dict[str, object] | N
         "seconds": last["elapsed"],
         "tokens_per_second": speeds[len(speeds) // 2],
     }
+
+
+def _recorded(facts: dict[str, Any]) -> dict[str, object] | None:
+    """What a card says of its training, with the speed where it says enough; None where it says nothing."""
+    tokens, seconds = facts.get("tokens"), facts.get("seconds")
+    if isinstance(tokens, int | float) and isinstance(seconds, int | float) and seconds > 0:
+        return {**facts, "tokens_per_second": tokens / seconds}
+    return facts or None
 
 
 def _training_curves(folder: Path) -> dict[str, list[list[float]]]:

@@ -58,8 +58,9 @@ def write(comparison: Comparison, path: Path) -> None:
 def page(comparison: Comparison) -> str:
     """The whole page as HTML."""
     held_out = comparison.held_out
-    names = " and ".join(escape(model.name) for model in comparison.models)
-    scored = f"{held_out['documents']} held-out documents, {held_out['bytes']:,} bytes: {comparison.scored}"
+    *firsts, last = (escape(model.name) for model in comparison.models)
+    names = f"{', '.join(firsts)} and {last}" if firsts else last
+    scored = f"{held_out['documents']} held-out documents, {held_out['bytes']:,} bytes: {comparison.scored.rstrip('.')}"
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>latentlm: {names}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>',
@@ -98,17 +99,22 @@ def _table(models: list[ModelResult]) -> str:
     )  # fmt: skip
     rows = []
     for index, model in enumerate(models):
-        training, latent = model.training or {}, model.has_latents
+        latent = model.has_latents
         cells = (
             _dot(index) + escape(model.name), _estimate(model.bits_per_byte), _estimate(model.difference, signed=True),
             _method(model), f"{model.elbo_bits_per_byte:.4f}",
             f"{model.posterior_bits_per_byte:.4f}" if latent else "–", f"{model.kl_bits_per_token:.3f}" if latent else "–",
             "–" if model.live_units is None else f"{model.live_units} of {model.units}", f"{model.parameters:,}",
-            _operations(model, models[0]), f"{training['tokens_per_second']:,.0f}" if training else "–",
-            f"{training['tokens']:,}" if training.get("tokens") else "–",
+            _operations(model, models[0]), _fact(model, "tokens_per_second"), _fact(model, "tokens"),
         )  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="wide"><table><tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{"".join(rows)}</table></div>'
+
+
+def _fact(model: ModelResult, name: str) -> str:
+    """A number that the training record may have."""
+    found = (model.training or {}).get(name)
+    return f"{found:,.0f}" if isinstance(found, int | float) else "–"
 
 
 def _operations(model: ModelResult, first: ModelResult) -> str:

@@ -109,7 +109,7 @@ class Comparison:
     def budgets(self) -> dict[str, int]:
         """Training tokens of each model that says so."""
         known = {model.name: (model.training or {}).get("tokens") for model in self.models}
-        return {name: int(tokens) for name, tokens in known.items() if tokens}
+        return {name: int(tokens) for name, tokens in known.items() if isinstance(tokens, int | float)}
 
     @property
     def warning(self) -> str | None:

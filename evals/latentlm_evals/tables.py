@@ -48,8 +48,8 @@ def _main(models: list[ModelResult], title: str) -> list[Table]:
     cost = {
         "parameters": [f"{model.parameters:,}" for model in models],
         "operations per token, training": [f"{m.training_operations / 1e6:.1f}M" for m in models],
-        "tokens/s, training": [f"{m.training['tokens_per_second']:,.0f}" if m.training else "–" for m in models],
-        "tokens trained on": [f"{(m.training or {}).get('tokens', 0):,}" if m.training else "–" for m in models],
+        "tokens/s, training": [_count(m, "tokens_per_second") for m in models],
+        "tokens trained on": [_count(m, "tokens") for m in models],
     }
     names = [model.name for model in models]
     if len(models) > _SIDE_BY_SIDE:
@@ -74,6 +74,12 @@ def _model_rows(names: list[str], columns: dict[str, list[str]], title: str) -> 
     for number, name in enumerate(names):
         table.add_row(escape(name), *(cells[number] for cells in columns.values()))
     return table
+
+
+def _count(model: ModelResult, fact: str) -> str:
+    """A number that the training record may have."""
+    found = (model.training or {}).get(fact)
+    return f"{found:,.0f}" if isinstance(found, int | float) else "–"
 
 
 def _signed(estimate: Estimate | None) -> str:

@@ -36,8 +36,8 @@ COMMANDS: dict[str, str] = {
 
 
 class _LazyGroup(TyperGroup):
-    """Imports `latentlm.cli.<command>` (its `app`, a Typer; a dash is an underscore there) when the command is called or its help
-    is asked for."""
+    """Imports `latentlm.cli.<command>` (its `app`, a Typer; a dash is an underscore there) when the command is called or its
+    help is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of `COMMANDS`, then those of other distributions."""

@@ -162,23 +162,9 @@ def _reference(
         return held, ties
     stream = noise.stream("prior")
     if _autoregressive(model):
-        return _ancestral(model, context, rows, held, needed, stream), ties
+        return model.sample_sites(context.select(rows), stream, held=held, needed=needed).value, ties
     drawn, more = draw(model.prior(context).select(rows), stream, needed)
     return held + drawn, ties + more
-
-
-def _ancestral(
-    model: LatentDecoder, context: Context, rows: Tensor, held: Tensor, needed: Tensor, noise: Noise
-) -> Tensor:
-    """Draw the sites in `needed` (R', S) one after another, given those held and those drawn before. One pass of the prior
-    per site: the contracts have no cheaper way to condition it on given latents."""
-    wide = context.select(rows)
-    value = held.clone()
-    for site in needed.any(0).nonzero()[:, 0].tolist():
-        one = model.prior(wide, Latent(value)).narrow(site, 1)
-        drawn = one.sample(noise.at([site])).value[:, 0].to(value)  # (R', E)
-        value[:, site] = torch.where(needed[:, site, None], drawn, value[:, site])
-    return value
 
 
 def _autoregressive(model: LatentDecoder) -> bool:

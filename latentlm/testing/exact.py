@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentlm.interface import Batch, Context, Latent, LatentDecoder
+from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder
+from latentlm.noise import Noise
 
 _MOST = 2**16
 _GRID = (-7.0, 7.0, 141)
@@ -74,7 +75,7 @@ def exact_log_likelihood(
     if target == "generation" and model.has_encoder:
         alone = model.posterior(model.context(Batch.of([list(given)], given=[len(given)])))
         seen = alone.shape[1]
-        encoded = alone.select(torch.zeros(len(values), dtype=torch.long)).log_prob(Latent(values[:, :seen])).double()
+        encoded = _log_density(alone, values[:, :seen])
         keep = seen - (last_latent == "prior")
         log_density[:, :keep] = encoded[:, :keep]
     joint = _log_likelihood(model, context, values, given, continuation) + log_density.sum(-1)
@@ -86,8 +87,7 @@ def exact_elbo(model: LatentDecoder, given: Sequence[int], continuation: Sequenc
     """E_q log p(continuation | given, z) - KL(q || p), nats, q having seen all inputs. Sites that condition given tokens alone
     are taken from the prior, under which they cost nothing; so is every site where one token continues."""
     context, values, cell = _values(model, given, continuation)
-    rows = torch.zeros(len(values), dtype=torch.long)
-    log_q = model.posterior(context).select(rows).log_prob(Latent(values)).double()  # (K, S)
+    log_q = _log_density(model.posterior(context), values)  # (K, S)
     log_p = model.prior(context, Latent(values)).log_prob(Latent(values)).double()
     first = int(context.site_of[0, len(given) - 1]) if len(continuation) > 1 else context.sites
     weights = log_p[:, :first].sum(-1) + log_q[:, first:].sum(-1) + cell
@@ -95,6 +95,15 @@ def exact_elbo(model: LatentDecoder, given: Sequence[int], continuation: Sequenc
     likelihood = _log_likelihood(model, context, values, given, continuation)
     terms = weights.exp() * (likelihood - cost)
     return float(terms.masked_fill(weights == float("-inf"), 0.0).sum())  # a point mass leaves values that never occur
+
+
+def _log_density(q: Distribution, values: Tensor) -> Tensor:
+    """log q (K, S), float64, of one row's posterior at values (K, S, E); of a point mass 0 at its value and -inf elsewhere."""
+    if q.deterministic:
+        point = q.sample(Noise.keyed(0, [0])).value.to(values)
+        here = torch.isclose(point, values, rtol=0.0, atol=1e-5).all(-1)
+        return torch.where(here, 0.0, -torch.inf).double()
+    return q.select(torch.zeros(len(values), dtype=torch.long)).log_prob(Latent(values)).double()
 
 
 def _values(

@@ -7,8 +7,10 @@
     kl                 nats per target token, all of it, whatever the schedule charged; kl_bits_per_token the same in bits
     bound              cross_entropy + kl: an upper bound on the model's true nats per token (exact without latents)
     bits_per_byte      bound / (ln 2 * raw bytes per target): the held-out window's bytes, or the training text's average
-    penalty            nats per target token that the KL schedule charged; loss = cross_entropy + penalty
-    schedule           what the schedule logged
+    penalty            nats per target token that the KL schedule charged
+    auxiliary          nats per target token of the parts' own losses (a bag of words, say); loss = the sum of these two and
+                       cross_entropy
+    schedule           what the schedule, and the parts' own losses, logged
     learning_rate, grad_norm (before clipping), tokens_per_second, elapsed (seconds; both without evaluation and saving)
 
 Held-out lines have in addition `standard_error` (of bits_per_byte, by document), `documents`, `kl_by_position`,
@@ -38,6 +40,7 @@ class Tally:
     cross_entropy: float = 0.0
     kl: float = 0.0
     penalty: float = 0.0
+    auxiliary: float = 0.0
     gradient_norm: float = 0.0
     seconds: float = 0.0
     learning_rate: float = 0.0
@@ -59,6 +62,7 @@ class Tally:
         self.cross_entropy += facts.cross_entropy
         self.kl += facts.kl
         self.penalty += facts.penalty
+        self.auxiliary += facts.auxiliary
         self.gradient_norm += facts.gradient_norm
         self.seconds += seconds
         self.learning_rate = facts.learning_rate
@@ -67,14 +71,16 @@ class Tally:
 
     def line(self, *, step: int, tokens: int, elapsed: float, bytes_per_target: float) -> dict[str, Any]:
         """The training line of these steps."""
-        cross_entropy, kl, penalty = (value / self.targets for value in (self.cross_entropy, self.kl, self.penalty))
+        sums = (self.cross_entropy, self.kl, self.penalty, self.auxiliary)
+        cross_entropy, kl, penalty, auxiliary = (value / self.targets for value in sums)
         return {
             "split": "train",
             "step": step,
             "tokens": tokens,
             **likelihood_keys(cross_entropy, kl, bytes_per_target=bytes_per_target),
             "penalty": penalty,
-            "loss": cross_entropy + penalty,
+            "auxiliary": auxiliary,
+            "loss": cross_entropy + penalty + auxiliary,
             "schedule": {name: value / self.steps for name, value in self.schedule.items()},
             "learning_rate": self.learning_rate,
             "grad_norm": self.gradient_norm / self.steps,

@@ -122,7 +122,7 @@ class Run:
     def _evaluate(self) -> None:
         report = evaluate(self.trainer.model, self._texts, self.recipe.train)
         line = {"split": "held_out", "step": self.trainer.step, "tokens": self.tokens, **report}
-        absent = dict.fromkeys(("penalty", "loss", "schedule", "grad_norm"))
+        absent = dict.fromkeys(("penalty", "auxiliary", "loss", "schedule", "grad_norm"))
         rate = self.trainer.optimizer.param_groups[0]["lr"]
         line |= {**absent, "learning_rate": rate, "elapsed": self.seconds}
         line["tokens_per_second"] = self.tokens / max(self.seconds, 1e-9)

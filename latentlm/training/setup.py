@@ -18,6 +18,7 @@ from latentlm.interface import LatentDecoder
 from latentlm.tokenizer import check_vocabulary
 from latentlm.training.data import Prepared, prepare
 from latentlm.training.packing import PackedStream
+from latentlm.training.prompted import check_prompts
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,6 +36,7 @@ def pick_device(name: str) -> torch.device:
 
 def resolve(recipe: Recipe, *, vocabulary: int | None = None) -> Recipe:
     """The recipe with nothing left open. `vocabulary` is taken where the recipe does not set one. Raises UserError."""
+    check_prompts(recipe)
     model = _with_vocabulary(recipe.model, vocabulary)
     context = recipe.train.context or model.backbone.context
     if context > model.backbone.context:

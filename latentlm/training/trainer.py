@@ -22,6 +22,7 @@ from latentlm.interface import Batch, LatentDecoder, Loss
 from latentlm.noise import Noise
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
 from latentlm.training.packing import PackedStream
+from latentlm.training.prompted import with_prompts
 
 
 class DivergedError(UserError):
@@ -39,6 +40,8 @@ class StepFacts:
     """Sum over sites of the full KL, whatever the schedule charged."""
     penalty: float = 0.0
     """Nats per target token that the schedule charged, summed over targets."""
+    auxiliary: float = 0.0
+    """Nats per target token of the parts' own losses, summed over targets."""
     gradient_norm: float = 0.0
     """Before clipping."""
     learning_rate: float = 0.0
@@ -60,7 +63,7 @@ class Trainer:
         """Take one optimiser step. Raises DivergedError, with the weights as they were, where a number is not finite."""
         self.model.train()
         first = self.step * self.config.accumulate
-        batches = [self.stream.batch(first + index) for index in range(self.config.accumulate)]
+        batches = [self._batch(first + index) for index in range(self.config.accumulate)]
         facts = StepFacts(
             targets=sum(int(batch.target_mask.sum()) for batch in batches),
             learning_rate=learning_rate_at(self.step, self.config),
@@ -78,6 +81,12 @@ class Trainer:
         self.step += 1
         return facts
 
+    def _batch(self, number: int) -> Batch:
+        """Micro-batch `number` of the stream, some of its rows with a prompt where the recipe says so."""
+        batch = self.stream.batch(number)
+        first = number * batch.inputs.shape[0]
+        return with_prompts(batch, share=self.config.prompts, seed=self.config.seed, first=first)
+
     def _accumulate(self, batch: Batch, number: int, facts: StepFacts) -> None:
         """Add the gradient of micro-batch `number`, weighted by its share of the step's targets, and note its facts."""
         targets = int(batch.target_mask.sum())
@@ -86,13 +95,14 @@ class Trainer:
         batch = batch.to(self.model.device)
         with autocast(self.model, self.config):
             loss = self.model.loss(batch, step=self.step, noise=noise)
-        total, cross_entropy, kl, logs = _read(loss)
+        total, cross_entropy, kl, auxiliary, logs = _read(loss)
         self._check("loss", total)
         (loss.total * (targets / facts.targets)).backward()
         facts.cross_entropy += cross_entropy
         facts.kl += kl
         if loss.kl is not None:
-            facts.penalty += total * targets - cross_entropy
+            facts.penalty += (total - auxiliary) * targets - cross_entropy
+            facts.auxiliary += auxiliary * targets
         for name, value in logs.items():
             facts.schedule[name] = facts.schedule.get(name, 0.0) + value * targets / facts.targets
 
@@ -109,13 +119,15 @@ def autocast(model: LatentDecoder, config: TrainConfig) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.dtype == "bfloat16")
 
 
-def _read(loss: Loss) -> tuple[float, float, float, dict[str, float]]:
-    """Total, summed cross-entropy, summed KL, logs: brought to the CPU in one transfer."""
+def _read(loss: Loss) -> tuple[float, float, float, float, dict[str, float]]:
+    """Total, summed cross-entropy, summed KL, auxiliary losses, logs: brought to the CPU in one transfer."""
     cross_entropy = loss.reconstruction.detach().double().sum()
     kl = full_kl(loss).sum()
     logs = {name: value.detach().double().mean() for name, value in loss.logs.items()}
-    values = torch.stack([loss.total.detach().double(), cross_entropy, kl, *logs.values()]).tolist()
-    return values[0], values[1], values[2], dict(zip(logs, values[3:], strict=True))
+    total = loss.total.detach().double()
+    auxiliary = torch.zeros_like(total) if loss.auxiliary is None else loss.auxiliary.detach().double()
+    values = torch.stack([total, cross_entropy, kl, auxiliary, *logs.values()]).tolist()
+    return values[0], values[1], values[2], values[3], dict(zip(logs, values[4:], strict=True))
 
 
 def full_kl(loss: Loss) -> Tensor:

@@ -14,11 +14,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentlm.backbone import Block, Mask, rotation
+from latentlm.backbone import Block, Mask, rotation, wide_linear
 from latentlm.backbone.init import normal_
 from latentlm.config import Strict
 from latentlm.distributions import Bits
@@ -67,18 +66,10 @@ class FreeEncoder(Encoder):
         x = self.block(queries, source=trunk, mask=mask, rotation=turn, condition=unskipped)
         normed = self.norm(x)
         if self.config.dtype == "float32":
-            logits = _float32_linear(normed, self.readout)
+            logits = wide_linear(normed, self.readout)
         else:
             logits = self.readout(normed)
         return Bits(logits if self.shape.granularity == "token" else _site_means(logits, context))
-
-
-def _float32_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """The linear layer in float32 (float64 where x is), outside any autocast."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
-        bias = None if linear.bias is None else linear.bias.to(wide)
-        return F.linear(x.to(wide), linear.weight.to(wide), bias)
 
 
 def _site_means(logits: Tensor, context: Context) -> Tensor:

@@ -74,6 +74,12 @@ class Estimator:
             return SAMPLES if self.samples is None else self.samples
         return self.samples or 0 if self.name == "reinmax" else 0
 
+    def scored_rows(self, bits: int) -> int:
+        """Rows of a table of this many bits whose scores the gradient of a token's logits takes."""
+        if self.draws:
+            return self.draws + 1
+        return bits + 1 if self.name in ("straight_through", "concrete") else 2**bits
+
     def uniform(self, logits: Tensor | None, noise: Noise | None) -> Tensor | None:
         """The uniform numbers beside the bits that a backward pass will need: (R, S, m, H), m = 1 for `concrete`, whose numbers
         are those that drew the bits. None where there is nothing to draw, or no gradient to come.

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits
+from latentlm.distributions import Bits, Codes
 from latentlm.errors import did_you_mean
 from latentlm.interface import BlockCondition, Condition, Context, Injection, Latent, Shape
 from latentlm_free.estimators import SAMPLES, TEMPERATURE, Estimator, EstimatorName
@@ -72,6 +72,7 @@ class TableInjection(Injection):
         self.slots = (entry, "skip") if config.residual else (entry,)
         estimator = Estimator(config.estimator, config.samples, config.temperature or TEMPERATURE)
         self.table = make_table(config.table, shape.event_dims, shape.width, group=config.group, estimator=estimator)
+        self.surrogate_operations = 2.0 * self.table.scored_rows * shape.width  # of the scores <g, W_d> that it takes
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Rows like an embedding's; never zero, which would cut the encoder's gradient at the first step."""
@@ -79,9 +80,13 @@ class TableInjection(Injection):
         self.table.init_weights(std=std, generator=generator)
 
     def forward(self, latent: Latent, context: Context) -> Condition:
-        """R at every position: (R, T, D). Gradients reach the bit logits where the latent carries its distribution."""
-        logits = latent.distribution.logits if isinstance(latent.distribution, Bits) else None
-        rows: Tensor = self.table(latent.value, logits, latent.noise)  # (R, S, D)
+        """R at every position: (R, T, D). Gradients reach the bit logits, or the logits of codes, where the latent carries its
+        distribution. Codes take the exact straight-through gradient whatever the estimator: they are no product of bits."""
+        q = latent.distribution
+        rows: Tensor = self.table(latent.value, q.logits if isinstance(q, Bits) else None, latent.noise)  # (R, S, D)
+        if isinstance(q, Codes):
+            mean = q.log_probs.exp() @ self.table(q.support(), None).detach().to(q.log_probs)
+            rows = rows + (mean - mean.detach()).to(rows)
         if self.shape.granularity != "token":
             rows = rows.gather(1, context.site_of[..., None].expand(-1, -1, rows.shape[-1]))  # (R, T, D)
         joint, residual = self.config.norm == "joint", self.config.residual

@@ -57,6 +57,11 @@ class Table(nn.Module, ABC):
         depend on the estimator. Raises ValueError where the shapes do not fit or noise is missing.
         """
 
+    @property
+    def scored_rows(self) -> int:
+        """Rows whose scores the gradient of a token's logits takes: the count of its operations."""
+        return self.estimator.scored_rows(self.bits)
+
     @abstractmethod
     def init_weights(self, *, std: float, generator: torch.Generator | None = None) -> None:
         """Fill every parameter so that the entries of R have standard deviation `std` over uniform codes."""
@@ -99,6 +104,10 @@ class GroupedTable(Table):
         parts = [self.estimator.lookup(*group) for group in groups]
         return sum(parts[1:], start=parts[0])
 
+    @property
+    def scored_rows(self) -> int:
+        return sum(self.estimator.scored_rows(size) for size in self.sizes)
+
     def _split(self, tensor: Tensor | None) -> Sequence[Any]:
         """(..., H) by groups; None for each where there is nothing to split."""
         return [None] * len(self.sizes) if tensor is None else tensor.split(self.sizes, dim=-1)
@@ -115,6 +124,10 @@ class AdditiveTable(Table):
     def __init__(self, bits: int, width: int, *, estimator: Estimator = EXACT) -> None:
         super().__init__(bits, width, estimator)
         self.weight = nn.Parameter(torch.empty(bits, width))  # (H, D)
+
+    @property
+    def scored_rows(self) -> int:
+        return self.bits
 
     def forward(self, bits: Tensor, logits: Tensor | None, noise: Noise | None = None) -> Tensor:
         _check_bits(bits, self.bits)

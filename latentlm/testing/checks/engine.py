@@ -1,0 +1,202 @@
+"""Compiling, stopping and resuming.
+
+Compiled with the backends that trace without generating code ("aot_eager"), so that no compiler is needed: what is checked is
+that the parts can be traced and mean the same, not that they get faster.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from latentlm import plugins
+from latentlm.config import Recipe, parse
+from latentlm.interface import LatentDecoder
+from latentlm.noise import Noise
+from latentlm.testing.comparing import TEXTS, assert_close, pack
+from latentlm.testing.registry import check, need
+from latentlm.testing.subject import Subject, noise
+from latentlm.training.checkpoint import checkpoints
+from latentlm.training.loop import train
+from latentlm.training.run import Run
+
+_STEPS, _STOP = 6, 3
+_WORDS = ("the", "red", "blue", "cat", "dog", "bird", "tree", "sees", "likes", "under", "over", "then")
+
+
+@check("engine")
+def compiled_equals_eager(subject: Subject) -> None:
+    """Blocks and parts compiled by torch.compile give the same loss and the same gradients."""
+    batch = pack(TEXTS, vocabulary=subject.exact_config.backbone.vocabulary)
+    results = []
+    for compiled in (False, True):
+        model = copy.deepcopy(subject.exact).train()
+        torch._dynamo.reset()
+        if compiled:
+            for module in _compilable(model):
+                module.compile(backend="aot_eager")
+        loss = model.loss(batch, step=0, noise=noise(2))
+        (loss.total + loss.reconstruction.mean()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append((loss.reconstruction.detach(), gradients))
+    torch._dynamo.reset()
+    (eager, slopes), (traced, other) = results
+    assert_close(traced, eager, "the compiled loss")
+    assert slopes.keys() == other.keys(), f"compiled, gradients reach others: {sorted(slopes.keys() ^ other.keys())}"
+    for name in slopes:
+        assert_close(other[name], slopes[name], f"the compiled gradient of {name}")
+
+
+def _compilable(model: LatentDecoder) -> Iterator[nn.Module]:
+    """The blocks one by one, and each part; a decoder of another make as a whole."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        yield model
+        return
+    yield from backbone.blocks
+    for name in ("encoder", "prior_part", "injection"):
+        part = getattr(model, name, None)
+        # An encoder without a network differentiates within its forward pass, which is not traced.
+        if part is not None and not getattr(part, "needs_objective", False):
+            yield part
+
+
+@check("engine")
+def noise_alone_decides_training(subject: Subject) -> None:
+    """Two trainings with one seed end at the same weights, bit for bit."""
+    ends = []
+    for _ in range(2):
+        model = copy.deepcopy(subject.model).train()
+        batch = pack(TEXTS, vocabulary=subject.config.backbone.vocabulary)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for step in range(2):
+            loss = model.loss(batch, step=step, noise=Noise.keyed(step, range(2)))
+            optimiser.zero_grad()
+            loss.total.backward()
+            optimiser.step()
+        ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    other = [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])]
+    assert not other, f"two trainings with one seed differ in {', '.join(other)}"
+
+
+@check("engine")
+def resume_exact(subject: Subject) -> None:
+    """A training run that crashed and resumed ends at the weights of one that did not, bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = _recipe(subject, Path(folder) / "texts")
+        whole, crashed = Path(folder) / "whole", Path(folder) / "crashed"
+        train(recipe, out=whole, progress=False)
+        with _crashing(at=_STOP):
+            try:
+                train(recipe, out=crashed, progress=False)
+            except _Crash:
+                pass
+            else:
+                raise AssertionError("the run did not crash where it was told to")
+        train(recipe, out=crashed, resume=True, progress=False)
+        _assert_same_run(whole, crashed)
+
+
+@check("engine")
+def kill_and_resume_exact(subject: Subject) -> None:
+    """A training process that was killed (SIGKILL) and resumed ends at the weights of one that was not, bit for bit."""
+    need(os.name == "posix", "SIGKILL is of POSIX")
+    need(_installed(subject), "its parts are registered in this process only, and another process has to find them")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = _recipe(subject, Path(folder) / "texts", steps=40)
+        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+        train(recipe, out=whole, progress=False)
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+        _kill_after_a_checkpoint(file, killed)
+        assert not (killed / "card.yaml").exists(), "the run was over before it could be killed"
+        train(recipe, out=killed, resume=True, progress=False)
+        _assert_same_run(whole, killed)
+
+
+def _recipe(subject: Subject, folder: Path, *, steps: int = _STEPS) -> Recipe:
+    """A tiny recipe of the enumerable decoder's parts on random words."""
+    folder.mkdir()
+    draw = random.Random(0)
+    for number in range(12):
+        (folder / f"{number:02d}.txt").write_text(" ".join(draw.choices(_WORDS, k=20)) + "\n", encoding="utf-8")
+    model = subject.exact_config.model_dump(mode="json", exclude_unset=True)
+    model["backbone"] = {**model["backbone"], "vocabulary": 257, "context": 32}
+    data: dict[str, Any] = {
+        "name": "conformance",
+        "model": model,
+        "data": {"path": str(folder), "held_out": 0.25},
+        "train": {
+            "steps": steps, "batch": 2, "accumulate": 2, "warmup": 2, "log_every": 1, "eval_every": steps, "save_every": 2,
+            "eval_documents": 2, "device": "cpu", "threads": 1,
+        },
+    }  # fmt: skip
+    return parse(Recipe, data, source="conformance recipe")
+
+
+class _Crash(RuntimeError):
+    """Raised in the middle of a run."""
+
+
+@contextmanager
+def _crashing(*, at: int) -> Iterator[None]:
+    """Runs raise _Crash after step `at`, which has no checkpoint."""
+    original = Run._count
+
+    def counted(run: Run, *arguments: Any, **options: Any) -> None:
+        original(run, *arguments, **options)
+        if run.trainer.step == at:
+            raise _Crash
+
+    with mock.patch.object(Run, "_count", counted):
+        yield
+
+
+def _installed(subject: Subject) -> bool:
+    """Every part comes from an installed plugin."""
+    full = subject.complete
+    wanted = {"decoder": full.decoder}
+    specs = {socket: getattr(full, socket) for socket in ("encoder", "prior", "injection", "kl_schedule")}
+    wanted |= {socket: spec.name for socket, spec in specs.items() if spec is not None}
+    listed = [plugin for plugin in plugins.listing() if plugin.entry is not None]
+    return all(any(name in plugin.parts.get(socket, {}) for plugin in listed) for socket, name in wanted.items())
+
+
+def _kill_after_a_checkpoint(recipe: Path, out: Path) -> None:
+    """Train in another process and kill it once it has written a checkpoint."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "latentlm.cli", "train", str(recipe), "--out", str(out)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not checkpoints(out / "checkpoints"):
+        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        time.sleep(0.002)
+    process.kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (0, -9), f"the training process failed:\n{said[-2000:]}"
+
+
+def _assert_same_run(one: Path, other: Path) -> None:
+    """Same weights and moments, bit for bit."""
+    name = checkpoints(one / "checkpoints")[-1].name
+    for file in ("model.safetensors", f"checkpoints/{name}/optimizer.safetensors"):
+        first: dict[str, Tensor] = load_file(one / file)
+        second: dict[str, Tensor] = load_file(other / file)
+        assert first.keys() == second.keys(), f"{file} has other tensors after resuming"
+        differ = [key for key in first if not torch.equal(first[key], second[key])]
+        assert not differ, f"after resuming, {', '.join(differ)} in {file} differ: state that the checkpoint does not hold"

@@ -1,0 +1,187 @@
+"""Scores are log-probabilities: the enumerable decoder against sums over all its latents, with its own encoder and with a
+planted one that knows the future, so that dishonest scores are found out.
+
+Legend: V vocabulary (3), S sites, E event dimensions (2), K samples.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from statistics import fmean, stdev
+
+import torch
+
+from latentlm.composed import ComposedDecoder
+from latentlm.interface import LatentDecoder
+from latentlm.likelihood import METHODS, Method, score_continuations
+from latentlm.testing import likelihood as known
+from latentlm.testing.exact import count_values, enumeration_limit, exact_elbo, exact_log_likelihood
+from latentlm.testing.registry import NotApplicable, check, need
+from latentlm.testing.subject import Subject
+
+Request = tuple[list[int], list[int]]
+
+_REQUESTS: list[Request] = [([0, 1], [1, 1]), ([1], [1, 0, 2]), ([0, 1, 1], [0]), ([1, 2, 0], [1, 0])]
+_METHODS: tuple[Method, ...] = ("operational", "iwae", "prior", "elbo", "joint")
+_POWER = 0.4
+"""Standard errors (nats) beyond which a comparison shows too little. Prior draws of a planted decoder have about half of it."""
+_TRIALS = 100
+_DRAWS = 3000
+
+
+def _requests(model: LatentDecoder) -> list[Request]:
+    """Those whose latents can all be summed over; one where that is an integral. Raises NotApplicable where there are none."""
+    limits = [enumeration_limit(model, context, continuation) for context, continuation in _REQUESTS]
+    fitting = [request for request, limit in zip(_REQUESTS, limits, strict=True) if limit is None]
+    if not fitting:
+        raise NotApplicable(f"{limits[0]}; give `exact` fewer event_dims or a coarser granularity")
+    return fitting[:1] if _costly(model) else fitting
+
+
+def _costly(model: LatentDecoder) -> bool:
+    """A sum over ten thousand values and more."""
+    context, continuation = _REQUESTS[0]
+    return count_values(model, context, continuation) > 5000
+
+
+def _planted(subject: Subject) -> ComposedDecoder:
+    need(subject.exact.has_latents, "it has no latents")
+    need(isinstance(subject.exact, ComposedDecoder), "a posterior can be planted in a ComposedDecoder only")
+    try:
+        return subject.planted
+    except NotImplementedError as error:
+        raise NotApplicable(str(error)) from None
+
+
+def _wrap(request: Request, model: LatentDecoder) -> Request:
+    size = model.config.backbone.vocabulary
+    return [token % size for token in request[0]], [token % size for token in request[1]]
+
+
+@check("likelihood")
+def scores_exact_own_encoder(subject: Subject) -> None:
+    """With its own encoder, scores equal the sum over all latents within their error bars."""
+    need(subject.exact.has_latents, "it has no latents")
+    methods = ("operational", "iwae") if _costly(subject.exact) else _METHODS
+    for method in methods:
+        known.check_exactness(subject.exact, _requests(subject.exact), method=method, samples=256, power=_POWER, seed=1)
+
+
+@check("likelihood")
+def scores_exact_planted(subject: Subject) -> None:
+    """With a posterior that knows the future, scores equal the sum over all latents within their error bars."""
+    model = _planted(subject)
+    methods = ("operational", "iwae") if _costly(model) else _METHODS
+    for method in methods:
+        # Of a whole text, and from the prior, planted weights are heavy: more samples of fewer requests.
+        heavy = method in ("joint", "prior")
+        requests = _requests(model)[:1] if heavy else _requests(model)
+        known.check_exactness(model, requests, method=method, samples=1024 if heavy else 256, power=_POWER, seed=1)
+    known.check_exactness(model, _requests(model)[:1], samples=256, last_latent="prior", power=_POWER, seed=1)
+
+
+@check("likelihood")
+def probabilities_sum_to_one(subject: Subject) -> None:
+    """exp(score) of all continuations sums to 1 (`elbo`: to no more), planted."""
+    model = _planted(subject)
+    for method in _METHODS:
+        if method != "joint":
+            known.check_normalisation(model, [0, 1], 3, method=method, samples=128, power=0.2)
+    known.check_normalisation(model, [0], 3, method="joint", samples=128, power=0.2)
+
+
+@check("likelihood")
+def own_probabilities_sum_to_one(subject: Subject) -> None:
+    """The same with the decoder's own encoder, whose posterior must not see what a context hides."""
+    model = subject.exact
+    need(model.has_latents, "it has no latents")
+    known.check_normalisation(model, [0, 1], 3, method="operational", samples=128, power=0.15)
+
+
+@check("likelihood")
+def leak_found_out(subject: Subject) -> None:
+    """Read off under the planted posterior, as dishonest scores are, probabilities sum to far more than 1."""
+    model = _planted(subject)
+    honest = known.check_normalisation(model, [0, 1], 3, samples=1024)
+    dishonest = known.leak_sum(model, [0, 1], 3, samples=256)
+    assert dishonest > honest.total + 6 * honest.standard_error + 0.02, (
+        f"dishonest probabilities sum to {dishonest:.3f}, honest ones to {honest.total:.3f} +- {honest.standard_error:.3f}: "
+        "the checks of honesty show little, since the planted decoder makes little use of its latents (does `leaning` "
+        "lean? does the injection reach the logits?)"
+    )
+
+
+@check("likelihood")
+def bounds_in_order(subject: Subject) -> None:
+    """ELBO <= E[IWAE with 2 samples] <= E[IWAE with 16] <= log p(x), planted."""
+    model = _planted(subject)
+    context, continuation = _requests(model)[0]
+    truth = exact_log_likelihood(model, context, continuation, target="prior")
+    elbo = exact_elbo(model, context, continuation)
+    assert elbo <= truth + 1e-3, f"the ELBO is {elbo:.4f} nats, above log p(x) = {truth:.4f}"
+    trials = 200
+    found = {"ELBO": (elbo, 0.0)}
+    for samples in (2, 16):
+        scores = score_continuations(
+            model, [(context, continuation)] * trials, method="iwae", samples=samples, keys=list(range(trials)), defensive=0
+        )
+        values = [score.value for score in scores]
+        found[f"IWAE with {samples} samples"] = (fmean(values), stdev(values) / math.sqrt(trials))
+    found["log p(x)"] = (truth, 0.0)
+    names = list(found)
+    for lower, upper in pairwise(names):
+        (one, one_error), (two, two_error) = found[lower], found[upper]
+        allowed = 4 * math.hypot(one_error, two_error) + 1e-3
+        assert one <= two + allowed, f"{lower} is {one:.4f} nats, above {upper} = {two:.4f} by more than {allowed:.4f}"
+
+
+@check("likelihood")
+def no_latents_no_noise(subject: Subject) -> None:
+    """A decoder without latents gives one number by every method."""
+    need(not subject.exact.has_latents, "it has latents")
+    known.check_no_latents_no_noise(subject.exact, [_wrap(request, subject.exact) for request in _REQUESTS])
+    total = known.probability_sum(subject.exact, [0, 1], 3).total
+    assert abs(total - 1) < 1e-4, f"probabilities of all continuations sum to {total:.5f}"
+
+
+@check("likelihood")
+def scores_keyed(subject: Subject) -> None:
+    """Batch size, order and padding do not change a score, and no global random state does: own encoder and planted."""
+    models = [subject.exact]
+    if subject.exact.has_latents:
+        models.append(_planted(subject))
+    for model in models:
+        requests = [_wrap(request, model) for request in _REQUESTS[:4]]
+        before = torch.get_rng_state()
+        for method in METHODS:
+            known.check_keyed_randomness(model, requests, method=method)  # type: ignore[arg-type]
+        assert torch.equal(before, torch.get_rng_state()), "scoring moves torch's global random state"
+
+
+@check("likelihood")
+def error_bars_honest(subject: Subject) -> None:
+    """Error bars cover the exact value 95% of the time (own encoder) and shrink like 1/sqrt(K) (planted)."""
+    model = subject.exact
+    need(model.has_latents, "it has no latents")
+    context, continuation = _requests(model)[0]
+    nominal = 0.95 - 4 * math.sqrt(0.95 * 0.05 / _TRIALS)  # within four standard errors of the share itself
+    methods: tuple[Method, ...] = ("operational", "iwae")
+    for method in methods:
+        known.check_coverage(model, context, continuation, method=method, samples=64, trials=_TRIALS, at_least=nominal)
+    known.check_shrinking_error(_planted(subject), context, continuation, samples=128, trials=8)
+
+
+@check("likelihood")
+def sampler_agrees(subject: Subject) -> None:
+    """Frequencies of sampled continuations equal the sum over all latents (or the scores): own encoder and planted."""
+    models = [subject.exact]
+    if subject.exact.has_latents:
+        models.append(_planted(subject))
+    for number, model in enumerate(models):
+        for context in ([0, 1], [1, 1, 0]):
+            few = model.has_latents and enumeration_limit(model, context, [0, 0]) is None and not _costly(model)
+            samples = None if few else 256
+            known.check_sampler_agreement(model, context, 2, draws=_DRAWS, samples=samples, seed=number)
+    if models[-1].has_latents:
+        known.check_sampler_agreement(models[-1], [1, 1, 0], 2, draws=_DRAWS, samples=256, last_latent="prior", seed=3)

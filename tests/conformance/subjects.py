@@ -1,0 +1,59 @@
+"""Which small decoders the conformance tests run on: every registered one, with the settings that its parts need, the decoders
+of `tests/distributions/latentlm_testparts`, and a few combinations of parts that no decoder has as its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What `latentlm.testing.cases` is told about a decoder."""
+
+    decoder: str
+    model: Settings = field(default_factory=dict)
+    exact: Settings = field(default_factory=dict)
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_LATENTS: Settings = {"event_dims": 0}
+
+OVERRIDES: dict[str, Setting] = {
+    "vanilla": Setting("vanilla", NO_LATENTS),
+    "composed": Setting("composed", NO_LATENTS),
+    "chunk": Setting("chunk", {"granularity": "chunk:3"}, {"granularity": "chunk:2"}),
+    "ltm": Setting(  # a slot in each block: vectors of width 1; few steps, since every pass of the encoder takes them
+        "ltm", {"injection": {"name": "thoughts", "slots": 1}, "encoder": {"name": "fitted_thoughts", "steps": 4}}
+    ),
+}
+"""Settings of a registered decoder by its name; one that is not here takes the kit's."""
+
+MORE: dict[str, Setting] = {
+    "noise_control": Setting("composed", {"prior": "uniform_bits", "injection": "free"}),
+    "fsq": Setting(
+        "chunk",
+        {"granularity": "chunk:3", "encoder": {"name": "fsq", "levels": [3, 3, 2, 2]}},
+        {"granularity": "chunk:2", "encoder": {"name": "fsq", "levels": [3, 2]}},
+    ),
+    "free_chunks": Setting("free", {"granularity": "chunk:3"}, {"granularity": "chunk:2"}),
+}
+"""Combinations that no registered decoder has as its default."""
+
+TESTPARTS: dict[str, Setting] = {
+    "document_prefix": Setting("document_prefix"),
+    "chunk_code": Setting("chunk_code", exact={"granularity": "chunk:2"}),
+    "recurrent_code": Setting(
+        "chunk_code", {"granularity": "chunk:3", "prior": "recurrent_bits"}, {"granularity": "chunk:2"}
+    ),
+    "fitted_prefix": Setting("document_prefix", {"encoder": "fitted_gaussian"}),
+}
+"""A third party's decoders, installed by the tests."""
+
+
+def settings_of(names: list[str]) -> dict[str, Setting]:
+    """By label, for these registered decoders."""
+    return {name: OVERRIDES.get(name, Setting(name)) for name in names}
