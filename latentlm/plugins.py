@@ -54,7 +54,20 @@ IN_PROCESS = "this process"
 KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "vanilla": ("latentlm", ("vanilla", "composed")),
     "free": ("latentlm", ("free", "uniform_bits")),
-    "schedules": ("latentlm", ("free_bits", "constant", "linear", "cyclical")),
+    "gaussian": (
+        "latentlm", ("gaussian", "gaussian_tower", "gaussian_memory", "standard_normal", "mog", "vamp", "prompt_normal"),
+    ),
+    "causal": ("latentlm", ("causal", "trunk_bits", "causal_bits")),
+    "chunk": ("latentlm", ("chunk", "chunk_codes", "fsq", "causal_codes", "causal_levels", "uniform_levels")),
+    "ltm": ("latentlm", ("ltm", "fitted_thoughts", "thoughts")),
+    "della": ("latentlm", ("della",)),
+    "schedules": (
+        "latentlm",
+        (
+            "free_bits", "constant", "linear", "sigmoid", "cyclical", "optimus", "capacity", "minimum_desired_rate",
+            "control_vae", "geco",
+        ),
+    ),
 }
 """Plugin -> (distribution known to have it, names of its parts), for the error about a name that is not there."""
 
