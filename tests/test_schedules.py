@@ -69,21 +69,45 @@ def test_the_hinge_comes_before_the_mean() -> None:
 
 
 @pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [("free_bits", {"level": level}) for level, _, _ in LEVELS] + [("constant", {}), ("linear", {}), ("cyclical", {})],
-)
-def test_the_kl_of_padding_counts_for_nothing(name: str, settings: dict[str, str], rubbish: float) -> None:
-    part = schedule(name, **settings)
-    expected, logs = cost(part, kl(), step=700)
+@pytest.mark.parametrize("form", ["hinge", "maximum", "mask"])
+@pytest.mark.parametrize("level", [level for level, _, _ in LEVELS])
+def test_the_kl_of_padding_counts_for_nothing(level: str, form: str, rubbish: float) -> None:
+    part = schedule("free_bits", level=level, form=form)
+    expected, logs = cost(part, kl())
     nats = kl(rubbish).requires_grad_()
-    penalty, same = cost(part, nats, step=700)
+    penalty, same = cost(part, nats)
     penalty.backward()
     assert float(penalty.detach()) == pytest.approx(float(expected))
     assert {key: float(value) for key, value in logs.items()} == {key: float(value) for key, value in same.items()}
     assert nats.grad is not None
     assert torch.equal(nats.grad[1, 2], torch.zeros(2, dtype=torch.float64))
     assert nats.grad.isfinite().all()
+
+
+# The same sites, under max(kappa, KL) and 1[KL > kappa] KL: the hinge's bits plus the budgets of all units, or of those above.
+#   dimension  2 + 10/2 and 1 + 2      site  3 + 5/2 and 3 + 3/2      sequence, batch  all above: 2.25 + 5/2 = 4.75
+FORMS = [("dimension", 7.0, 3.0), ("site", 5.5, 4.5), ("sequence", 4.75, 3.75), ("batch", 4.75, 4.75)]
+
+
+@pytest.mark.parametrize(("level", "maximum", "mask"), FORMS)
+def test_maximum_and_mask_against_numbers(level: str, maximum: float, mask: float) -> None:
+    for form, bits in (("maximum", maximum), ("mask", mask)):
+        penalty, logs = cost(schedule("free_bits", bits=0.5, level=level, form=form), kl())
+        assert float(penalty) == pytest.approx(bits * BIT / 6), form
+        _, of_hinge = cost(schedule("free_bits", bits=0.5, level=level), kl())
+        assert logs == of_hinge, "what is free does not depend on the form"
+
+
+@pytest.mark.parametrize("level", [level for level, _, _ in LEVELS])
+def test_the_three_forms_have_one_gradient(level: str) -> None:
+    found = []
+    for form in ("hinge", "maximum", "mask"):
+        nats = kl().requires_grad_()
+        cost(schedule("free_bits", bits=0.5, level=level, form=form), nats)[0].backward()
+        found.append(nats.grad)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert found[0].abs().sum() > 0
 
 
 def test_no_gradient_below_the_budget_and_one_over_n_above_it() -> None:
@@ -131,21 +155,71 @@ def test_cyclical_weight_of_a_period_that_is_no_whole_number() -> None:
     assert weights == pytest.approx([0.4, 1.0, 0.0])
 
 
-@pytest.mark.parametrize("name", ["free_bits", "constant", "linear", "cyclical"])
-def test_schedules_of_the_step_alone_have_no_state_to_resume(name: str) -> None:
-    part = schedule(name)
-    part.advance()
-    assert part.state_dict() == {}
-    part.load_state_dict({})
-    with pytest.raises(UserError, match="no state"):
-        part.load_state_dict({"multiplier": 1.0})
+@pytest.mark.parametrize(
+    ("ramp", "quarter", "half"),
+    [("sigmoid", 1 / (1 + math.exp(3.0)), 0.5), ("cosine", 0.5 - math.sqrt(0.5) / 2, 0.5)],
+)
+def test_the_other_ramps_of_a_cycle(ramp: str, quarter: float, half: float) -> None:
+    """80 steps, 4 cycles, R = 1/2, up to 0.4: a rise of 10 steps, so a quarter of it is at step 5 of 20 in two cycles' time."""
+    part = schedule("cyclical", steps=160, end=0.4, ramp=ramp)  # periods of 40, rising over 20
+    weights = [float(cost(part, kl(), step=step)[1]["kl_weight"]) / 0.4 for step in (5, 10, 20, 39, 45, 160)]
+    assert weights == pytest.approx([quarter, half, 1.0, 1.0, quarter, 1.0])
 
 
-def test_logs_carry_no_graph() -> None:
-    for name in ("free_bits", "constant", "linear", "cyclical"):
-        penalty, logs = cost(schedule(name), kl().requires_grad_(), step=700)
-        assert penalty.requires_grad
-        assert not any(value.requires_grad for value in logs.values())
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.2 / (1 + math.exp(5.0))), (50, 0.1), (60, 0.2 / (1 + math.exp(-1.0)))])
+def test_sigmoid_annealing_is_a_logistic_curve(step: int, weight: float) -> None:
+    penalty, logs = cost(schedule("sigmoid", midpoint=50, rate=0.1, end=0.2), kl(), step=step)
+    assert float(logs["kl_weight"]) == pytest.approx(weight)
+    assert float(penalty) == pytest.approx(weight * 4.75 * BIT / 6)
+
+
+def test_sigmoid_annealing_does_not_overflow() -> None:
+    part = schedule("sigmoid", midpoint=1e6, rate=1.0)
+    assert float(cost(part, kl(), step=0)[1]["kl_weight"]) == 0.0
+    assert float(cost(part, kl(), step=2_000_000)[1]["kl_weight"]) == 1.0
+
+
+# One cycle of 80 steps: 40 at zero, 20 rising, 20 held. Above lambda = 0.4 bits per dimension lie 1, 2, 0.5, 0.5 and 0.5 bits.
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (39, 0.0), (40, 0.0), (45, 0.5), (60, 2.0), (79, 2.0), (80, 2.0)])
+def test_optimus_is_zero_then_rises_then_is_held(step: int, weight: float) -> None:
+    penalty, logs = cost(schedule("optimus", steps=80, end=2.0, bits=0.4), kl(), step=step)
+    assert float(logs["kl_weight"]) == pytest.approx(weight)
+    assert float(penalty) == pytest.approx(weight * 4.5 * BIT / 6)
+
+
+def test_optimus_in_several_cycles() -> None:
+    part = schedule("optimus", steps=80, cycles=4, zero=0.2, rising=0.4)  # periods of 20: 4 at zero, 8 rising
+    weights = [float(cost(part, kl(), step=step)[1]["kl_weight"]) for step in (3, 8, 12, 19, 20, 28)]
+    assert weights == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.0, 0.5])
+
+
+def test_the_threshold_of_optimus_is_per_dimension() -> None:
+    nats = kl().requires_grad_()
+    cost(schedule("optimus", steps=1, bits=0.4), nats, step=1)[0].backward()
+    above = torch.tensor([[[1, 0], [0, 0], [1, 1]], [[1, 1], [0, 0], [0, 0]]], dtype=torch.float64)
+    torch.testing.assert_close(nats.grad, above / 6)
+
+
+# Distances from a capacity of half a bit, by level: |1 - 1/2| + ... as for free bits, and the deficits on top.
+#   dimension  1/2 1/2 1/2 1/4 3/2 0 and 0 0 1/2 1/2 = 4.25      site  1/2 1/4 2 and 1/2 1/2 = 3.75      row, batch  2.25
+@pytest.mark.parametrize(("level", "bits"), [("dimension", 4.25), ("site", 3.75), ("sequence", 2.25), ("batch", 2.25)])
+def test_capacity_is_a_distance_at_its_level(level: str, bits: float) -> None:
+    penalty, logs = cost(schedule("capacity", bits=1.0, steps=10, gamma=3.0, level=level), kl(), step=5)
+    assert float(logs["capacity_nats"]) == pytest.approx(0.5 * BIT)
+    assert float(penalty) == pytest.approx(3.0 * bits * BIT / 6)
+
+
+@pytest.mark.parametrize(("step", "bits"), [(0, 0.0), (1, 0.4), (10, 4.0), (11, 4.0)])
+def test_capacity_rises_with_the_step_and_stays(step: int, bits: float) -> None:
+    _, logs = cost(schedule("capacity", bits=4.0, steps=10), kl(), step=step)
+    assert float(logs["capacity_nats"]) == pytest.approx(bits * BIT)
+
+
+def test_capacity_pushes_up_what_is_below_and_down_what_is_above() -> None:
+    nats = kl().requires_grad_()
+    cost(schedule("capacity", bits=0.5, steps=1, gamma=2.0, level="site"), nats, step=1)[0].backward()
+    signs = torch.tensor([[1.0, -1.0, 1.0], [1.0, -1.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(nats.grad, (signs * 2.0 / 6)[..., None].expand_as(nats))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +230,12 @@ def test_logs_carry_no_graph() -> None:
         ({"name": "free_bit"}, 'Did you mean "free_bits"'),
         ({"name": "free_bits", "level": "token"}, "dimension"),
         ({"name": "cyclical", "ratio": 0.0}, "ratio"),
+        ({"name": "cyclical", "ramp": "line"}, "linear"),
+        ({"name": "free_bits", "form": "max"}, "maximum"),
+        ({"name": "optimus", "zero": 0.8, "rising": 0.3}, "shares of one cycle"),
+        ({"name": "control_vae", "smallest": 2.0}, "above largest"),
+        ({"name": "geco", "smoothing": 1.0}, "smoothing"),
+        ({"name": "minimum_desired_rate", "bit": 1.0}, 'Did you mean "bits"'),
     ],
 )
 def test_unknown_settings_are_refused_with_the_nearest(spec: dict[str, object], words: str) -> None:

@@ -31,7 +31,7 @@ COMMANDS: dict[str, str] = {
     "generate": "Continue prompts.",
     "score": "Honest likelihood of a text.",
     "eval": "Run lm-eval tasks on a model.",
-    "schedules": "List, plot and test the KL schedules.",
+    "schedules": "List KL schedules, plot what each does, see which revive a latent.",
 }
 
 

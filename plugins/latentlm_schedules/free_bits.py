@@ -1,22 +1,26 @@
-"""Free bits: KL up to a budget kappa costs nothing (Kingma et al. 2016, "free bits"; Fleuret 2025, section 3.4).
+"""Free bits: KL up to a budget kappa costs nothing (Kingma et al. 2016, "Improved variational inference with inverse
+autoregressive flow"; Fleuret 2025, section 3.4).
 
-With KL_bse of row b, site s and dimension e, KL_bs = sum_e KL_bse, S_b real sites in row b and N target tokens in the batch,
-the penalty in nats per target token is
+With KL_u of a unit u, its budget kappa_u (levels.py: what a unit is) and N target tokens in the batch, the penalty in nats per
+target token is (1/N) sum_u f(KL_u), where f is, by form,
 
-    dimension    (1/N) sum_bse max(0, KL_bse - kappa)
-    site         (1/N) sum_bs  max(0, KL_bs - kappa)              the Free Transformer's: one site per token
-    sequence     (1/N) sum_b   max(0, sum_s KL_bs - kappa S_b)    the budgets of a row (of all its documents) are pooled
-    batch        (1/N) max(0, sum_bs KL_bs - kappa sum_b S_b)     ... of the micro-batch
+    hinge      max(0, KL_u - kappa_u)         the Free Transformer's, at level `site` (one site per token)
+    maximum    max(kappa_u, KL_u)             Kingma's, whose unit is a group of dimensions averaged over the minibatch
+    mask       1[KL_u > kappa_u] KL_u         as in the code of Optimus (Li et al. 2020), at level `dimension`
 
-so that kappa always means bits per site (per dimension at the first level). The hinge acts before any further sum or mean:
-averaging first would let one site's deficit pay for another's surplus, which is what the coarser levels do on purpose.
+All three have the same gradient, 1[KL_u > kappa_u] dKL_u: the hinge differs from the maximum by the constant kappa_u, from the
+mask by kappa_u 1[KL_u > kappa_u], which is constant wherever it has a derivative. So they train alike, bit for bit, and only
+the loss that is logged differs. Below its budget a unit gets no gradient from any of them: whether a collapsed latent comes
+back is up to the cross-entropy (docs/schedules.md has it measured).
+
+The form acts before any further sum or mean: averaging first would let one site's deficit pay for another's surplus, which is
+what the coarser levels do on purpose.
 
 Legend: B rows, S sites, E event dimensions, T tokens.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -25,49 +29,48 @@ from torch import Tensor
 
 from latentlm.config import Strict
 from latentlm.interface import KLSchedule
+from latentlm_schedules.levels import Level, Pooled, as_log, nats, pool, target_count
+
+Form = Literal["hinge", "maximum", "mask"]
 
 
 class FreeBitsConfig(Strict):
-    """The budget and the level at which it is granted."""
+    """The budget, the level at which it is granted, and the form."""
 
     bits: float = Field(0.5, ge=0, description="kappa: free bits per site (per dimension at level `dimension`)")
-    level: Literal["dimension", "site", "sequence", "batch"] = Field("site", description="what a budget is granted to")
+    level: Level = Field("site", description="what a budget is granted to")
+    form: Form = Field("hinge", description="hinge, maximum or mask; their gradients are equal, their values are not")
 
 
 class FreeBits(KLSchedule):
-    """max(0, KL - kappa) at the level asked for; kappa = bits * ln 2 nats."""
+    """KL below a budget is free: no gradient there, the full one above.
+
+    Formula: (1/N) sum max(0, KL - kappa), or max(kappa, KL), or 1[KL > kappa] KL
+    Source: Kingma et al. 2016 (maximum); Fleuret 2025 (hinge, half a bit per token); Li et al. 2020, code (mask)
+    """
 
     Config = FreeBitsConfig
 
     def penalty(
         self, kl: Tensor, reconstruction: Tensor, site_mask: Tensor, target_mask: Tensor, *, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge in nats per target token.
+        """In nats per target token.
 
         Logs `free_bits_nats` (kappa), `within_budget` (share of the dimensions, sites, rows or batches whose KL is free) and
-        `free_nats` (KL that cost nothing, nats per target token)."""
-        kl = kl.masked_fill(~site_mask[..., None], 0.0)  # a padded site's KL may be anything
-        amounts, budgets, counted = self._pooled(kl, site_mask)
-        tokens = target_mask.sum().clamp(min=1)
-        penalty = (amounts - budgets).clamp(min=0.0).sum() / tokens
-        within = ((amounts <= budgets) & counted).sum() / counted.sum().clamp(min=1)
-        free = (kl.sum() / tokens - penalty).detach()
-        logs = {"free_bits_nats": free.new_tensor(self._kappa), "within_budget": within.detach(), "free_nats": free}
-        return penalty, logs
+        `free_nats` (KL that cost nothing under the hinge, nats per target token)."""
+        kappa = nats(self.config.bits)
+        units = pool(kl, site_mask, level=self.config.level, kappa=kappa)
+        tokens = target_count(target_mask)
+        penalty = thresholded(units, self.config.form).sum() / tokens
+        with torch.no_grad():
+            within = ((units.kl <= units.budget) & units.real).sum() / units.real.sum().clamp(min=1)
+            free = torch.minimum(units.kl, units.budget).sum() / tokens
+        return penalty, {"free_bits_nats": as_log(kappa, free), "within_budget": within, "free_nats": free}
 
-    @property
-    def _kappa(self) -> float:
-        """The budget in nats."""
-        return float(self.config.bits) * math.log(2)
 
-    def _pooled(self, kl: Tensor, site_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """KL and budget in nats of each unit of the level, and which units are real."""
-        budgets = self._kappa * site_mask.to(kl.dtype)  # (B, S)
-        if self.config.level == "dimension":
-            return kl, budgets[..., None], site_mask[..., None].expand_as(kl)
-        per_site = kl.sum(-1)
-        if self.config.level == "site":
-            return per_site, budgets, site_mask
-        if self.config.level == "sequence":
-            return per_site.sum(-1), budgets.sum(-1), site_mask.any(-1)
-        return per_site.sum(), budgets.sum(), torch.atleast_1d(site_mask.any())
+def thresholded(units: Pooled, form: Form) -> Tensor:
+    """What each unit costs, nats; zero where nothing is real (its KL and budget are zero)."""
+    above = units.kl > units.budget
+    if form == "hinge":
+        return torch.where(above, units.kl - units.budget, 0.0)
+    return torch.where(above, units.kl, units.budget if form == "maximum" else 0.0)

@@ -1,0 +1,73 @@
+"""Pooling of the KL into units that each have a budget: what `free_bits` and `capacity` compare a budget with.
+
+With KL_bse of row b, site s and dimension e, and S_b real sites in row b:
+
+    level        a unit's KL                  its budget        one latent per document (the publications' case)
+    dimension    KL_bse                       kappa             a dimension of a document's latent
+    site         KL_bs = sum_e KL_bse         kappa             a document
+    sequence     sum_s KL_bs                  kappa S_b         a row, which may hold several documents
+    batch        sum_bs KL_bs                 kappa sum_b S_b   the mean over the micro-batch
+
+so that a budget always means bits per site (per dimension at the first level). A non-linear penalty on the coarsest level acts
+on each micro-batch by itself, so it is the one thing that accumulation can change; at the other levels a step is the same
+however it is split.
+
+Legend: B rows, S sites, E event dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Level = Literal["dimension", "site", "sequence", "batch"]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The units of a level: all three of one shape, (B, S, E), (B, S), (B,) or (1,) by level."""
+
+    kl: Tensor
+    """Nats, with gradient; zero where nothing is real."""
+    budget: Tensor
+    """Nats; zero where nothing is real."""
+    real: Tensor
+    """Bool: the unit has a real site."""
+
+
+def real_kl(kl: Tensor, site_mask: Tensor) -> Tensor:
+    """kl (B, S, E) or (B, S, 1) nats with zeros at sites that are padding, whose KL may be anything, also NaN."""
+    return kl.masked_fill(~site_mask[..., None], 0.0)
+
+
+def pool(kl: Tensor, site_mask: Tensor, *, level: Level, kappa: float) -> Pooled:
+    """Units of `kl` (B, S, E) or (B, S, 1) nats, with a budget of `kappa` nats per real site (per dimension at that level)."""
+    kl = real_kl(kl, site_mask)
+    budgets = kappa * site_mask.to(kl.dtype)  # (B, S)
+    if level == "dimension":
+        return Pooled(kl, budgets[..., None].expand_as(kl), site_mask[..., None].expand_as(kl))
+    per_site = kl.sum(-1)
+    if level == "site":
+        return Pooled(per_site, budgets, site_mask)
+    if level == "sequence":
+        return Pooled(per_site.sum(-1), budgets.sum(-1), site_mask.any(-1))
+    return Pooled(per_site.sum()[None], budgets.sum()[None], site_mask.any()[None])
+
+
+def nats(bits: float) -> float:
+    """Bits in nats."""
+    return bits * math.log(2)
+
+
+def target_count(target_mask: Tensor) -> Tensor:
+    """N, the number of target tokens, at least one."""
+    return target_mask.sum().clamp(min=1)
+
+
+def as_log(value: float, like: Tensor) -> Tensor:
+    """A number as the schedules log it: a scalar without a graph, on the device of `like`."""
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
