@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from latentlm.backbone import wide_linear
 from latentlm.distributions import Bits, Codes
 from latentlm.errors import UserError
 from latentlm.interface import Context, Objective, Shape
@@ -50,7 +51,7 @@ class ChunkCodes(ChunkEncoder):
 
     def forward(self, context: Context, objective: Objective | None = None) -> Codes | Bits:
         """(B, S, H)."""
-        logits = self.readout(self.pooled(context).to(self.readout.weight.dtype))
+        logits = wide_linear(self.pooled(context), self.readout)
         return Codes(logits) if self.config.family == "codes" else Bits(logits)
 
 
@@ -77,5 +78,5 @@ class FsqEncoder(ChunkEncoder):
 
     def forward(self, context: Context, objective: Objective | None = None) -> PointLevels:
         """(B, S, E)."""
-        raw = self.readout(self.pooled(context).to(self.readout.weight.dtype))
+        raw = wide_linear(self.pooled(context), self.readout)
         return PointLevels(raw, self.grid, pays=self.config.pays)

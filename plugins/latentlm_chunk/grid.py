@@ -80,10 +80,16 @@ class Grid:
 
     def every_index(self, device: torch.device | str | None = None) -> Tensor:
         """(N, E) long: the index of each code, in the order of their numbers. Raises UserError for too many codes."""
-        if self.size > MOST_CODES:
-            raise UserError(f"levels {list(self.levels)} make {self.size} codes; at most {MOST_CODES} can be written down.")
+        self.check_size("A list of all codes", "take fewer levels")
         axes = [torch.arange(count, device=device) for count in reversed(self.levels)]
         return torch.cartesian_prod(*axes).view(self.size, self.dims).flip(-1)
+
+    def check_size(self, what: str, remedy: str) -> None:
+        """Raises UserError, in the name of `what` writes down all codes, where they are more than 2^16."""
+        if self.size > MOST_CODES:
+            raise UserError(
+                f"{what} writes down all codes, at most {MOST_CODES}; levels {list(self.levels)} make {self.size}: {remedy}."
+            )
 
     def every_value(self, device: torch.device | str | None = None) -> Tensor:
         """(N, E) float32."""

@@ -95,6 +95,8 @@ class CodeInjection(SlotInjection):
         super().__init__(config, shape)
         check_bits(shape.event_dims, "chunk_codes")
         self.table = nn.Embedding(2**shape.event_dims, self.size)
+        # The mean row and, backward, the score of each row, 2 for each entry; the table itself is detached there.
+        self.surrogate_operations = 4.0 * self.table.weight.numel()
 
     def vectors(self, latent: Latent) -> Tensor:
         """(R, S, W). The table's gradient is that of the drawn rows."""

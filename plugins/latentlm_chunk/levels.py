@@ -85,6 +85,11 @@ class Levels(CategoricalOnGrid):
         self.log_probs = torch.stack(padded, dim=-2)  # (B, S, E, M)
         self.grid = grid
 
+    @classmethod
+    def of_log_probs(cls, log_probs: Tensor, grid: Grid) -> Levels:
+        """From log-probabilities (B, S, E, M) in the layout of the attribute, up to a constant for each dimension."""
+        return cls(torch.cat([log_probs[..., e, :count] for e, count in enumerate(grid.levels)], dim=-1), grid)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, S, E)."""
@@ -118,15 +123,15 @@ class Levels(CategoricalOnGrid):
 
     def select(self, rows: Tensor) -> Levels:
         """The given rows."""
-        return self._like(self.log_probs.index_select(0, rows))
+        return Levels.of_log_probs(self.log_probs.index_select(0, rows), self.grid)
 
     def narrow(self, start: int, length: int) -> Levels:
         """The given sites."""
-        return self._like(self.log_probs.narrow(1, start, length))
+        return Levels.of_log_probs(self.log_probs.narrow(1, start, length), self.grid)
 
     def tempered(self, temperature: float) -> Levels:
         """Logits divided by the temperature."""
-        return self._like((self.log_probs / temperature).log_softmax(-1))
+        return Levels.of_log_probs(self.log_probs / temperature, self.grid)
 
     def expected(self) -> Tensor:
         """Mean value of each dimension, (B, S, E)."""
@@ -146,13 +151,7 @@ class Levels(CategoricalOnGrid):
 
     def detached(self) -> Levels:
         """Without gradient."""
-        return self._like(self.log_probs.detach())
-
-    def _like(self, log_probs: Tensor) -> Levels:
-        """With these log-probabilities (B, S, E, M)."""
-        new = Levels.__new__(Levels)
-        new.log_probs, new.grid = log_probs, self.grid
-        return new
+        return Levels.of_log_probs(self.log_probs.detach(), self.grid)
 
     def _cumulative(self) -> Tensor:
         """(B, S, E, M)."""
@@ -230,9 +229,11 @@ class JointLevels(CategoricalOnGrid):
         return self.log_probs.exp() @ self.grid.every_value(self._device).to(self.log_probs.dtype)
 
     def near_ties(self, noise: Noise, rounding: float) -> Tensor:
-        """1 where the uniform number lies within `rounding` of a boundary between two codes."""
+        """1 where the uniform number lies within `rounding` of a boundary between two codes; 0 where the codes are uniform."""
         uniform = noise.uniform(self.shape[1], 1, device=self._device)
-        return ((self._cumulative()[..., :-1] - uniform).abs() < rounding).any(-1).long()
+        near = ((self._cumulative()[..., :-1] - uniform).abs() < rounding).any(-1)
+        constant = self.log_probs.amax(-1) == self.log_probs.amin(-1)
+        return (near & ~constant).long()
 
     def detached(self) -> JointLevels:
         """Without gradient."""

@@ -8,7 +8,8 @@
     causal_levels   a categorical for each dimension, or one over all prod L_e codes;       e: linear in the values
 
 The recurrence is a minGRU (Feng et al. 2024, arXiv 2410.01201): its gates do not look at h, so that all sites are computed at
-once by a scan of log2(S) passes, and a step costs the same however long the text is.
+once by a scan of log2(S) passes, and a step costs the same however long the text is. All of it is computed in float32, under
+autocast too.
 
 Inside a prompt a site reads its own first token too, as in training, though the contract would let it see the whole prompt.
 
@@ -23,7 +24,6 @@ Legend: R latent rows, S sites, H bits, E dimensions, D width, G memory.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -33,16 +33,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from latentlm.backbone import wide_linear
 from latentlm.config import Strict
 from latentlm.distributions import Bits, Codes, Distribution
 from latentlm.errors import UserError
 from latentlm.interface import Batch, Context, Encoder, Latent, Prior, Shape
+from latentlm.recurrence import scan, spread_memories
 from latentlm_chunk.encoder import FsqEncoder, check_bits
 from latentlm_chunk.grid import Grid, LevelCounts, grid_of
 from latentlm_chunk.levels import CategoricalOnGrid, JointLevels, Levels
-from latentlm_chunk.tower import wide
-
-_LONGEST = 32.0  # sites that the slowest part of the memory holds on to, at the start
 
 
 class CausalConfig(Strict):
@@ -72,11 +71,9 @@ class CausalPrior(Prior):
         self.hidden = nn.Linear(features + self.memory, hidden)
         self.readout = nn.Linear(hidden, outputs)
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Memories of 1 to 32 sites, evenly in the logarithm: a = 1 - 1 / (1 + n) has the logit log n."""
-        lengths = torch.linspace(0.0, math.log(_LONGEST), self.memory, device=self.gate.bias.device)
-        self.gate.bias.copy_(lengths)
+        """Memories of 1 to 32 sites."""
+        spread_memories(self.gate.bias)
 
     @abstractmethod
     def embed(self, value: Tensor, begins: Tensor) -> Tensor:
@@ -89,8 +86,8 @@ class CausalPrior(Prior):
     def forward(self, context: Context, latent: Latent | None = None) -> Distribution:
         """(R, S, E), teacher-forced. Without gradient in training where `auxiliary` brings it."""
         assert latent is not None, "an autoregressive prior needs the latents before"
-        p = self._prior(context, latent)
-        return _detached(p) if self._learns_apart(latent) else p
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._learns_apart(latent)):
+            return self._prior(context, latent)
 
     def auxiliary(self, latent: Latent, context: Context, batch: Batch) -> tuple[Tensor, dict[str, Tensor]] | None:
         """The gradient of KL(stop_gradient(q) || p), nats per target token, on a value of zero: the loss stays cross-entropy
@@ -117,8 +114,7 @@ class CausalPrior(Prior):
         begins = torch.full_like(starts, previous is None)
         if previous is None:
             previous = torch.zeros(len(starts), self.shape.event_dims, device=starts.device)
-        stream = self.norm(taps[self.taps[0]])
-        features = torch.cat((stream, self.embed(previous, begins).to(stream)), dim=-1)
+        features = self._features(taps[self.taps[0]], previous, begins)
         keep, add = self._gates(features)
         memory = torch.where(starts[:, None], keep * state + add, state)
         return self._read(features[:, None], memory[:, None]), memory
@@ -133,37 +129,27 @@ class CausalPrior(Prior):
 
     def _remember(self, context: Context, value: Tensor) -> tuple[Tensor, Tensor]:
         """u (R, S, D + G) and h (R, S, G) of every site."""
-        tap = context.taps[self.taps[0]]
-        place = context.first_positions().clamp(max=tap.shape[1] - 1)  # (R, S)
-        documents = context.documents.gather(1, place)
-        begins = torch.ones_like(documents, dtype=torch.bool)
-        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        stream = self.norm(tap.gather(1, place[..., None].expand(-1, -1, tap.shape[-1])))
+        begins = context.begins_document()
         before = F.pad(value, (0, 0, 1, 0))[:, :-1]
-        features = torch.cat((stream, self.embed(before, begins).to(stream)), dim=-1)
+        features = self._features(context.at_first_positions(context.taps[self.taps[0]]), before, begins)
         keep, add = self._gates(features)
         return features, scan(keep.masked_fill(begins[..., None], 0.0), add)
 
+    def _features(self, tap: Tensor, before: Tensor, begins: Tensor) -> Tensor:
+        """u (..., D + G), float32 or wider."""
+        stream = self.norm(tap)
+        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        return torch.cat((stream, self.embed(before, begins).to(stream)), dim=-1)
+
     def _gates(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """a and (1 - a) * candidate, (..., G)."""
-        logits = wide(self.gate(features))
-        return torch.sigmoid(logits), torch.sigmoid(-logits) * wide(self.candidate(features))
+        logits = wide_linear(features, self.gate)
+        return torch.sigmoid(logits), torch.sigmoid(-logits) * wide_linear(features, self.candidate)
 
     def _read(self, features: Tensor, memory: Tensor) -> Codes | CategoricalOnGrid:
         """From u (R, S, D + G) and h (R, S, G)."""
         both = torch.cat((features, memory.to(features)), dim=-1)
-        return self.distribution(self.readout(F.silu(self.hidden(both))))
-
-
-def scan(keep: Tensor, add: Tensor) -> Tensor:
-    """h_s = keep_s h_{s-1} + add_s along dimension 1, h_{-1} = 0: (R, S, G), by doubling (Hillis & Steele 1986)."""
-    reach = 1
-    while reach < keep.shape[1]:
-        before = (0, 0, reach, 0)
-        add = add + keep * F.pad(add[:, :-reach], before)
-        keep = keep * F.pad(keep[:, :-reach], before)
-        reach *= 2
-    return add
+        return self.distribution(wide_linear(F.silu(wide_linear(both, self.hidden)), self.readout))
 
 
 class CausalCodes(CausalPrior):
@@ -213,6 +199,8 @@ class CausalLevels(CausalPrior):
     def __init__(self, config: CausalLevelsConfig, shape: Shape) -> None:
         grid = grid_of(config.levels, shape.event_dims, "The prior causal_levels")
         joint = config.within == "joint"
+        if joint:
+            grid.check_size("The prior causal_levels", 'take fewer levels, or within: "independent"')
         super().__init__(config, shape, outputs=grid.size if joint else sum(grid.levels))
         self.grid = grid
         self.embedding = nn.Linear(shape.event_dims + 1, self.memory)
@@ -224,9 +212,7 @@ class CausalLevels(CausalPrior):
     def embed(self, value: Tensor, begins: Tensor) -> Tensor:
         """Linear in the values; 0 and a mark where there are none."""
         value = value.masked_fill(begins[..., None], 0.0)
-        features = torch.cat((value, begins[..., None].to(value)), dim=-1)
-        out: Tensor = self.embedding(features.to(self.embedding.weight.dtype))
-        return out
+        return wide_linear(torch.cat((value, begins[..., None].to(value)), dim=-1), self.embedding)
 
     def distribution(self, logits: Tensor) -> CategoricalOnGrid:
         """Over levels or codes."""

@@ -4,8 +4,8 @@
     mean     pooled_s = mean of x_t over the positions t of chunk s
     query    pooled_s = [sum_t w_t1 x_t1, .., sum_t w_tH x_tH],   w_th = softmax over t of (v_h x_t + c_{h,o}),  o = t mod n
 
-A query for each of H slices of the width, v_h, asks for content, and c_h,o (zero at the start) for a place in the chunk of
-n positions, so that a slice may stand for one position: a mean forgets the order.
+A query for each of H slices of the width (as even as H allows), v_h, asks for content, and c_h,o (zero at the start) for a
+place in the chunk of n positions, so that a slice may stand for one position: a mean forgets the order.
 
 Legend: B rows, T tokens, S sites, D width, H heads, n positions of a chunk.
 """
@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentlm.backbone import Block, Mask, rotation
+from latentlm.backbone import Block, Mask, rotation, wide_linear
 from latentlm.config import Strict
 from latentlm.interface import Context, Encoder, Shape
 from latentlm.sites import chunk_length
@@ -60,11 +60,12 @@ class ChunkEncoder(Encoder):
         mask = Mask(context.documents, context.documents, causal=False, plain=plain)
         turn = rotation(self.shape.backbone, context.positions)
         x = self.norm(self.block(context.taps[self.taps[0]], mask=mask, rotation=turn))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.pool is not None:
             scores, slices = self.pool.scores(x, context), self.shape.backbone.heads
         else:
             scores, slices = torch.zeros_like(x[..., :1]), 1
-        return pool_sites(wide(x), wide(scores), context, slices)
+        return pool_sites(x, scores, context, slices)
 
 
 class QueryPool(nn.Module):
@@ -78,8 +79,8 @@ class QueryPool(nn.Module):
         self.places = nn.Parameter(torch.empty(length, heads)) if length > 1 else None
 
     def scores(self, x: Tensor, context: Context) -> Tensor:
-        """(B, T, D) -> (B, T, H)."""
-        out: Tensor = self.query(x)
+        """(B, T, D) -> (B, T, H) float32 or wider."""
+        out = wide_linear(x, self.query)
         if self.places is not None:
             out = out + self.places[context.positions % len(self.places)]
         return out
@@ -87,7 +88,7 @@ class QueryPool(nn.Module):
 
 def pool_sites(x: Tensor, scores: Tensor, context: Context, slices: int) -> Tensor:
     """Softmax of scores (B, T, H) over the real positions of each site, and the means of the H slices of x (B, T, D) with these
-    weights: (B, S, D), zero at sites without a position."""
+    weights: (B, S, D), zero at sites without a position. Where H does not divide D, the first slices are one wider."""
     real = (context.documents >= 0)[..., None]
     index = repeat(context.site_of, "b t -> b t h", h=slices)
     shape = (x.shape[0], context.sites, slices)
@@ -96,11 +97,7 @@ def pool_sites(x: Tensor, scores: Tensor, context: Context, slices: int) -> Tens
     weights = torch.where(real, scores - highest.gather(1, index), float("-inf")).exp()  # (B, T, H)
     totals = scores.new_zeros(shape).scatter_add(1, index, weights)  # at least 1 where there is a position
     weights = weights / totals.clamp(min=1.0).gather(1, index)
-    weighted = rearrange(rearrange(x, "b t (h d) -> b t h d", h=slices) * weights[..., None], "b t h d -> b t (h d)")
+    parts = zip(x.tensor_split(slices, dim=-1), weights.split(1, dim=-1), strict=True)
+    weighted = torch.cat([part * weight for part, weight in parts], dim=-1)
     index = repeat(context.site_of, "b t -> b t d", d=x.shape[-1])
     return torch.zeros_like(x[:, :1]).expand(-1, context.sites, -1).scatter_add(1, index, weighted)
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32, or float64 where x is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -24,7 +24,7 @@ from torch import Tensor
 from latentlm.distributions import Bits, Codes
 from latentlm.errors import UserError
 from latentlm.interface import Batch, Distribution, LatentDecoder
-from latentlm_chunk.levels import JointLevels, Levels
+from latentlm_chunk.levels import JointLevels, Levels, OnGrid
 from latentlm_chunk.point import PointLevels
 
 
@@ -41,7 +41,8 @@ class Usage:
 
 @torch.no_grad()
 def code_usage(model: LatentDecoder, texts: Sequence[Sequence[int]], *, batch_size: int = 16) -> Usage:
-    """Usage of the codes of a model on texts. Raises UserError where a latent is no code, or there is no encoder."""
+    """Usage of the codes of a model on texts. Raises UserError where a latent is no code, its codes are too many to
+    count, or there is no encoder."""
     if not model.has_encoder:
         raise UserError("This model has no encoder, so no text has codes in it.")
     length = model.config.backbone.context
@@ -60,6 +61,8 @@ def code_usage(model: LatentDecoder, texts: Sequence[Sequence[int]], *, batch_si
 
 def _chances(q: Distribution) -> Tensor:
     """Probability of every code, (B, S, N) float64."""
+    if isinstance(q, OnGrid):
+        q.grid.check_size("The count of codes in use", "take a model with fewer levels")
     if isinstance(q, PointLevels):
         return F.one_hot(q.grid.code(q.grid.index(q.expected())), q.grid.size).double()
     if isinstance(q, Bits):

@@ -4,8 +4,9 @@ posterior is fitted to the document itself by a few steps of gradient, without a
 
     decoder    ltm               ComposedDecoder with the parts below, one site per document
     encoder    fitted_thoughts   q(z | x) = N(mu, sigma^2), mu and sigma^2 by T_fast steps of Adam on the document's own -ELBO
-    prior      thought_normal    z ~ N(0, I)
     injection  thoughts          z = (z_1 .. z_L), M vectors for each block, keys and values of that block's cross-attention
+
+The prior is z ~ N(0, I), `standard_normal` of the plugin `gaussian`.
 
 The paper's: layered vectors of the width of the model and their cross-attention (section 2.1), the prior (2.1), the fast loop
 inside the slow one (algorithm 1), its sizes (`thoughts` and `fitted_thoughts` say which). Ours: everything that the settings
@@ -24,7 +25,6 @@ from latentlm.config import ModelConfig, PartSpec, parse
 from latentlm.hookspecs import hookimpl
 from latentlm_ltm.encoder import FittedThoughts
 from latentlm_ltm.injection import ThoughtInjection, ThoughtInjectionConfig
-from latentlm_ltm.prior import ThoughtNormal
 
 latentlm_contract = 1
 
@@ -37,7 +37,7 @@ class LatentThoughtModel(ComposedDecoder):
 
     defaults: ClassVar[dict[str, PartSpec]] = {
         "encoder": PartSpec(name="fitted_thoughts"),
-        "prior": PartSpec(name="thought_normal"),
+        "prior": PartSpec(name="standard_normal"),
         "injection": PartSpec(name="thoughts"),
         "kl_schedule": PartSpec(name="constant"),
     }
@@ -65,6 +65,5 @@ def latentlm_parts() -> dict[str, dict[str, type]]:
     return {
         "decoder": {"ltm": LatentThoughtModel},
         "encoder": {"fitted_thoughts": FittedThoughts},
-        "prior": {"thought_normal": ThoughtNormal},
         "injection": {"thoughts": ThoughtInjection},
     }

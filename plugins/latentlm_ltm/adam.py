@@ -30,5 +30,5 @@ class Adam:
 
 
 def cosine(step: int, steps: int, *, end: float) -> float:
-    """From 1 at the first of `steps` steps down towards `end`."""
-    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    """From 1 at the first of `steps` steps down to `end` at the last; 1 where there is but one."""
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * step / max(steps - 1, 1)))

@@ -41,7 +41,7 @@ class FittedThoughtsConfig(Strict):
     rate: float = Field(0.3, gt=0, description="fast learning rate of mu; the paper's rises from 0.3 to 0.34 in training")
     variance_rate: float | None = Field(None, gt=0, description="of log sigma^2; default: the rate of mu, as in the paper")
     final_rate: float = Field(
-        1.0, gt=0, le=1, description="share of both rates that the last steps take, by a cosine; 1: constant (the paper)"
+        1.0, gt=0, le=1, description="share of both rates that the last step takes, by a cosine; 1: constant (the paper)"
     )
     initial_mean: float = Field(0.0, description="mu before the first step")
     initial_log_variance: float = Field(-5.0, description="log sigma^2 before the first step (the authors' code; prior: 0)")

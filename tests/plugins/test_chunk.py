@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentlm.build import build
 from latentlm.composed import ComposedDecoder
@@ -25,7 +26,6 @@ from latentlm.testing import check_exactness, check_normalisation, check_sampler
 from latentlm.testing.exact import exact_log_likelihood
 from latentlm_chunk.levels import JointLevels, Levels
 from latentlm_chunk.point import PointLevels
-from latentlm_chunk.prior import scan
 from latentlm_chunk.tower import pool_sites
 from samples import VOCABULARY, pack, small_config
 
@@ -123,6 +123,22 @@ def test_pooling_is_a_softmax_over_the_positions_of_each_site() -> None:
     assert not context.site_mask.all(), "no site without a position: the last case is not tested"
 
 
+@torch.no_grad()
+def test_the_width_need_not_be_a_multiple_of_the_heads() -> None:
+    """10 numbers in 4 slices: 3, 3, 2, 2."""
+    context = lively(CONFIGS["codes"]).context(Batch.of([list(range(1, 7))]))
+    generator = torch.Generator().manual_seed(0)
+    x, scores = torch.randn(1, 6, 10, generator=generator), torch.randn(1, 6, 4, generator=generator)
+    weights = scores[0, 3:].softmax(0)  # of the second chunk
+    bounds = [(0, 0, 3), (1, 3, 6), (2, 6, 8), (3, 8, 10)]
+    expected = torch.cat([weights[:, h] @ x[0, 3:, start:end] for h, start, end in bounds])
+    close(pool_sites(x, scores, context, 4)[0, 1], expected)
+    backbone = BackboneConfig(vocabulary=VOCABULARY, width=60, blocks=2, heads=8, head_dim=16, context=16)
+    model = build(spec(backbone, event_dims=2), seed=0)
+    model.loss(pack(TEXTS), step=0, noise=noise(2))
+    assert model.encoder.pooled(model.context(pack(TEXTS))).shape[-1] == 60
+
+
 def test_a_slice_of_the_query_pool_can_pick_one_place() -> None:
     """What a mean cannot do: with a large score for place 1, the pooled vector is the stream at the chunk's second token."""
     model = lively(CONFIGS["codes"])
@@ -178,6 +194,15 @@ def test_the_gradient_of_the_posterior_is_that_of_the_mean_row(family: type[Code
     close(injection.table.weight.grad, expected)
 
 
+def test_the_operations_of_the_surrogate_gradient_are_those_of_its_two_products() -> None:
+    """Counted as they run: the mean row of 5 sites forward, the scores of 8 rows of two blocks' vectors backward."""
+    model = build(spec(event_dims=3, injection={"name": "chunk_codes", "blocks": [2, 3]}), seed=0)
+    q = Codes(torch.zeros(1, 5, 8, requires_grad=True))
+    with FlopCounterMode(display=False) as counter:
+        model.injection.vectors(Latent(torch.zeros(1, 5, 3), q)).sum().backward()
+    assert counter.get_total_flops() == 5 * model.injection.surrogate_operations == 5 * 4 * 8 * 64
+
+
 def test_each_position_has_the_vector_of_its_own_chunk(model: ComposedDecoder) -> None:
     context = model.context(pack(TEXTS))
     latent = drawn(model, context)
@@ -220,17 +245,6 @@ def test_gradients_reach_every_part(model: ComposedDecoder) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- prior
-
-
-def test_the_scan_is_the_recurrence() -> None:
-    generator = torch.Generator().manual_seed(0)
-    keep, add = torch.rand(3, 13, 5, generator=generator), torch.randn(3, 13, 5, generator=generator)
-    keep[1, 6] = 0.0
-    h, expected = torch.zeros(3, 5), []
-    for s in range(13):
-        h = keep[:, s] * h + add[:, s]
-        expected.append(h)
-    close(scan(keep, add), torch.stack(expected, dim=1), 1e-6)
 
 
 def test_the_prior_is_the_formula() -> None:
@@ -336,6 +350,51 @@ def test_the_uniform_bits_of_another_plugin_fit_and_their_kl_is_exact() -> None:
     assert kl.max() > 0.05
 
 
+# ------------------------------------------------------------------------------------------------- half precision
+
+
+def test_under_autocast_the_posterior_is_that_of_the_normed_stream_in_float32(
+    model: ComposedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the block's normed output held fixed, autocast changes nothing."""
+    context = model.context(pack(TEXTS))
+    stream = torch.randn(*context.tokens.shape, 32, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(model.encoder.norm, "forward", lambda x: stream)
+    plain = numbers(model.posterior(context))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = numbers(model.posterior(context))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, plain)
+
+
+def test_under_autocast_the_prior_is_that_of_the_normed_stream_in_float32(
+    learned: ComposedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once and step by step."""
+    context = learned.context(Batch.of([list(range(1, 10))]))
+    prior, latent = learned.prior_part, drawn(learned, context)
+    stream = torch.randn(1, context.sites, 32, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(prior.norm, "forward", lambda x: stream if x.ndim == 3 else stream[:, 0])
+    taps, previous = {prior.taps[0]: torch.zeros(1, 32)}, latent.value[:, 0]
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            p = learned.prior(context, latent)
+            step, memory = prior.step(torch.ones(1, prior.memory), taps, previous, torch.tensor([True]))
+            found.append((numbers(p), numbers(step), memory))
+    for plain, cast in zip(*found, strict=True):
+        assert cast.dtype == torch.float32
+        assert torch.equal(cast, plain)
+
+
+def test_under_autocast_the_prior_learns() -> None:
+    """Though its first pass of a training step has no graph, whose casts of the weights autocast would keep."""
+    model = build(CONFIGS["levels"], seed=3).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.loss(pack(TEXTS), step=0, noise=noise(2)).total.backward()
+    assert [name for name, weight in model.prior_part.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
 # ----------------------------------------------------------------------------------------------------- how it learns
 
 
@@ -357,6 +416,16 @@ def test_under_the_elbo_both_ways_to_learn_are_one(name: str) -> None:
     for weight, gradient in found[0].items():
         if name == "codes" or not weight.startswith(("encoder", "backbone")):
             close(gradient, found[1][weight], 1e-6)
+
+
+@pytest.mark.parametrize(("learns", "kept"), [("always", False), ("penalty", True)])
+def test_a_prior_that_learns_apart_keeps_nothing_for_a_backward_pass(learns: str, kept: bool) -> None:
+    model = build(spec(event_dims=3, prior={"name": "causal_codes", "learns": learns}), seed=3).train()
+    context, saved = model.context(pack(TEXTS)), []
+    latent = model.posterior(context).sample(noise(2), differentiable=True)
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        p = model.prior(context, latent)
+    assert bool(saved) == p.log_probs.requires_grad == kept
 
 
 def test_below_the_budget_only_always_teaches_the_prior() -> None:
@@ -438,6 +507,10 @@ def test_the_decoder_completes_itself() -> None:
         (spec(injection={"name": "chunk_codes", "slot": "logit_bias", "blocks": [1]}), "drop blocks"),
         (spec(event_dims=13), "at most 12"),
         (spec(event_dims=4, encoder=FSQ), "set event_dims to 2"),
+        (
+            spec(encoder={"name": "fsq", "levels": [300, 300]}, prior={"name": "causal_levels", "within": "joint"}),
+            'make 90000: take fewer levels, or within: "independent"',
+        ),
         (spec(encoder=FSQ, prior={"name": "uniform_levels", "levels": [3, 4]}), "same"),
         (spec(encoder={"name": "fsq", "levels": [8, 1]}), "greater than or equal to 2"),
         (spec(encoder=FSQ, injection="chunk_codes"), "do not agree"),

@@ -35,9 +35,12 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(one, other, atol=tolerance, rtol=1e-5)
 
 
+def random_logits(kind: type[Levels] | type[JointLevels], seed: int = 0, rows: int = 2) -> Tensor:
+    return 2 * torch.randn(rows, 3, 7 if kind is Levels else 12, generator=torch.Generator().manual_seed(seed))
+
+
 def random(kind: type[Levels] | type[JointLevels], seed: int = 0, rows: int = 2) -> Levels | JointLevels:
-    size = 7 if kind is Levels else 12
-    return kind(2 * torch.randn(rows, 3, size, generator=torch.Generator().manual_seed(seed)), GRID)
+    return kind(random_logits(kind, seed, rows), GRID)
 
 
 KINDS = pytest.mark.parametrize("kind", [Levels, JointLevels])
@@ -119,6 +122,8 @@ def test_expected_narrow_tempered_and_leaning(kind: type[Levels]) -> None:
     close(chances(p.narrow(1, 2)), chances(p)[:, 1:])
     powers = chances(p) ** 2
     close(chances(p.tempered(0.5)), powers / powers.sum(-1, keepdim=True))
+    close(chances(p.select(torch.tensor([1, 0, 1]))), chances(p)[[1, 0, 1]])
+    assert torch.equal(p.detached().log_probs, p.select(torch.arange(2)).log_probs)
     signs = torch.tensor([1.0, -1.0]).expand(2, 3, 2)
     leant = p.leaning(signs, 4.0)
     means = leant.expected() - p.leaning(0 * signs, 4.0).expected()
@@ -127,14 +132,15 @@ def test_expected_narrow_tempered_and_leaning(kind: type[Levels]) -> None:
 
 @KINDS
 def test_near_ties_are_the_draws_that_rounding_can_change(kind: type[Levels]) -> None:
-    p, rounding = random(kind, rows=400), 1e-2
+    logits, rounding = random_logits(kind, rows=400), 1e-2
+    p = kind(logits, GRID)
     base = p.sample(noise(400)).value
     ties = p.near_ties(noise(400), rounding)
-    shift = Levels(torch.zeros(400, 3, 7), GRID).near_ties(noise(400), rounding)
-    assert shift.sum() == 0, "a uniform prior is a constant"
-    generator = torch.Generator().manual_seed(5)
-    logits = p.log_probs + 5e-3 * torch.randn(p.log_probs.shape, generator=generator)
-    moved = (JointLevels(logits, GRID) if kind is JointLevels else p._like(logits.log_softmax(-1))).sample(noise(400)).value
+    uniform = kind(torch.zeros_like(logits), GRID)
+    for constant in (uniform, uniform.tempered(0.7), JointLevels.of(Levels(torch.zeros(400, 3, 7), GRID))):
+        assert constant.near_ties(noise(400), rounding).sum() == 0, "a uniform prior is a constant"
+    shift = 5e-3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    moved = kind(logits + shift, GRID).sample(noise(400)).value
     changed = (moved != base).any(-1)
     assert changed.any()
     assert not bool((changed & (ties == 0)).any())
@@ -226,6 +232,18 @@ def test_usage_counts_the_codes_of_the_aggregate_posterior() -> None:
         assert found.used > 2
 
 
+def test_levels_are_made_of_log_probabilities_of_every_level() -> None:
+    """The shorter dimension's last column counts for nothing; a constant for each dimension neither."""
+    p = random(Levels)
+    moved = p.log_probs + torch.tensor([0.5, -2.0])[:, None]
+    moved[..., 1, 3] = 7.0
+    close(Levels.of_log_probs(moved, GRID).log_probs.exp(), p.log_probs.exp())
+
+
 def test_usage_of_what_has_no_codes_is_refused() -> None:
+    large = {"encoder": {"name": "fsq", "levels": [300, 300]}, "prior": "uniform_levels", "granularity": "chunk:3"}
+    backbone = small_config("vanilla").backbone
+    with pytest.raises(UserError, match="90000: take a model with fewer levels"):
+        code_usage(build(ModelConfig.model_validate({"decoder": "chunk", "backbone": backbone, **large})), [[1, 2]])
     with pytest.raises(UserError, match="no encoder"):
         code_usage(build(small_config("vanilla")), [[1, 2]])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,7 +89,7 @@ def test_the_name_alone_gives_the_papers_model() -> None:
     settings = config.encoder.settings
     assert (settings["steps"], settings["rate"], settings["initial_mean"], settings["initial_log_variance"]) == (16, 0.3, 0, -5)
     names = [getattr(config, socket).name for socket in ("encoder", "prior", "injection")]
-    assert names == ["fitted_thoughts", "thought_normal", "thoughts"]
+    assert names == ["fitted_thoughts", "standard_normal", "thoughts"]
 
 
 @pytest.mark.parametrize(("blocks", "slots", "millions"), [(3, 8, 38), (6, 4, 51), (12, 8, 76)])
@@ -233,25 +235,29 @@ def test_adam_is_torchs() -> None:
         close(weight, theirs.detach(), 1e-6)
 
 
-def test_the_cosine_goes_from_one_towards_its_end() -> None:
+def test_the_cosine_goes_from_one_to_its_end() -> None:
     assert [cosine(step, 4, end=1.0) for step in range(4)] == [1.0] * 4
-    assert [round(cosine(step, 4, end=0.2), 4) for step in (0, 2)] == [1.0, 0.6]
+    assert [round(cosine(step, 3, end=0.2), 4) for step in range(3)] == [1.0, 0.6, 0.2]
+    assert [round(cosine(step, 2, end=0.2), 4) for step in range(2)] == [1.0, 0.2]
+    assert cosine(0, 1, end=0.2) == 1.0, "the first step is the whole rate"
 
 
-def test_a_fit_is_adam_on_the_documents_bound() -> None:
-    """Two steps by hand: cross-entropy and KL from their formulas, the noise of one site shared by all."""
-    model = made(config_of(steps=2, variance_rate=0.5, final_rate=0.2))
+@pytest.mark.parametrize(("redraw", "draws"), [(True, (0, 1, 2)), (False, (0, 0, 0))])
+def test_a_fit_is_adam_on_the_documents_bound(redraw: bool, draws: tuple[int, ...]) -> None:
+    """Three steps by hand: cross-entropy and KL from their formulas, the noise of one site shared by all, and on request one
+    draw of it for all steps."""
+    model = made(config_of(steps=3, variance_rate=0.5, final_rate=0.2, redraw=redraw))
     tokens = [3, 1, 4, 1, 5, 9]
     with torch.no_grad():
         context = model.context(Batch.of([tokens]))
     mean = torch.zeros(1, 1, 32, requires_grad=True)
     log_variance = torch.full((1, 1, 32), -5.0, requires_grad=True)
     slow, fast = torch.optim.Adam([mean], lr=0.3), torch.optim.Adam([log_variance], lr=0.5)
-    for step in range(2):
+    for step in range(3):
         for optimiser, rate in ((slow, 0.3), (fast, 0.5)):
-            optimiser.param_groups[0]["lr"] = rate * (1.0, 0.6)[step]
+            optimiser.param_groups[0]["lr"] = rate * (1.0, 0.6, 0.2)[step]
             optimiser.zero_grad()
-        epsilon = Noise.keyed(0, [0]).stream(f"fast step {step}").normal(1, 32)
+        epsilon = Noise.keyed(0, [0]).stream(f"fast step {draws[step]}").normal(1, 32)
         hidden = model.hidden(context, Latent(mean + torch.exp(0.5 * log_variance) * epsilon))
         nats = F.cross_entropy(model.logits(hidden)[0, :-1], torch.tensor(tokens[1:]), reduction="sum")
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
@@ -271,15 +277,6 @@ def test_no_steps_are_the_initial_values_whatever_the_text() -> None:
     assert isinstance(q, Gaussian)
     assert (q.mean == 0.5).all()
     assert (q.log_std == -1.0).all()
-
-
-def test_one_draw_for_all_steps_on_request() -> None:
-    first, redrawn, kept = (
-        made(config_of(steps=steps, redraw=redraw)).posterior(model_of("layered").context(Batch.of([[3, 1, 4, 1, 5]])))
-        for steps, redraw in ((1, True), (2, True), (2, False))
-    )
-    assert isinstance(first, Gaussian)
-    assert not torch.equal(redrawn.mean, kept.mean)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -461,6 +458,24 @@ def test_a_posterior_fitted_to_the_continuation_leaks_and_scores_do_not() -> Non
     check_exactness(model, REQUESTS, method="iwae", samples=256)
 
 
-def test_the_default_settings_are_documented_ones() -> None:
-    assert ThoughtInjectionConfig().vectors(12) == 96
-    assert all(field.description for field in FittedThoughtsConfig.model_fields.values())
+def test_the_documented_defaults_are_those_of_the_settings() -> None:
+    """The table of docs/ltm.md names every setting of encoder and injection, with its default first in the second column."""
+    text = (Path(__file__).parents[2] / "docs" / "ltm.md").read_text(encoding="utf-8")
+    documented: dict[str, str] = {}
+    for names, cell in re.findall(r"^\| (`(?:encoder|injection)\.[^|]*) \| ([^|]*) \|", text, re.MULTILINE):
+        socket, *rest = re.findall(r"\w+", names)
+        documented |= {f"{socket}.{name}": default for name, default in zip(rest, cell.split(", "), strict=True)}
+    fields = {
+        f"{socket}.{name}": field.default
+        for socket, config in (("encoder", FittedThoughtsConfig), ("injection", ThoughtInjectionConfig))
+        for name, field in config.model_fields.items()
+    }
+    assert documented.keys() == fields.keys()
+    for name, default in fields.items():
+        word = documented[name].split()[0]
+        if default is None:
+            assert documented[name] == "the same"
+        elif isinstance(default, bool | str):
+            assert word == str(default).lower()
+        else:
+            assert float(word) == default
