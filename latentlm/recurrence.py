@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LONGEST = 32.0  # sites that the slowest part of a memory holds on to, at the start
-
 
 def scan(keep: Tensor, add: Tensor) -> Tensor:
     """h of every site from keep and add (R, S, G). Exact where keep is 0, which is how a document starts afresh."""
@@ -31,7 +29,7 @@ def scan(keep: Tensor, add: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def spread_memories(gate_bias: Tensor) -> None:
-    """Set the bias (G,) of a gate keep = sigmoid(...) in place, so that memories last 1 to 32 sites, evenly in the logarithm:
-    the logit of 1 - 1 / (1 + n) is log n."""
-    gate_bias.copy_(torch.linspace(0.0, math.log(_LONGEST), len(gate_bias), device=gate_bias.device))
+def spread_memories(gate_bias: Tensor, *, longest: float = 32.0) -> None:
+    """Set the bias (G,) of a gate keep = sigmoid(...) in place, so that memories last 1 to `longest` sites, evenly in the
+    logarithm: the logit of 1 - 1 / (1 + n) is log n."""
+    gate_bias.copy_(torch.linspace(0.0, math.log(longest), len(gate_bias), device=gate_bias.device))

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from latentlm import plugins
+from latentlm.build import complete
 from latentlm.config import Recipe
 from latentlm.errors import UserError, did_you_mean
 from latentlm_evals import schedule_bench, schedule_report
@@ -111,11 +112,12 @@ def _names(settings: Settings) -> list[str]:
 def _recipes(settings: Settings, names: list[str], *, seed: int) -> list[tuple[str, Recipe]]:
     """The base recipe under each schedule. Raises UserError."""
     base = schedule_bench.base_recipe(settings.recipe, folder=settings.out, steps=settings.steps, seed=seed)
+    event_dims = complete(base.model, plugin_names=base.plugins or None).event_dims  # a silent recipe takes the decoder's
     target = schedule_bench.CROSS_ENTROPY_BITS if settings.recipe is None and settings.target is None else settings.target
     found = []
     for name in names:
         chosen = schedule_bench.settings_for(
-            name, steps=settings.steps, bits=settings.bits, event_dims=base.model.event_dims, target_bits=target
+            name, steps=settings.steps, bits=settings.bits, event_dims=event_dims, target_bits=target
         )
         found.append((name, schedule_bench.with_schedule(base, name, chosen, settings.overrides)))
     return found

@@ -26,8 +26,16 @@ OVERRIDES: dict[str, Setting] = {
     "vanilla": Setting("vanilla", NO_LATENTS),
     "composed": Setting("composed", NO_LATENTS),
     "chunk": Setting("chunk", {"granularity": "chunk:3"}, {"granularity": "chunk:2"}),
-    "ltm": Setting(  # a slot in each block: vectors of width 1; few steps, since every pass of the encoder takes them
-        "ltm", {"injection": {"name": "thoughts", "slots": 1}, "encoder": {"name": "fitted_thoughts", "steps": 4}}
+    # A slot in each block: vectors of width 1. Few steps, since every pass of the encoder takes them: they start at the prior,
+    # for from the paper's start (log variance -5) four steps do not lead anywhere near it.
+    "ltm": Setting(
+        "ltm",
+        {
+            "injection": {"name": "thoughts", "slots": 1},
+            "encoder": {
+                "name": "fitted_thoughts", "steps": 4, "rate": 0.2, "initial_log_variance": 0.0, "epsilon": 1.0,
+            },
+        },
     ),
 }
 """Settings of a registered decoder by its name; one that is not here takes the kit's."""

@@ -24,7 +24,6 @@ from latentlm.interface import Batch, Context
 from latentlm.likelihood import paths
 from latentlm.noise import Noise
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, plant
-from latentlm_causal.memory import scan
 from samples import VOCABULARY, pack, small_config
 
 BACKBONE = small_config("vanilla").backbone
@@ -93,18 +92,6 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
-
-
-def test_the_scan_is_the_recurrence() -> None:
-    generator = torch.Generator().manual_seed(0)
-    keep, add = torch.rand(3, 13, 5, generator=generator), torch.randn(3, 13, 5, generator=generator)
-    keep[1, 6] = 0.0
-    h, expected = torch.zeros(3, 5), []
-    for s in range(13):
-        h = keep[:, s] * h + add[:, s]
-        expected.append(h)
-    close(scan(keep, add), torch.stack(expected, dim=1), 1e-6)
-    assert torch.equal(scan(keep, add)[1, 6], add[1, 6])
 
 
 def test_the_prior_is_the_formula() -> None:

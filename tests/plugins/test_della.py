@@ -520,6 +520,7 @@ def test_latents_stay_in_float32_in_a_bfloat16_model() -> None:
 # ------------------------------------------------------------------------------------------------------ the bag of words
 
 
+@torch.no_grad()
 def test_the_bag_of_words_by_hand_over_packed_documents_and_padding() -> None:
     model = copy.deepcopy(built("code")).train()
     batch = pack(TEXTS)

@@ -112,7 +112,7 @@ def encoder_hears_reconstruction(subject: Subject) -> None:
 
 @check("gradients")
 def fitted_posterior_fits(subject: Subject) -> None:
-    """An encoder without a network fits each text better than it fits another, and leaves the decoder alone."""
+    """An encoder without a network fits each text better than another and than the prior does, and leaves the decoder alone."""
     model = copy.deepcopy(subject.lively)
     encoder = _parts(model).get("encoder")
     need(isinstance(model, ComposedDecoder) and getattr(encoder, "needs_objective", False), "its encoder has a network")
@@ -124,6 +124,12 @@ def fitted_posterior_fits(subject: Subject) -> None:
     assert own < others * (1.0 - UNMOVED), (
         f"four texts cost {own:.3f} nats under the posteriors fitted to them, {others:.3f} under those fitted to one another: "
         "the fit does not follow its objective, or not far enough (steps, rate)"
+    )
+    with torch.no_grad():
+        unfitted = float(objective(model.prior(context, None)).sum())
+    assert own < unfitted * (1.0 - UNMOVED), (
+        f"four texts cost {own:.3f} nats under the posteriors fitted to them, {unfitted:.3f} under the prior: the fit does not "
+        "go far enough from where it starts (steps, rate)"
     )
     marked = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert not marked, f"fitting leaves gradients in {', '.join(marked)}"

@@ -101,7 +101,7 @@ def own_probabilities_sum_to_one(subject: Subject) -> None:
 
 @check("likelihood")
 def leak_found_out(subject: Subject) -> None:
-    """Read off under the planted posterior, as dishonest scores are, probabilities sum to far more than 1."""
+    """Read off under the planted posterior, as dishonest scores are, probabilities sum to more than 1; honest ones do not."""
     model = _planted(subject)
     honest = known.check_normalisation(model, [0, 1], 3, samples=1024)
     dishonest = known.leak_sum(model, [0, 1], 3, samples=256)
@@ -161,15 +161,18 @@ def scores_keyed(subject: Subject) -> None:
 
 @check("likelihood")
 def error_bars_honest(subject: Subject) -> None:
-    """Error bars cover the exact value 95% of the time (own encoder) and shrink like 1/sqrt(K) (planted)."""
+    """Error bars cover the exact value 95% of the time and shrink like 1/sqrt(K): own encoder, and planted `operational`."""
     model = subject.exact
     need(model.has_latents, "it has no latents")
+    planted = _planted(subject)
     context, continuation = _requests(model)[0]
     nominal = 0.95 - 4 * math.sqrt(0.95 * 0.05 / _TRIALS)  # within four standard errors of the share itself
     methods: tuple[Method, ...] = ("operational", "iwae")
     for method in methods:
         known.check_coverage(model, context, continuation, method=method, samples=64, trials=_TRIALS, at_least=nominal)
-    known.check_shrinking_error(_planted(subject), context, continuation, samples=128, trials=8)
+    # Of a whole text under a posterior far from the prior, intervals are too narrow at such K (docs/conformance.md).
+    known.check_coverage(planted, context, continuation, samples=128, trials=_TRIALS, at_least=nominal)
+    known.check_shrinking_error(planted, context, continuation, samples=128, trials=8)
 
 
 @check("likelihood")

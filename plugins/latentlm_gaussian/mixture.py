@@ -1,0 +1,79 @@
+"""A mixture of K Gaussians of equal weight, the same at every site:
+
+    p(z) = (1/K) sum_k N(z; mean_k, diag std_k^2)
+
+KL(q || p) has no closed form; it is estimated at the sample of q (`sampled_kl`), as Tomczak & Welling do (arXiv 1705.07120).
+
+Legend: B rows, S sites, K components, E dimensions. Nats.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from latentlm.distributions import Distribution, Gaussian, Latent, sampled_kl
+from latentlm.noise import Noise
+
+
+class GaussianMixture(Distribution):
+    """Equally weighted Gaussians shared by all sites."""
+
+    exact_kl = False
+
+    def __init__(self, mean: Tensor, log_std: Tensor, *, rows: int, sites: int) -> None:
+        """mean and log_std (K, E); `rows` and `sites` are B and S."""
+        self.mean = mean if mean.dtype == torch.float64 else mean.float()
+        self.log_std = log_std if log_std.dtype == torch.float64 else log_std.float()
+        self.rows, self.sites = rows, sites
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, S, E)."""
+        return self.rows, self.sites, self.mean.shape[1]
+
+    def sample(self, noise: Noise, *, differentiable: bool = False) -> Latent:
+        """(B, S, E): a component by the inverse CDF of one more uniform number, then mean + std * epsilon. Gradients reach the
+        chosen component through the value; the weights are constants, so nothing is missing."""
+        rows, sites, events = self.shape
+        assert len(noise) == rows, f"{len(noise)} rows of noise for {rows} rows"
+        count = self.mean.shape[0]
+        uniform = noise.stream("component").uniform(sites, 1, device=self.mean.device)[..., 0]
+        chosen = (uniform.double() * count).long()  # (B, S), below K since uniform < 1
+        epsilon = noise.normal(sites, events, device=self.mean.device)
+        value = self.mean[chosen] + self.log_std[chosen].exp() * epsilon
+        return Latent(value, self, noise) if differentiable else Latent(value.detach())
+
+    def log_prob(self, latent: Latent) -> Tensor:
+        """(B, S) nats."""
+        scaled = (latent.value[..., None, :] - self.mean) * torch.exp(-self.log_std)  # (B, S, K, E)
+        each = (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return each.logsumexp(-1) - math.log(self.mean.shape[0])
+
+    def kl(self, prior: Distribution, latent: Latent) -> Tensor:
+        """(B, S, 1) nats, the one-sample estimate."""
+        return sampled_kl(self, prior, latent)
+
+    def select(self, rows: Tensor) -> GaussianMixture:
+        """So many rows: they are all alike."""
+        return GaussianMixture(self.mean, self.log_std, rows=len(rows), sites=self.sites)
+
+    def narrow(self, start: int, length: int) -> GaussianMixture:
+        """So many sites."""
+        assert start + length <= self.sites, f"sites {start}..{start + length - 1} of {self.sites}"
+        return GaussianMixture(self.mean, self.log_std, rows=self.rows, sites=length)
+
+    def tempered(self, temperature: float) -> GaussianMixture:
+        """Each component's standard deviation times the temperature; the components' weights stay (our choice: the mixture to
+        the power of 1/T is no mixture)."""
+        return GaussianMixture(self.mean, self.log_std + math.log(temperature), rows=self.rows, sites=self.sites)
+
+    def expected(self) -> Tensor:
+        """The mean of the means."""
+        return self.mean.mean(0).expand(self.shape)
+
+    def leaning(self, signs: Tensor, strength: float) -> Gaussian:
+        """One Gaussian, as `Gaussian.leaning` has it."""
+        return Gaussian(signs, signs).leaning(signs, strength)
