@@ -99,7 +99,14 @@ def test_the_objective_is_the_cross_entropy_plus_the_kl_of_each_row() -> None:
     batch = replace(batch, target_mask=batch.target_mask & ~last)
     context = model.context(batch)
     q = Gaussian(torch.full((2, context.sites, 6), 0.3), torch.full((2, context.sites, 6), -0.5))
-    latent = q.sample(Noise.keyed(0, [0, 0]))
+    # The numbers of a latent are those of its place in its document, wherever the document stands in the row.
+    place = torch.zeros(2, context.sites, dtype=torch.long)
+    for row in range(2):
+        owners = {int(s): int(d) for s, d in zip(context.site_of[row], batch.documents[row], strict=True) if d >= 0}
+        for site, document in owners.items():
+            place[row, site] = sum(owners[other] == document for other in range(site))
+    epsilon = Noise.keyed(0, [0, 0]).normal(context.sites, 6).gather(1, place[..., None].expand(-1, -1, 6))
+    latent = Latent(q.mean + q.log_std.exp() * epsilon)
     nats = model._cross_entropy(model.hidden(context, latent), batch).sum(-1)
     kl = 0.5 * (torch.tensor(-1.0).exp() + 0.3**2 - 1) + 0.5  # of one dimension
     expected = nats + 6 * kl * context.site_mask.sum(-1)

@@ -20,8 +20,7 @@ from latentlm.composed import ComposedDecoder
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
 from latentlm.distributions import Bits, Codes, Latent
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context
-from latentlm.likelihood import paths
+from latentlm.interface import Batch, Context, LatentDecoder
 from latentlm.noise import Noise
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, plant
 from samples import VOCABULARY, pack, small_config
@@ -212,17 +211,17 @@ def test_generation_draws_from_the_prior_of_the_whole_text(model: ComposedDecode
 
 @pytest.mark.parametrize("spec", [CONFIGS["causal"], CONFIGS["causal, chunks"], CONFIGS["causal, joint"]])
 @pytest.mark.parametrize("packed", [False, True])
-def test_steps_and_whole_passes_draw_the_same_sites(spec: ModelConfig, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cheap route of `_ancestral` against one pass of the whole prior per site, given the same held sites."""
+def test_steps_and_whole_passes_draw_the_same_sites(spec: ModelConfig, packed: bool) -> None:
+    """The decoder's cheap route against the interface's one pass of the whole prior per site, given the same held sites."""
     model = lively(spec)
     batch = pack(TEXTS) if packed else Batch.of([list(range(1, 12)), [5, 4, 3, 2]], given=[4, 1])
     context, rows = model.context(batch), torch.tensor([0, 0, 1])
     held = drawn(model, context).value[rows]
     needed = context.site_mask[rows] & (torch.arange(context.sites) % 3 != 1)
     held = held * ~needed[..., None]
-    cheap = paths._ancestral(model, context, rows, held, needed, noise(3))
-    monkeypatch.setattr(paths, "ComposedDecoder", type(None))
-    slow = paths._ancestral(model, context, rows, held, needed, noise(3))
+    wide = context.select(rows)
+    cheap = model.sample_sites(wide, noise(3), held=held, needed=needed).value
+    slow = LatentDecoder.sample_sites(model, wide, noise(3), held=held, needed=needed).value
     assert torch.equal(cheap[needed], slow[needed])
     assert torch.equal(cheap[~needed], held[~needed])
     assert cheap[needed].any()
