@@ -81,7 +81,7 @@ def _readers(model: ComposedDecoder) -> Iterator[tuple[str, PartSpec, str]]:
     config, encoder, prior = model.config, model.encoder, model.prior_part
     if config.encoder is not None and encoder is not None:
         seen = "sees ahead" if encoder.sees_future else "causal"
-        how = "fitted by gradient" if encoder.needs_objective else _taps(encoder.taps)
+        how = "fitted" if encoder.needs_objective else _taps(encoder.taps)
         yield "encoder", config.encoder, ", ".join(text for text in ("q(z | x)", seen, how) if text)
     if config.prior is not None and prior is not None:
         given = [text for text, holds in (("x so far", prior.taps), ("z before", prior.autoregressive)) if holds]

@@ -56,7 +56,7 @@ def _family(cards: Sequence[Card]) -> RenderableType:
             for card in member.cards:
                 line = Text(f"{card.name:{width}}  ", no_wrap=True, overflow="ellipsis")
                 line.append(f"{card.status:12}", style="green" if card.status == "trained" else "yellow")
-                twig.add(line.append("  " + card.description.partition(". ")[0]))
+                twig.add(line.append("  " + card.description.partition("\n")[0]))
     return root
 
 
