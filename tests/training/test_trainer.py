@@ -123,3 +123,17 @@ def test_bfloat16_keeps_float32_weights_and_trains(trainer: Callable[..., Traine
     assert facts.cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-2)
     assert facts.cross_entropy != expected.cross_entropy
     assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
+
+
+def test_a_parts_own_loss_is_no_penalty_of_the_schedule(trainer: Callable[..., Trainer]) -> None:
+    """A bag of words at no charge for the KL: all of what is not cross-entropy is the part's own."""
+    settings = (
+        "model.granularity=document", "model.event_dims=4", "model.injection={name: della, bag_of_words: 0.5}",
+        "model.kl_schedule={name: constant, weight: 0.0}",
+    )  # fmt: skip
+    made = trainer(*settings, decoder="della")
+    facts = made.advance()
+    assert facts.auxiliary / facts.targets > 0.5
+    assert facts.penalty == pytest.approx(0.0, abs=1e-3 * facts.targets)
+    plain = trainer(*settings[:2], "model.injection=della", settings[3], decoder="della").advance()
+    assert plain.auxiliary == 0.0
