@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from latentlm import decoding
 from latentlm.ancestral import sample_autoregressive
 from latentlm.backbone import KVCache, Mask, Rotation, Transformer, rotation
 from latentlm.backbone.init import normal_
-from latentlm.config import ModelConfig
+from latentlm.config import ModelConfig, PartSpec
 from latentlm.decoding import ComposedState
 from latentlm.errors import UserError
 from latentlm.initialisation import initialise
@@ -50,9 +50,22 @@ from latentlm.sites import assign_sites
 class ComposedDecoder(LatentDecoder):
     """A transformer with an encoder, a prior, an injection and a KL schedule; without any of them, a plain decoder."""
 
+    defaults: ClassVar[Mapping[str, PartSpec]] = {}
+    """Socket -> the part that an open one takes."""
+    default_event_dims: ClassVar[int] = 0
+    default_granularity: ClassVar[str] = "token"
+
     prior_part: Prior | None
     injection: Injection | None
     encoder: Encoder | None
+
+    @classmethod
+    def complete(cls, config: ModelConfig) -> ModelConfig:
+        """Fill open sockets, event_dims and granularity with this decoder's `defaults`."""
+        filled = {socket: getattr(config, socket) or spec for socket, spec in cls.defaults.items()}
+        granularity = config.granularity if "granularity" in config.model_fields_set else cls.default_granularity
+        more = {"event_dims": config.event_dims or cls.default_event_dims, "granularity": granularity}
+        return config.model_copy(update=filled | more)
 
     def __init__(
         self,

@@ -35,16 +35,16 @@ class CausalTransformer(ComposedDecoder):
         "injection": PartSpec(name="free"),
         "kl_schedule": PartSpec.model_validate({"name": "free_bits", "bits": 0.5}),
     }
+    default_event_dims = 16
 
     @classmethod
     def complete(cls, config: ModelConfig) -> ModelConfig:
-        """Fill the open sockets; 16 bits where event_dims is not set. A document has one site, with none before it: there the
-        prior is `trunk_bits`."""
+        """Fill the open sockets. A document has one site, with none before it: there the prior is `trunk_bits`."""
         if config.backbone.blocks < 2:
             raise UserError('The decoder "causal" needs at least 2 blocks: a trunk below and a block above the latent.')
-        defaults = cls.defaults | ({"prior": PartSpec(name="trunk_bits")} if config.granularity == "document" else {})
-        filled = {socket: getattr(config, socket) or spec for socket, spec in defaults.items()}
-        return config.model_copy(update={**filled, "event_dims": config.event_dims or 16})
+        if config.granularity == "document" and config.prior is None:
+            config = config.model_copy(update={"prior": PartSpec(name="trunk_bits")})
+        return super().complete(config)
 
 
 @hookimpl

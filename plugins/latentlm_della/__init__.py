@@ -42,12 +42,14 @@ class Della(ComposedDecoder):
         "injection": PartSpec(name="della"),
         "kl_schedule": PartSpec.model_validate({"name": "optimus", "bits": 0.0, "cycles": 4}),
     }
+    default_granularity = "document"
 
     @classmethod
     def complete(cls, config: ModelConfig) -> ModelConfig:
         """Fill the open sockets, and give the parts named `della` the same `layers`. Raises UserError where they were given
         different ones, or where event_dims does not divide into that many latents."""
-        filled = {socket: getattr(config, socket) or spec for socket, spec in cls.defaults.items()}
+        config = super().complete(config)
+        filled: dict[str, PartSpec] = {socket: getattr(config, socket) for socket in cls.defaults}
         layers = _agreed_layers(filled)
         if layers is not None:
             for socket, spec in filled.items():
@@ -56,8 +58,7 @@ class Della(ComposedDecoder):
         count = len(chosen_layers(layers, config.backbone.blocks))
         events = config.event_dims or LATENT_SIZE * count
         latent_size(events, count)
-        granularity = config.granularity if "granularity" in config.model_fields_set else "document"
-        return config.model_copy(update={**filled, "event_dims": events, "granularity": granularity})
+        return config.model_copy(update={**filled, "event_dims": events})
 
 
 def _agreed_layers(specs: dict[str, PartSpec]) -> list[int] | None:

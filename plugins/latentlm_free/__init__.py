@@ -31,14 +31,14 @@ class FreeTransformer(ComposedDecoder):
         "injection": PartSpec(name="free"),
         "kl_schedule": PartSpec.model_validate({"name": "free_bits", "bits": 0.5}),
     }
+    default_event_dims = 16  # paper, section 3.1
 
     @classmethod
     def complete(cls, config: ModelConfig) -> ModelConfig:
-        """Fill the open sockets; 16 bits where event_dims is not set (paper, section 3.1)."""
+        """Fill the open sockets; refuse what has no place for a latent in the middle."""
         if config.backbone.blocks < 2:
             raise UserError("The Free Transformer needs at least 2 blocks: a trunk below and a block above the latent.")
-        filled = {socket: getattr(config, socket) or spec for socket, spec in cls.defaults.items()}
-        return config.model_copy(update={**filled, "event_dims": config.event_dims or 16})
+        return super().complete(config)
 
 
 @hookimpl

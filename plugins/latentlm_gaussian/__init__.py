@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from latentlm.composed import ComposedDecoder
-from latentlm.config import ModelConfig, PartSpec
+from latentlm.config import PartSpec
 from latentlm.hookspecs import hookimpl
 from latentlm_gaussian.encoder import GaussianTower
 from latentlm_gaussian.injection import GaussianMemory
@@ -37,14 +37,8 @@ class GaussianDecoder(ComposedDecoder):
         "injection": PartSpec(name="gaussian_memory"),
         "kl_schedule": PartSpec(name="optimus"),
     }
-
-    @classmethod
-    def complete(cls, config: ModelConfig) -> ModelConfig:
-        """Fill the open sockets; 32 dimensions where event_dims is not set (Optimus, language modelling), granularity document
-        where none is set."""
-        filled = {socket: getattr(config, socket) or spec for socket, spec in cls.defaults.items()}
-        granularity = config.granularity if "granularity" in config.model_fields_set else "document"
-        return config.model_copy(update={**filled, "event_dims": config.event_dims or 32, "granularity": granularity})
+    default_event_dims = 32  # Optimus, language modelling
+    default_granularity = "document"
 
 
 @hookimpl

@@ -41,14 +41,14 @@ class LatentThoughtModel(ComposedDecoder):
         "injection": PartSpec(name="thoughts"),
         "kl_schedule": PartSpec(name="constant"),
     }
+    default_granularity = "document"
 
     @classmethod
     def complete(cls, config: ModelConfig) -> ModelConfig:
         """Fill the open sockets; one site per document; thought vectors of the model's width where event_dims is not set."""
-        filled = {socket: getattr(config, socket) or spec for socket, spec in cls.defaults.items()}
-        granularity = config.granularity if "granularity" in config.model_fields_set else "document"
-        more = {"granularity": granularity, "event_dims": config.event_dims or cls._paper_dims(config, filled["injection"])}
-        return config.model_copy(update=filled | more)
+        filled = super().complete(config)
+        assert filled.injection is not None
+        return filled.model_copy(update={"event_dims": filled.event_dims or cls._paper_dims(filled, filled.injection)})
 
     @staticmethod
     def _paper_dims(config: ModelConfig, injection: PartSpec) -> int:
