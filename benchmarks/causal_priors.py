@@ -23,12 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
-from latentlm.diagnostics import diagnose
-from latentlm.interface import Batch, LatentDecoder
+from latentlm.interface import Batch, LatentDecoder, Noise
 from latentlm.likelihood import score_continuations
-from latentlm.noise import Noise
+from latentlm.likelihood.diagnostics import diagnose
 
 LETTERS, SPACE, NOISE, PROMPT = 4, 4, 5, 6
 FILLED, COPIES, FLIP = 16, 4, 1 / 16

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import DataConfig, ModelConfig
-from latentlm.interface import Batch, LatentDecoder
+from latentlm.interface import Batch, LatentDecoder, Noise
 from latentlm.likelihood import score_continuations
-from latentlm.noise import Noise
 from latentlm.training.data import load_documents
 from latentlm_chunk.usage import code_usage
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.interface import Batch, LatentDecoder
 from latentlm.interop import load_llama

@@ -29,11 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
-from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder
+from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder, Noise
 from latentlm.likelihood import score_continuations
-from latentlm.noise import Noise
 
 TOPICS, LETTERS, BATCH, TEXTS = 8, 16, 32, 256
 BACKBONE = BackboneConfig(vocabulary=TOPICS + 1, width=32, blocks=4, heads=2, context=LETTERS + 1, init_std=0.1)

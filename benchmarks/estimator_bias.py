@@ -30,12 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.timing import Row
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
 from latentlm.config import BackboneConfig, ModelConfig
-from latentlm.distributions import Bits
-from latentlm.interface import Batch, Latent
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Bits, Latent, Noise
 
 BITS, TOKENS, SYMBOLS = 3, 3, 8
 TABLES = ("full", "grouped", "additive")

@@ -26,7 +26,7 @@ from rich.console import Console
 from benchmarks import estimator_bias
 from benchmarks.report import Table
 from benchmarks.timing import Row, call, interleaved, peak_mib, summary
-from latentlm.noise import Noise
+from latentlm.interface import Noise
 from latentlm_free.estimators import Estimator
 from latentlm_free.table import make_table
 

@@ -12,9 +12,9 @@ import warnings
 import torch
 
 from benchmarks.timing import Row, peak_mib
-from latentlm import memory, zoo
-from latentlm.interface import Batch
-from latentlm.noise import Noise
+from latentlm import zoo
+from latentlm.interface import Batch, Noise
+from latentlm.zoo import memory
 
 NAME, NEEDED_GIB, TOKENS = "free-8b", 20, 8
 

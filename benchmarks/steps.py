@@ -35,8 +35,7 @@ from benchmarks.contenders import (
     vanilla,
 )
 from benchmarks.timing import Row, call, interleaved, peak_mib, summary
-from latentlm.interface import Batch, LatentDecoder
-from latentlm.noise import Noise
+from latentlm.interface import Batch, LatentDecoder, Noise
 from latentlm_free.mapper import CPU_SIZES, _scores
 
 Step = Callable[[], object]

@@ -23,13 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
-from latentlm.distributions import Gaussian
-from latentlm.interface import Batch, Latent, LatentDecoder, Shape
+from latentlm.interface import Batch, Gaussian, Latent, LatentDecoder, Noise, Shape
 from latentlm.likelihood import score_texts
-from latentlm.noise import Noise
 from latentlm_ltm.encoder import FittedThoughts, FittedThoughtsConfig
 
 SMALL = BackboneConfig(vocabulary=257, width=48, blocks=2, heads=2, context=64, init_std=0.06)

@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from latentlm import batches, conditions, distributions, hookspecs, interface, noise
+from latentlm import interface
 from latentlm.composed import ComposedDecoder
+from latentlm.interface import batches, conditions, distributions, noise
+from latentlm.plugins import hookspecs
 
 PAGE = Path(__file__).parent / "reference.md"
 
@@ -51,14 +53,14 @@ import torch
 from torch import nn
 
 from latentlm import plugins
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig, Strict
-from latentlm.distributions import Bits
-from latentlm.hookspecs import hookimpl
+from latentlm.interface import Bits
+from latentlm.plugins import hookimpl
 from latentlm.interface import (
     Batch, BlockCondition, Condition, Encoder, Injection, KLSchedule, Latent, Part, Prior, Shape,
 )
-from latentlm.noise import Noise
+from latentlm.interface import Noise
 ```
 """
 

@@ -19,24 +19,25 @@ from torch import Tensor, nn
 from latentlm import plugins
 from latentlm.backbone import Block, KVCache, Mask, rotation
 from latentlm.composed import ComposedDecoder
+from latentlm.composed.decoding import ComposedState
 from latentlm.config import ModelConfig, PartSpec, Strict
-from latentlm.decoding import ComposedState
-from latentlm.distributions import Bits, Distribution
 from latentlm.interface import (
     Batch,
+    Bits,
     BlockCondition,
     Condition,
     Context,
+    Distribution,
     Encoder,
     Injection,
     KLSchedule,
     Latent,
     Loss,
+    Noise,
     Objective,
     Prior,
     Shape,
 )
-from latentlm.noise import Noise
 
 
 class Settings(Strict):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.interface import Batch, LatentDecoder
 from samples import pack, small_config
 

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from latentlm.composed import ComposedDecoder
 from latentlm.config import BackboneConfig, ModelConfig
-from latentlm.distributions import Bits, Gaussian
 from latentlm.interface import (
+    Bits,
     BlockCondition,
     Condition,
     Context,
     Distribution,
+    Gaussian,
     Injection,
     Latent,
+    Noise,
     Prior,
     Shape,
 )
-from latentlm.noise import Noise
 from latentlm.testing import plant
 
 

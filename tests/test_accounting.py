@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from latentlm import zoo
-from latentlm.accounting import cost
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import PartSpec
 from latentlm.errors import UserError
+from latentlm.zoo.accounting import cost
 from samples import small_config
 
 
@@ -109,7 +109,7 @@ def test_a_description_is_plain_data() -> None:
 
 
 def test_a_baseline_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from latentlm import shelves
+    from latentlm.zoo import shelves
 
     known = {name: claims for name, claims in shelves.entries().items() if name != "vanilla-8b"}
     monkeypatch.setattr(shelves, "entries", lambda: known)

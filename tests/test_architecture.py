@@ -109,7 +109,7 @@ def test_nothing_loads_what_could_run_code() -> None:
 
 
 def test_importing_the_frame_imports_no_plugin_and_nothing_heavy() -> None:
-    modules = "latentlm, latentlm.plugins, latentlm.interface, latentlm.config, latentlm.build, latentlm.composed"
+    modules = "latentlm, latentlm.plugins, latentlm.interface, latentlm.config, latentlm.composed.build, latentlm.composed"
     code = f"import {modules}, json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True, timeout=120)
     loaded = {top(name) for name in json.loads(done.stdout)}

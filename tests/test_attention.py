@@ -7,7 +7,7 @@ import torch
 
 from latentlm.backbone.attention import Mask, attend
 from latentlm.backbone.attention_xformers import lower, refusal, run_lengths
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.errors import UserError
 from latentlm.interface import Batch
 from samples import small_config

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from latentlm import plugins
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
 from latentlm.generation import encode, generate
-from latentlm.interface import Batch, Latent, LatentDecoder, Prior
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Latent, LatentDecoder, Noise, Prior
 from latentlm_free import UniformBits
 from likelihood_parts import FairBits, StickyBits, tiny
 from samples import VOCABULARY, pack, small_config

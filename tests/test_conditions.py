@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentlm.backbone import Block, CrossAttention, KVCache, Mask, rotation
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig
 from latentlm.interface import Batch, BlockCondition, Condition, Injection, Latent
 from samples import small_config
@@ -124,7 +124,7 @@ def test_a_logit_bias_is_read_out_like_the_stream() -> None:
 
 
 def test_an_auxiliary_loss_is_added_in_training_only() -> None:
-    from latentlm.noise import Noise
+    from latentlm.interface import Noise
 
     class Extra(type(build(small_config("free"), device="meta").injection)):  # type: ignore[misc]
         def auxiliary(self, latent: Latent, context: object, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,10 +8,9 @@ from functools import cache
 import pytest
 import torch
 
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
-from latentlm.diagnostics import diagnose
+from latentlm.composed import ComposedDecoder, build
 from latentlm.errors import UserError
+from latentlm.likelihood.diagnostics import diagnose
 from likelihood_parts import StandardNormal, StickyBits, tiny
 from samples import small_config
 

@@ -10,8 +10,7 @@ import math
 import pytest
 import torch
 
-from latentlm.distributions import Bits, Codes, Distribution, Gaussian, Latent
-from latentlm.noise import Noise
+from latentlm.interface import Bits, Codes, Distribution, Gaussian, Latent, Noise
 
 _NONE = Latent(torch.zeros(0))
 

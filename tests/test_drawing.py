@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from latentlm import zoo
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import ModelConfig
-from latentlm.drawing import draw
-from latentlm.family import tree
+from latentlm.zoo.drawing import draw
+from latentlm.zoo.family import tree
 from samples import small_config
 
 FREE = """\

@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 
-from latentlm import memory
-from latentlm.build import build, complete
 from latentlm.cli import main
+from latentlm.composed import build, complete
 from latentlm.config import BackboneConfig, ModelConfig, Recipe
 from latentlm.training.artefacts import write_model
+from latentlm.zoo import memory
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def test_a_task_that_does_not_exist(latentlm: Command, monkeypatch: pytest.Monke
 
 
 def test_a_failed_plugin_is_one_line_and_all_else_works(latentlm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from latentlm._discovery import PluginWarning
+    from latentlm.plugins.discovery import PluginWarning
 
     def warned(pattern: str) -> list[object]:
         warnings.warn("p failed\n to load", PluginWarning, stacklevel=1)

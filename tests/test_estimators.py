@@ -16,13 +16,10 @@ from torch import Tensor
 
 from benchmarks import estimator_bias
 from benchmarks import estimators as benchmark
-from latentlm.build import build, complete
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build, complete
 from latentlm.config import ModelConfig, PartSpec
-from latentlm.distributions import Bits, Latent
 from latentlm.errors import UserError
-from latentlm.interface import Batch
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Bits, Latent, Noise
 from latentlm_free import estimators
 from latentlm_free.estimators import Estimator, EstimatorName
 from latentlm_free.mapper import bits_of, codes

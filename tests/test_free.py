@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 import free_by_hand as hand
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
 from latentlm.config import PartSpec
-from latentlm.distributions import Codes
 from latentlm.generation import generate
-from latentlm.interface import Batch, Latent
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Codes, Latent, Noise
 from latentlm_free.table import Kind
 from samples import VOCABULARY, small_config
 

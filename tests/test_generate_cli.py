@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from latentlm.cli.generate import app
 from latentlm.errors import UserError
+from latentlm.generation.latents import load_latents
 from latentlm.interface import LatentDecoder
-from latentlm.latents import load_latents
 from latentlm.tokenizer import load_tokenizer
 
 Run = Callable[..., str]

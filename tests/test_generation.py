@@ -9,8 +9,8 @@ import torch
 
 from latentlm.errors import UserError
 from latentlm.generation import Generation
+from latentlm.generation.latents import cut, edited
 from latentlm.interface import Batch, Latent, LatentDecoder, State
-from latentlm.latents import cut, edited
 from latentlm.tokenizer import load_tokenizer
 from samples import VOCABULARY
 

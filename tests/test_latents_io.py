@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from latentlm.errors import UserError
+from latentlm.generation.latents import codes, cut, edited, from_codes, joined, load_latents, save_latents
 from latentlm.interface import Latent, LatentDecoder
-from latentlm.latents import codes, cut, edited, from_codes, joined, load_latents, save_latents
 
 Maker = Callable[..., LatentDecoder]
 

@@ -8,8 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
 from latentlm.likelihood import METHODS, score_continuations
 from latentlm.testing import (
     check_coverage,

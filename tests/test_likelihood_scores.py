@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
 from latentlm.config import ModelConfig
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Latent
+from latentlm.interface import Batch, Latent, Noise
 from latentlm.likelihood import (
     bits_per_byte,
     bound_of,
@@ -32,7 +31,6 @@ from latentlm.likelihood import (
 from latentlm.likelihood.paths import classify
 from latentlm.likelihood.results import Score
 from latentlm.likelihood.weights import Texts, path_likelihood
-from latentlm.noise import Noise
 from latentlm.testing.exact import exact_elbo, exact_log_likelihood
 from likelihood_parts import tiny
 from samples import small_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentlm.noise import Noise
+from latentlm.interface import Noise
 
 
 @pytest.mark.parametrize(("offsets", "events"), [([0, 0], 4), ([-20, 7], 5)])

@@ -25,15 +25,12 @@ from torch import Tensor, nn
 
 from installing import install
 from latentlm import plugins
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
+from latentlm.composed.decoding import RowObjective
 from latentlm.config import ModelConfig, PartSpec
-from latentlm.decoding import RowObjective
-from latentlm.distributions import Gaussian
 from latentlm.errors import PluginError
-from latentlm.interface import Batch, Context, Latent, Shape
+from latentlm.interface import Batch, Context, Gaussian, Latent, Noise, Shape
 from latentlm.likelihood import score_continuations, score_texts
-from latentlm.noise import Noise
 from latentlm_free.prior import UniformBits
 from samples import VOCABULARY, pack, small_config
 

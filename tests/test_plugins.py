@@ -15,11 +15,12 @@ from types import ModuleType
 import pytest
 from torch import Tensor
 
-from latentlm import _discovery, plugins
+from latentlm import plugins
 from latentlm.config import Strict
 from latentlm.errors import PluginError, UnknownNameError
-from latentlm.hookspecs import hookimpl
 from latentlm.interface import CONTRACT_VERSION, Context, Distribution, Encoder, KLSchedule, Objective
+from latentlm.plugins import discovery as _discovery
+from latentlm.plugins import hookimpl
 
 
 class Costless(KLSchedule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latentlm.recurrence import scan, spread_memories
+from latentlm.composed.recurrence import scan, spread_memories
 
 
 def test_the_scan_is_the_recurrence() -> None:

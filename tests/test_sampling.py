@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from latentlm.errors import UserError
-from latentlm.noise import Noise
-from latentlm.sampling import TokenSampling, inverse_cdf
+from latentlm.generation.sampling import TokenSampling, inverse_cdf
+from latentlm.interface import Noise
 
 # Probabilities .5, .25, .125, .125 in a scrambled order.
 LOGITS = torch.tensor([[math.log(0.125), math.log(0.5), math.log(0.125), math.log(0.25)]])

@@ -17,13 +17,12 @@ from typer.testing import CliRunner
 
 from environments import fresh_environment
 from latentlm import plugins
-from latentlm.build import build
 from latentlm.cli.new_plugin import app
+from latentlm.composed import build
 from latentlm.config import Recipe, parse
 from latentlm.errors import UnknownNameError, UserError
-from latentlm.interface import Batch
-from latentlm.noise import Noise
-from latentlm.scaffold import SOCKETS, write_plugin
+from latentlm.interface import Batch, Noise
+from latentlm.plugins.scaffold import SOCKETS, write_plugin
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from latentlm import plugins
 from latentlm.config import Recipe, apply_overrides, parse
-from latentlm.interface import KLSchedule
+from latentlm.interface import KLSchedule, Noise
 from latentlm.likelihood.bound import elbo
-from latentlm.noise import Noise
 from latentlm.training import run as run_module
 from latentlm.training.checkpoint import latest_checkpoint
 from latentlm.training.evaluation import evaluate, excerpts

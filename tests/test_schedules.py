@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentlm import plugins
-from latentlm.build import build, complete
+from latentlm.composed import build, complete
 from latentlm.config import PartSpec
 from latentlm.errors import UserError
 from latentlm.interface import KLSchedule

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from latentlm import zoo
-from latentlm.build import build
 from latentlm.cli.score import app
+from latentlm.composed import build
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import score_continuations, score_texts

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from latentlm import shelves, zoo
-from latentlm._weights import weights_of
+from latentlm import zoo
 from latentlm.errors import CheckpointError, UserError
+from latentlm.zoo import shelves
+from latentlm.zoo.weights import weights_of
 from zoo_models import architecture, edit_card, make_run
 
 SHIPPED = ["free-1.5b", "free-8b", "free-tiny", "vanilla-1.5b", "vanilla-8b", "vanilla-tiny"]

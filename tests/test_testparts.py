@@ -13,13 +13,12 @@ from torch import Tensor
 
 from installing import install
 from latentlm import plugins
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
 from latentlm.generation import generate
-from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder
+from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder, Noise
 from latentlm.likelihood import score_continuations
-from latentlm.noise import Noise
 from samples import VOCABULARY, pack, small_config
 
 BACKBONE = small_config("vanilla").backbone

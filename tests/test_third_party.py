@@ -91,11 +91,11 @@ said = []
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from latentlm import plugins, zoo
-    from latentlm.build import build
+    from latentlm.composed import build
     from latentlm.config import BackboneConfig, ModelConfig
     from latentlm.errors import UserError
     from latentlm.interface import Batch
-    from latentlm.noise import Noise
+    from latentlm.interface import Noise
 
     def attempt(socket, name, **settings):
         try:

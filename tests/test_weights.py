@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentlm import _weights
-from latentlm._weights import weights_of
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.errors import CheckpointError
+from latentlm.zoo import weights as _weights
+from latentlm.zoo.weights import weights_of
 from samples import small_config
 
 

@@ -12,13 +12,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from latentlm import memory, plugins, zoo
-from latentlm._weights import weights_of
-from latentlm.build import build
+from latentlm import plugins, zoo
+from latentlm.composed import build
 from latentlm.config import PartSpec
 from latentlm.errors import CheckpointError, UnknownNameError, UserError
 from latentlm.interface import Shape
 from latentlm.tokenizer import BPETokenizer
+from latentlm.zoo import memory
+from latentlm.zoo.weights import weights_of
 from latentlm_free import FreeEncoder
 from zoo_models import edit_card, make_run, small_recipe, trust
 

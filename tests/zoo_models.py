@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from latentlm import _weights
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import Recipe
 from latentlm.interface import LatentDecoder
 from latentlm.training.artefacts import write_model
 from latentlm.training.runfolder import write_recipe
+from latentlm.zoo import weights as _weights
 from samples import small_config
 
 SHELF = Path(__file__).parents[1] / "zoo" / "latentlm_zoo" / "cards"

@@ -7,8 +7,8 @@ from latentlm.config import Card
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.interop import is_llama_folder
-from latentlm.shelves import find
 from latentlm.tokenizer import check_vocabulary, load_tokenizer
+from latentlm.zoo.shelves import find
 
 
 def load_model(

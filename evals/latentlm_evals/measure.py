@@ -18,14 +18,13 @@ from dataclasses import dataclass
 
 import torch
 
-from latentlm.accounting import cost_of
-from latentlm.diagnostics import diagnose
 from latentlm.errors import UserError
 from latentlm.generation import generate
-from latentlm.interface import Batch, LatentDecoder
+from latentlm.interface import Batch, LatentDecoder, Noise
 from latentlm.likelihood import bits_per_byte, elbo, paired_difference, score_texts, windows
-from latentlm.noise import Noise
+from latentlm.likelihood.diagnostics import diagnose
 from latentlm.training.corpora import Document
+from latentlm.zoo.accounting import cost_of
 from latentlm_evals.results import Estimate, ModelResult, Sample
 
 PROMPT_BYTES = 48

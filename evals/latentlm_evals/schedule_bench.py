@@ -21,7 +21,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from latentlm.build import complete
+from latentlm.composed import complete
 from latentlm.config import PartSpec, Recipe, apply_overrides, parse
 from latentlm.errors import UserError
 from latentlm.training.recipes import load_recipe

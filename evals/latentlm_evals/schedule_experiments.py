@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from latentlm import plugins
-from latentlm.build import complete
+from latentlm.composed import complete
 from latentlm.config import Recipe
 from latentlm.errors import UserError, did_you_mean
 from latentlm_evals import schedule_bench, schedule_report

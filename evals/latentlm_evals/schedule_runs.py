@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from latentlm.config import Recipe
-from latentlm.diagnostics import diagnose
 from latentlm.interface import LatentDecoder
+from latentlm.likelihood.diagnostics import diagnose
 from latentlm.training.data import Prepared
 from latentlm.training.evaluation import Excerpt, evaluate, excerpts
 from latentlm.training.setup import make_model, make_stream, read_data, resolve

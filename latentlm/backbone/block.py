@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from latentlm.backbone.attention import Mask, attend
 from latentlm.backbone.cache import KVCache
 from latentlm.backbone.rotary import Rotation
-from latentlm.conditions import ValueMap
 from latentlm.config import BackboneConfig
-from latentlm.interface import BlockCondition, Prefix
+from latentlm.interface import BlockCondition, Prefix, ValueMap
 
 _NOTHING = BlockCondition()
 

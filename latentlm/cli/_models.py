@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def load_reader(name: str, *, device: str | None) -> LatentDecoder:
     """`zoo.load`. Raises UserError, before gigabytes are loaded, for a model of the zoo whose card names no tokenizer."""
-    from latentlm import shelves, zoo
+    from latentlm import zoo
+    from latentlm.zoo import shelves
 
     if any(entry.card.tokenizer is None for entry in shelves.entries().get(name, [])):
         raise UserError(

@@ -60,7 +60,7 @@ def generate(
     if sum((latents != "fresh", latents_from is not None, load_latents is not None)) > 1:
         raise UserError("Give one of --latents shared, --latents-from and --load-latents.")
     from latentlm.cli._models import load_reader
-    from latentlm.latents import save_latents as write_latents
+    from latentlm.generation.latents import save_latents as write_latents
 
     decoder = load_reader(model, device=device)
     given = _given(decoder, latents_from, load_latents, seed)
@@ -87,7 +87,7 @@ def generate(
 
 def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: int) -> list[Latent] | None:
     """Latents of a text, of a file's text, or saved ones."""
-    from latentlm.latents import load_latents
+    from latentlm.generation.latents import load_latents
 
     if file is not None:
         return load_latents(file, model=decoder)

@@ -29,7 +29,7 @@ def new_plugin(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a small distribution: entry point, one part, conformance test, recipe, CI file. It works as it is."""
-    from latentlm.scaffold import write_plugin
+    from latentlm.plugins.scaffold import write_plugin
 
     written = write_plugin(name, socket=socket, folder=out)
     folder = written[0].parent

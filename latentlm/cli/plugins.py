@@ -38,8 +38,8 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
     LATENTLM_PLUGINS is an allow-list of plugins. With LATENTLM_STRICT_PLUGINS=1 a failed plugin makes the exit status 1.
     """
-    from latentlm import _discovery
     from latentlm import plugins as registry
+    from latentlm.plugins import discovery as _discovery
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", registry.PluginWarning)  # the table says it

@@ -18,9 +18,9 @@ import typer
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
-    from latentlm.diagnostics import Diagnostics
     from latentlm.interface import LatentDecoder
     from latentlm.likelihood import Estimate, Score
+    from latentlm.likelihood.diagnostics import Diagnostics
 
 app = typer.Typer(add_completion=False)
 
@@ -121,7 +121,7 @@ def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[
 
 def _diagnose(decoder: LatentDecoder, text: list[int], seed: int) -> Diagnostics:
     """Of the file's first window."""
-    from latentlm.diagnostics import diagnose
+    from latentlm.likelihood.diagnostics import diagnose
 
     return diagnose(decoder, [text], seed=seed)
 

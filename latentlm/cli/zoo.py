@@ -45,7 +45,7 @@ def _family(cards: Sequence[Card]) -> RenderableType:
     from rich.text import Text
     from rich.tree import Tree
 
-    from latentlm import family
+    from latentlm.zoo import family
 
     width = max(len(card.name) for card in cards)
     root = Tree("[bold]latent-conditioned decoders[/bold]", guide_style="dim")
@@ -94,7 +94,7 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a card of that name on the shelf.")] = False,
 ) -> None:
     """Make a zoo model of a finished run: copy its weights, tokenizer and card onto a shelf."""
-    from latentlm.shelves import ZOO_PATH, add_run, is_known
+    from latentlm.zoo.shelves import ZOO_PATH, add_run, is_known
 
     entry = add_run(run, name=name, shelf=to, replace=replace)
     print(f'Added "{entry.card.name}" in {entry.folder}.')

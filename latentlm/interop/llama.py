@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig, parse
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import LatentDecoder

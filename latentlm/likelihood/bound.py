@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentlm.interface import Batch, LatentDecoder, Loss
-from latentlm.noise import Noise
+from latentlm.interface import Batch, LatentDecoder, Loss, Noise
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentlm.interface import PADDING, Context, Distribution, Latent, LatentDecoder, site_mask
-from latentlm.noise import Noise
+from latentlm.interface import PADDING, Context, Distribution, Latent, LatentDecoder, Noise, site_mask
 
 Target = Literal["generation", "prior"]
 Proposal = Literal["posterior", "target"]

@@ -18,11 +18,10 @@ from typing import get_args
 import torch
 
 from latentlm.errors import UserError, unknown_name
-from latentlm.interface import LatentDecoder
+from latentlm.interface import LatentDecoder, Noise
 from latentlm.likelihood.paths import LastLatent, Target
 from latentlm.likelihood.results import Method, Score, make_scores
 from latentlm.likelihood.weights import Texts, Weights, bound_samples, fitting_rows, log_weights
-from latentlm.noise import Noise
 
 DEFENSIVE = 0.1
 """Share of paths drawn from the target itself. The ratio of target to proposal is then at most ten, at the price of a tenth of

@@ -21,9 +21,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from latentlm.interface import Batch, Context, Latent, LatentDecoder
+from latentlm.interface import Batch, Context, Latent, LatentDecoder, Noise
 from latentlm.likelihood.paths import LastLatent, Proposal, Target, classify, draw, draw_paths
-from latentlm.noise import Noise
 
 LATENT_TOKENS = 2**16
 """Latent rows times tokens that one pass of the upper blocks takes."""

@@ -11,9 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentlm.batches import Batch
-from latentlm.interface import PADDING, Context, Distribution, Latent, LatentDecoder
-from latentlm.noise import Noise
+from latentlm.interface import PADDING, Batch, Context, Distribution, Latent, LatentDecoder, Noise
 
 UNMOVED = 1e-5
 """Differences up to this are rounding."""

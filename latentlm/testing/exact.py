@@ -16,8 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder, Noise
 
 _MOST = 2**16
 _GRID = (-7.0, 7.0, 141)

@@ -22,10 +22,9 @@ from typing import Literal
 
 import torch
 
-from latentlm.interface import LatentDecoder
+from latentlm.interface import LatentDecoder, Noise
 from latentlm.likelihood import METHODS, Method, Score, score_continuations
 from latentlm.likelihood.weights import Texts, path_likelihood
-from latentlm.noise import Noise
 from latentlm.testing.exact import exact_elbo, exact_log_likelihood
 
 Tokens = Sequence[int]

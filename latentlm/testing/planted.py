@@ -24,10 +24,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from latentlm.composed import ComposedDecoder
-from latentlm.distributions import Bits
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context, Distribution, Encoder, Latent, Objective, Shape
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Bits, Context, Distribution, Encoder, Latent, Noise, Objective, Shape
 
 
 class PlantedEncoder(Encoder):

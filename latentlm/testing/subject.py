@@ -18,11 +18,9 @@ from typing import Any
 
 import torch
 
-from latentlm.build import build, complete
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build, complete
 from latentlm.config import ModelConfig, parse
-from latentlm.interface import Context, Latent, LatentDecoder
-from latentlm.noise import Noise
+from latentlm.interface import Context, Latent, LatentDecoder, Noise
 from latentlm.testing.planted import plant
 
 STRUCTURAL: dict[str, Any] = {

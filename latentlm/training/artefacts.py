@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
-from latentlm._weights import sha256, weights_of
 from latentlm.config import Card, Recipe, WeightsSpec, parse, read_yaml
 from latentlm.interface import LatentDecoder
 from latentlm.training.files import write_atomically, write_text_atomically
 from latentlm.training.metrics import read_metrics
 from latentlm.training.runfolder import CARD, METRICS, WEIGHTS
+from latentlm.zoo.weights import sha256, weights_of
 
 _SCORES = ("bits_per_byte", "standard_error", "bound", "cross_entropy", "kl_bits_per_token", "live_bits", "documents", "bytes")
 

@@ -21,9 +21,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentlm._weights import sha256
 from latentlm.errors import CheckpointError
 from latentlm.training.files import atomic_folder, remove_folder, remove_leftovers
+from latentlm.zoo.weights import sha256
 
 FORMAT = 1
 _STATE = "state.json"

@@ -26,13 +26,10 @@ import torch
 from torch import Tensor
 
 from latentlm.config import TrainConfig
-from latentlm.distributions import Bits, Codes
-from latentlm.interface import Batch, LatentDecoder, Loss
+from latentlm.interface import Batch, Bits, Codes, LatentDecoder, Loss, Noise, assign_sites
 from latentlm.likelihood.bound import without_schedule
 from latentlm.likelihood.results import Score
 from latentlm.likelihood.summary import bits_per_byte
-from latentlm.noise import Noise
-from latentlm.sites import assign_sites
 from latentlm.tokenizer import Tokenizer
 from latentlm.training.data import HeldOut
 from latentlm.training.metrics import likelihood_keys

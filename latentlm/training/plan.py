@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 
-from latentlm import memory
-from latentlm.accounting import cost_of
 from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.training.data import Prepared
 from latentlm.training.setup import make_model, make_stream, pick_device, read_data, resolve
 from latentlm.training.trainer import Trainer
+from latentlm.zoo import memory
+from latentlm.zoo.accounting import cost_of
 
 _SOCKETS = {"encoder": "encoder", "prior_part": "prior", "injection": "injection"}
 _LONGEST_TRIAL = 10.0  # seconds that a trial step may take by the operations' count

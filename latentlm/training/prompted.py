@@ -18,8 +18,7 @@ import torch
 
 from latentlm.config import Recipe
 from latentlm.errors import UserError
-from latentlm.interface import Batch
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Noise
 
 
 def check_prompts(recipe: Recipe) -> None:

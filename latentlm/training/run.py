@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentlm._weights import load_into, weights_of
 from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.training.artefacts import RunResult, held_out_scores, read_result, training_facts, write_model
@@ -22,6 +21,7 @@ from latentlm.training.plan import parameters_by_socket
 from latentlm.training.reporting import Reporter, TensorBoard
 from latentlm.training.runfolder import CHECKPOINTS, METRICS, is_started, write_recipe
 from latentlm.training.trainer import StepFacts, Trainer
+from latentlm.zoo.weights import load_into, weights_of
 
 
 class Run:

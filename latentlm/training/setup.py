@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from latentlm import plugins
-from latentlm.build import build, complete
+from latentlm.composed import build, complete
 from latentlm.config import ModelConfig, Recipe
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder

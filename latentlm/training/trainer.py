@@ -18,8 +18,7 @@ from torch import Tensor
 
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
-from latentlm.interface import Batch, LatentDecoder, Loss
-from latentlm.noise import Noise
+from latentlm.interface import Batch, LatentDecoder, Loss, Noise
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
 from latentlm.training.packing import PackedStream
 from latentlm.training.prompted import with_prompts

@@ -18,7 +18,7 @@ from typing import ClassVar
 from latentlm.composed import ComposedDecoder
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_causal.memory import CausalBits
 from latentlm_causal.trunk import TrunkBits
 

@@ -27,9 +27,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentlm.backbone import wide_linear
-from latentlm.distributions import Bits, Codes
-from latentlm.interface import Context, Latent, Shape
-from latentlm.recurrence import scan, spread_memories
+from latentlm.composed.recurrence import scan, spread_memories
+from latentlm.interface import Bits, Codes, Context, Latent, Shape
 from latentlm_causal.sites import Prompt
 from latentlm_causal.trunk import LearnedBits, LearnedPriorConfig
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentlm.backbone import wide_linear
-from latentlm.distributions import Bits, Codes
 from latentlm.errors import UserError
+from latentlm.interface import Bits, Codes
 
 Within = Literal["independent", "joint"]
 MOST_JOINT_BITS = 12

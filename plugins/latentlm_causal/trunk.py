@@ -23,8 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits, Codes
-from latentlm.interface import Batch, Context, Latent, Prior, Shape
+from latentlm.interface import Batch, Bits, Codes, Context, Latent, Prior, Shape
 from latentlm_causal.readout import Readout, Within, detached
 from latentlm_causal.sites import Prompt, Reads, read_at
 

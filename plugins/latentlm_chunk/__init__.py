@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from latentlm.composed import ComposedDecoder
 from latentlm.config import ModelConfig, PartSpec
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_chunk.encoder import ChunkCodes, FsqEncoder
 from latentlm_chunk.injection import CodeInjection, LevelsInjection
 from latentlm_chunk.prior import CausalCodes, CausalLevels, UniformLevels

@@ -14,9 +14,8 @@ from pydantic import Field
 from torch import nn
 
 from latentlm.backbone import wide_linear
-from latentlm.distributions import Bits, Codes
 from latentlm.errors import UserError
-from latentlm.interface import Context, Objective, Shape
+from latentlm.interface import Bits, Codes, Context, Objective, Shape
 from latentlm_chunk.grid import LevelCounts, grid_of
 from latentlm_chunk.point import PointLevels
 from latentlm_chunk.tower import ChunkEncoder, ChunkEncoderConfig

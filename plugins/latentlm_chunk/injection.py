@@ -25,8 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits, Codes
-from latentlm.interface import BlockCondition, Condition, Context, Injection, Latent, Shape
+from latentlm.interface import Bits, BlockCondition, Codes, Condition, Context, Injection, Latent, Shape
 from latentlm_chunk.encoder import check_bits
 from latentlm_chunk.levels import OnGrid
 

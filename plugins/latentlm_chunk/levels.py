@@ -22,8 +22,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from latentlm.distributions import Distribution, Latent, sampled_kl
-from latentlm.noise import Noise
+from latentlm.interface import Distribution, Latent, Noise, sampled_kl
 from latentlm_chunk.grid import MOST_CODES, Grid
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentlm.distributions import Distribution, Latent, sampled_kl
-from latentlm.noise import Noise
+from latentlm.interface import Distribution, Latent, Noise, sampled_kl
 from latentlm_chunk.grid import Grid
 from latentlm_chunk.levels import CategoricalOnGrid, OnGrid
 

@@ -34,11 +34,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentlm.backbone import wide_linear
+from latentlm.composed.recurrence import scan, spread_memories
 from latentlm.config import Strict
-from latentlm.distributions import Bits, Codes, Distribution
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context, Encoder, Latent, Prior, Shape
-from latentlm.recurrence import scan, spread_memories
+from latentlm.interface import Batch, Bits, Codes, Context, Distribution, Encoder, Latent, Prior, Shape
 from latentlm_chunk.encoder import FsqEncoder, check_bits
 from latentlm_chunk.grid import Grid, LevelCounts, grid_of
 from latentlm_chunk.levels import CategoricalOnGrid, JointLevels, Levels

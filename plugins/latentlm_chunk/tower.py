@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from latentlm.backbone import Block, Mask, rotation, wide_linear
 from latentlm.config import Strict
-from latentlm.interface import Context, Encoder, Shape
-from latentlm.sites import chunk_length
+from latentlm.interface import Context, Encoder, Shape, chunk_length
 
 Pool = Literal["query", "mean"]
 

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentlm.distributions import Bits, Codes
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Distribution, LatentDecoder
+from latentlm.interface import Batch, Bits, Codes, Distribution, LatentDecoder
 from latentlm_chunk.levels import JointLevels, Levels, OnGrid
 from latentlm_chunk.point import PointLevels
 

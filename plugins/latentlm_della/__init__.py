@@ -21,7 +21,7 @@ from typing import ClassVar
 from latentlm.composed import ComposedDecoder
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_della.encoder import DellaEncoder
 from latentlm_della.injection import DellaInjection
 from latentlm_della.layers import chosen_layers, latent_size

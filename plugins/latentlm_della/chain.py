@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentlm.distributions import Distribution, Gaussian, Latent, sampled_kl
-from latentlm.noise import Noise
+from latentlm.interface import Distribution, Gaussian, Latent, Noise, sampled_kl
 
 _PATHS = 16  # over which `expected` averages, in antithetic pairs
 

@@ -28,8 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentlm.backbone.init import normal_
-from latentlm.conditions import ValueMap
-from latentlm.interface import Batch, BlockCondition, Condition, Context, Injection, Latent, Shape
+from latentlm.interface import Batch, BlockCondition, Condition, Context, Injection, Latent, Shape, ValueMap
 from latentlm_della.fusion import Fusion, ProductOfSums, SumOfProducts, linears
 from latentlm_della.layers import LayersConfig, layout
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from latentlm.composed import ComposedDecoder
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_free.encoder import FreeEncoder
 from latentlm_free.injection import TableInjection
 from latentlm_free.prior import UniformBits

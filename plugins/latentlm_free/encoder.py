@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from latentlm.backbone import Block, Mask, rotation, wide_linear
 from latentlm.backbone.init import normal_
 from latentlm.config import Strict
-from latentlm.distributions import Bits
-from latentlm.interface import BlockCondition, Context, Encoder, Objective, Shape
+from latentlm.interface import Bits, BlockCondition, Context, Encoder, Objective, Shape
 
 
 class FreeEncoderConfig(Strict):

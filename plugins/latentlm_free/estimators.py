@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentlm.errors import UserError
-from latentlm.noise import Noise
+from latentlm.interface import Noise
 from latentlm_free import mapper
 from latentlm_free.mapper import bits_of, codes
 

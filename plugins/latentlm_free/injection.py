@@ -15,9 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits, Codes
 from latentlm.errors import did_you_mean
-from latentlm.interface import BlockCondition, Condition, Context, Injection, Latent, Shape
+from latentlm.interface import Bits, BlockCondition, Codes, Condition, Context, Injection, Latent, Shape
 from latentlm_free.estimators import SAMPLES, TEMPERATURE, Estimator, EstimatorName
 from latentlm_free.table import Kind, make_table
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits
-from latentlm.interface import Context, Latent, Prior
+from latentlm.interface import Bits, Context, Latent, Prior
 
 
 class UniformBitsConfig(Strict):

@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from latentlm.backbone.init import normal_
 from latentlm.errors import UserError
-from latentlm.noise import Noise
+from latentlm.interface import Noise
 from latentlm_free.estimators import Estimator
 from latentlm_free.mapper import MAX_BITS, bits_of
 

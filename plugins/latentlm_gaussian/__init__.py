@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from latentlm.composed import ComposedDecoder
 from latentlm.config import PartSpec
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_gaussian.encoder import GaussianTower
 from latentlm_gaussian.injection import GaussianMemory
 from latentlm_gaussian.mixture_priors import MixturePrior, VampPrior

@@ -22,8 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentlm.config import Strict
-from latentlm.distributions import Gaussian
-from latentlm.interface import Context, Encoder, Objective, Shape
+from latentlm.interface import Context, Encoder, Gaussian, Objective, Shape
 from latentlm_gaussian.tower import GaussianHead, Pooling, Tower, pooled
 
 

@@ -14,8 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from latentlm.distributions import Distribution, Gaussian, Latent, sampled_kl
-from latentlm.noise import Noise
+from latentlm.interface import Distribution, Gaussian, Latent, Noise, sampled_kl
 
 
 class GaussianMixture(Distribution):

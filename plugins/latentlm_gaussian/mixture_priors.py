@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from latentlm.backbone.init import normal_
 from latentlm.config import Strict
-from latentlm.distributions import Distribution, Gaussian
 from latentlm.errors import UserError
-from latentlm.interface import Context, Encoder, Latent, Prior, Shape
+from latentlm.interface import Context, Distribution, Encoder, Gaussian, Latent, Prior, Shape
 from latentlm_gaussian.mixture import GaussianMixture
 from latentlm_gaussian.standard import standard_normal
 

@@ -21,8 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.distributions import Gaussian
-from latentlm.interface import PADDING, Context, Latent, Prior, Shape
+from latentlm.interface import PADDING, Context, Gaussian, Latent, Prior, Shape
 from latentlm_gaussian.standard import standard_normal
 from latentlm_gaussian.tower import GaussianHead, Tower, pooled
 

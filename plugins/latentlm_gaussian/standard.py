@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.distributions import Gaussian
-from latentlm.interface import Context, Latent, Prior
+from latentlm.interface import Context, Gaussian, Latent, Prior
 
 
 def standard_normal(rows: int, sites: int, dims: int, device: torch.device) -> Gaussian:

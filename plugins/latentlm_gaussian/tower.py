@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from latentlm.backbone import Block, Mask, rotation
 from latentlm.config import BackboneConfig
-from latentlm.distributions import Gaussian
+from latentlm.interface import Gaussian
 
 Pooling = Literal["first", "last", "mean"]
 

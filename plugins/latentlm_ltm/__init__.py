@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from latentlm.composed import ComposedDecoder
 from latentlm.config import ModelConfig, PartSpec, parse
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_ltm.encoder import FittedThoughts
 from latentlm_ltm.injection import ThoughtInjection, ThoughtInjectionConfig
 

@@ -28,9 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.distributions import Distribution, Gaussian, Latent
-from latentlm.interface import Context, Encoder, Objective, Shape
-from latentlm.noise import Noise
+from latentlm.interface import Context, Distribution, Encoder, Gaussian, Latent, Noise, Objective, Shape
 from latentlm_ltm.adam import Adam, cosine
 
 

@@ -17,7 +17,7 @@ token.
 
 from __future__ import annotations
 
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_schedules.capacity import Capacity
 from latentlm_schedules.control_vae import ControlVAE
 from latentlm_schedules.free_bits import FreeBits

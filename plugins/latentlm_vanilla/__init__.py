@@ -5,7 +5,7 @@ from __future__ import annotations
 from latentlm.composed import ComposedDecoder
 from latentlm.config import ModelConfig
 from latentlm.errors import UserError
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 
 latentlm_contract = 1
 

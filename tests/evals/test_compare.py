@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import ModelConfig
 from latentlm.errors import UserError
 from latentlm.tokenizer import load_tokenizer

@@ -14,7 +14,7 @@ import pytest
 from lm_eval.api.registry import Registry
 from typer.testing import CliRunner
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder

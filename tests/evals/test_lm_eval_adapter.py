@@ -13,7 +13,7 @@ import yaml
 from lm_eval.api.instance import Instance
 from safetensors.torch import save_file
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder

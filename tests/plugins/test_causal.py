@@ -14,14 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentlm.ancestral import sample_autoregressive
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
+from latentlm.composed.ancestral import sample_autoregressive
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
-from latentlm.distributions import Bits, Codes, Latent
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context, LatentDecoder
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Bits, Codes, Context, Latent, LatentDecoder, Noise
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, plant
 from samples import VOCABULARY, pack, small_config
 

@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentlm.build import build
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build
 from latentlm.config import BackboneConfig, ModelConfig
-from latentlm.distributions import Bits, Codes, Distribution, Latent
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context
+from latentlm.interface import Batch, Bits, Codes, Context, Distribution, Latent, Noise
 from latentlm.likelihood import score_continuations
-from latentlm.noise import Noise
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, plant
 from latentlm.testing.exact import exact_log_likelihood
 from latentlm_chunk.levels import JointLevels, Levels

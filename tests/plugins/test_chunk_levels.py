@@ -12,12 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import ModelConfig
-from latentlm.distributions import Latent
 from latentlm.errors import UserError
-from latentlm.interface import Batch
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Latent, Noise
 from latentlm_chunk.grid import Grid
 from latentlm_chunk.levels import CategoricalOnGrid, JointLevels, Levels
 from latentlm_chunk.point import PointLevels

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.backbone import Block, Mask, rotation
-from latentlm.build import build, complete
-from latentlm.composed import ComposedDecoder
-from latentlm.conditions import BlockCondition, ValueMap
+from latentlm.composed import ComposedDecoder, build, complete
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
-from latentlm.distributions import Bits, Gaussian, Latent, sampled_kl
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Bits, BlockCondition, Context, Gaussian, Latent, Noise, ValueMap, sampled_kl
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, leak_sum, plant
 from latentlm_della.chain import Chain, Recursion
 from latentlm_della.fusion import ProductOfSums, SumOfProducts

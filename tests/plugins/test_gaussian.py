@@ -11,13 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentlm.build import build, complete
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build, complete
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
-from latentlm.distributions import Gaussian, Latent
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Context, Gaussian, Latent, Noise
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, leak_sum, plant
 from latentlm_gaussian.mixture import GaussianMixture
 from latentlm_gaussian.tower import pooled

@@ -13,16 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentlm.accounting import count
 from latentlm.backbone import rotation
-from latentlm.build import build, complete
-from latentlm.composed import ComposedDecoder
+from latentlm.composed import ComposedDecoder, build, complete
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
-from latentlm.distributions import Gaussian
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Latent, Shape
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Gaussian, Latent, Noise, Shape
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, leak_sum, plant
+from latentlm.zoo.accounting import count
 from latentlm_ltm.adam import Adam, cosine
 from latentlm_ltm.encoder import FittedThoughts, FittedThoughtsConfig
 from latentlm_ltm.injection import ThoughtInjectionConfig

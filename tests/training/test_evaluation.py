@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from latentlm.config import Recipe
-from latentlm.distributions import Bits
-from latentlm.interface import Batch, Loss
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Bits, Loss, Noise
 from latentlm.training.collapse import CollapseWatch
 from latentlm.training.evaluation import evaluate, excerpts
 from latentlm.training.metrics import MetricsFile, Tally, read_metrics, rewind

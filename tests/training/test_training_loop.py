@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from latentlm import zoo
 from latentlm.config import Card, Recipe, parse
 from latentlm.errors import CheckpointError, UserError
-from latentlm.interface import Batch
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Noise
 from latentlm.training import checkpoint, loop, trainer
 from latentlm.training.checkpoint import checkpoints
 from latentlm.training.loop import train

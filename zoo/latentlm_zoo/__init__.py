@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 
 latentlm_contract = 1
 

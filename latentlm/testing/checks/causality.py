@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlm.batches import Batch
-from latentlm.interface import Context, Latent, LatentDecoder
+from latentlm.interface import Batch, Context, Latent, LatentDecoder
 from latentlm.testing.comparing import MOVED, UNMOVED, assert_close, fingerprint, moved, probes
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn, noise

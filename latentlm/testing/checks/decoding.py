@@ -10,9 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentlm.batches import Batch
 from latentlm.generation import generate
-from latentlm.interface import Latent, LatentDecoder, State
+from latentlm.interface import Batch, Latent, LatentDecoder, State
 from latentlm.testing.comparing import TOLERANCE, assert_close
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, noise

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from latentlm.interface import Context, Distribution, Latent
-from latentlm.noise import Noise
+from latentlm.interface import Context, Distribution, Latent, Noise
 from latentlm.testing.comparing import TEXTS, UNMOVED, pack
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn, noise

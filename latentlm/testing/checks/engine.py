@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from latentlm import plugins
 from latentlm.config import Recipe, parse
-from latentlm.interface import LatentDecoder
-from latentlm.noise import Noise
+from latentlm.interface import LatentDecoder, Noise
 from latentlm.testing.comparing import TEXTS, assert_close, pack
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, noise

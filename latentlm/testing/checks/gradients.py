@@ -14,11 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from latentlm.batches import Batch
 from latentlm.composed import ComposedDecoder
-from latentlm.decoding import RowObjective
-from latentlm.interface import LatentDecoder, Loss
-from latentlm.noise import Noise
+from latentlm.composed.decoding import RowObjective
+from latentlm.interface import Batch, LatentDecoder, Loss, Noise
 from latentlm.testing.comparing import TEXTS, UNMOVED, assert_close, fingerprint, moved, pack, probes
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latentlm.batches import Batch
-from latentlm.interface import Context, Latent, LatentDecoder
+from latentlm.interface import Batch, Context, Latent, LatentDecoder
 from latentlm.testing.comparing import TEXTS, UNMOVED, assert_close, fingerprint, pack, probes
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn, noise

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentlm.batches import Batch
-from latentlm.interface import Distribution, Latent
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Distribution, Latent, Noise
 from latentlm.testing.comparing import TEXTS, UNMOVED, assert_close, fingerprint, pack, probes
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn, noise

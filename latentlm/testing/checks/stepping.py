@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlm.batches import Batch
-from latentlm.interface import Distribution, Latent
+from latentlm.interface import Batch, Distribution, Latent
 from latentlm.testing.comparing import TEXTS, assert_close, fingerprint, pack, probes
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, noise

@@ -17,16 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentlm import plugins
-from latentlm._weights import load_into, weights_of
-from latentlm.batches import Batch
-from latentlm.build import build, complete
+from latentlm.composed import build, complete
 from latentlm.config import ModelConfig, PartSpec, parse
 from latentlm.errors import UserError
-from latentlm.interface import Latent
-from latentlm.noise import Noise
+from latentlm.interface import Batch, Latent, Noise
 from latentlm.testing.comparing import TEXTS, pack
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn, noise
+from latentlm.zoo.weights import load_into, weights_of
 
 _MARK = 77
 _SOCKETS = ("encoder", "prior", "injection", "kl_schedule")

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.hookspecs import hookimpl
 from latentlm.interface import KLSchedule
+from latentlm.plugins import hookimpl
 
 latentlm_contract = 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.hookspecs import hookimpl
 from latentlm.interface import KLSchedule
+from latentlm.plugins import hookimpl
 
 latentlm_contract = 1
 

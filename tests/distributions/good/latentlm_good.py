@@ -7,9 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits
-from latentlm.hookspecs import hookimpl
-from latentlm.interface import Context, Encoder, Objective, Shape
+from latentlm.interface import Bits, Context, Encoder, Objective, Shape
+from latentlm.plugins import hookimpl
 
 latentlm_contract = 1
 

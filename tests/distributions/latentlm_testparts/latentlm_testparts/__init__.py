@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from latentlm.hookspecs import hookimpl
+from latentlm.plugins import hookimpl
 from latentlm_testparts.chunk import ChunkBits, ChunkInjection
 from latentlm_testparts.decoders import ChunkCode, DocumentPrefix
 from latentlm_testparts.document import PooledGaussian, PrefixInjection, UnitNormal

@@ -12,8 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits
-from latentlm.interface import BlockCondition, Condition, Context, Encoder, Injection, Latent, Objective, Shape
+from latentlm.interface import Bits, BlockCondition, Condition, Context, Encoder, Injection, Latent, Objective, Shape
 from latentlm_testparts.positions import at_positions, site_means
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from latentlm.backbone import Block, Mask, rotation
 from latentlm.config import Strict
-from latentlm.distributions import Gaussian
 from latentlm.interface import (
     PADDING,
     BlockCondition,
     Condition,
     Context,
     Encoder,
+    Gaussian,
     Injection,
     Latent,
     Objective,

@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 
 from latentlm.config import Strict
-from latentlm.distributions import Gaussian
-from latentlm.interface import Context, Encoder, Objective
+from latentlm.interface import Context, Encoder, Gaussian, Objective
 
 
 class FittedConfig(Strict):

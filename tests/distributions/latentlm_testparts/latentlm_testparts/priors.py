@@ -17,8 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentlm.config import Strict
-from latentlm.distributions import Bits
-from latentlm.interface import Context, Latent, Prior, Shape
+from latentlm.interface import Bits, Context, Latent, Prior, Shape
 from latentlm_testparts.positions import at_first_token
 
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from latentlm.errors import UserError
-from latentlm.sites import chunk_length
+from latentlm.interface import chunk_length
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder

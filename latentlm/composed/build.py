@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from latentlm import plugins
-from latentlm.composed import ComposedDecoder
+from latentlm.composed.decoder import ComposedDecoder
 from latentlm.config import ModelConfig, PartSpec, parse
 from latentlm.interface import LatentDecoder, Shape
 

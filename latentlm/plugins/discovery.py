@@ -18,8 +18,8 @@ from typing import Any, Literal
 import pluggy
 from pydantic import BaseModel
 
-from latentlm import hookspecs
 from latentlm.errors import PluginError, did_you_mean, unknown_name
+from latentlm.plugins import hookspecs
 
 GROUP = "latentlm"
 ALLOWED = "LATENTLM_PLUGINS"
@@ -128,7 +128,7 @@ def take(plugin: Plugin, module: ModuleType) -> None:
     hooks = {name: getattr(manager.hook, name) for name in ("latentlm_parts", "latentlm_cards")}
     implemented = {name: hook for name, hook in hooks.items() if hook.get_hookimpls()}
     if unmarked := [name for name in hooks if hasattr(module, name) and name not in implemented]:
-        raise PluginError(f"{unmarked[0]} of {plugin.module} is no hook: decorate it with latentlm.hookspecs.hookimpl.")
+        raise PluginError(f"{unmarked[0]} of {plugin.module} is no hook: decorate it with latentlm.plugins.hookspecs.hookimpl.")
     manager.check_pending()  # a function that is marked but is no hook: a misspelt name
     if not implemented:
         raise PluginError(f"{plugin.module} has neither of the hooks {' and '.join(hooks)}; a plugin needs one of them.")

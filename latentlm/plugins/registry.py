@@ -29,9 +29,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from latentlm import _discovery
-from latentlm._discovery import SOCKETS, Plugin, PluginWarning, check_socket
 from latentlm.errors import PluginError, did_you_mean, unknown_name
+from latentlm.plugins import discovery as _discovery
+from latentlm.plugins.discovery import SOCKETS, Plugin, PluginWarning, check_socket
 
 __all__ = [
     "KNOWN",

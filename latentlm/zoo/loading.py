@@ -20,16 +20,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from latentlm import _weights, memory
-from latentlm.accounting import cost, cost_of, count, overhead
-from latentlm.build import build, complete
+from latentlm.composed import build, complete
 from latentlm.config import Card, WeightsSpec
-from latentlm.description import Description
-from latentlm.drawing import draw
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
-from latentlm.shelves import CARD, Entry, entries, find, only
 from latentlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from latentlm.zoo import memory
+from latentlm.zoo import weights as _weights
+from latentlm.zoo.accounting import cost, cost_of, count, overhead
+from latentlm.zoo.description import Description
+from latentlm.zoo.drawing import draw
+from latentlm.zoo.shelves import CARD, Entry, entries, find, only
 
 Weights = Literal["auto", "required"] | str | Path | None
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

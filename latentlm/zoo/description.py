@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from latentlm.accounting import Cost, Overhead
 from latentlm.config import Card
+from latentlm.zoo.accounting import Cost, Overhead
 
 _SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import yaml
 
-from latentlm import _weights, plugins
+from latentlm import plugins
 from latentlm.config import Card, parse, read_yaml
 from latentlm.errors import CheckpointError, UserError, unknown_name
+from latentlm.zoo import weights as _weights
 
 CARD = "card.yaml"
 ZOO_PATH = "LATENTLM_ZOO_PATH"

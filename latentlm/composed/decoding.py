@@ -18,15 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from latentlm.ancestral import sample_autoregressive
 from latentlm.backbone import KVCache
+from latentlm.composed.ancestral import sample_autoregressive
 from latentlm.errors import UserError
-from latentlm.interface import PADDING, Batch, Context, Distribution, Latent, Latents, State
-from latentlm.noise import Noise
-from latentlm.sites import begins_site, chunk_length
+from latentlm.interface import PADDING, Batch, Context, Distribution, Latent, Latents, Noise, State, begins_site, chunk_length
 
 if TYPE_CHECKING:
-    from latentlm.composed import ComposedDecoder
+    from latentlm.composed.decoder import ComposedDecoder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from latentlm.build import complete
+from latentlm.composed import complete
 from latentlm.config import Card, ModelConfig, PartSpec
 from latentlm.errors import UserError
 

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentlm import decoding
-from latentlm.ancestral import sample_autoregressive
 from latentlm.backbone import KVCache, Mask, Rotation, Transformer, rotation
 from latentlm.backbone.init import normal_
+from latentlm.composed import decoding
+from latentlm.composed.ancestral import sample_autoregressive
+from latentlm.composed.decoding import ComposedState
+from latentlm.composed.initialisation import initialise
 from latentlm.config import ModelConfig, PartSpec
-from latentlm.decoding import ComposedState
 from latentlm.errors import UserError
-from latentlm.initialisation import initialise
 from latentlm.interface import (
     Batch,
     Condition,
@@ -38,13 +38,13 @@ from latentlm.interface import (
     LatentDecoder,
     Latents,
     Loss,
+    Noise,
     Part,
     Prior,
     State,
+    assign_sites,
     site_mask,
 )
-from latentlm.noise import Noise
-from latentlm.sites import assign_sites
 
 
 class ComposedDecoder(LatentDecoder):

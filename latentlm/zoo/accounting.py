@@ -25,10 +25,9 @@ from torch import nn
 
 from latentlm.backbone.block import Block
 from latentlm.backbone.cross import CrossAttention
-from latentlm.build import build
+from latentlm.composed import build
 from latentlm.config import ModelConfig
-from latentlm.interface import LatentDecoder
-from latentlm.sites import chunk_length
+from latentlm.interface import LatentDecoder, chunk_length
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from latentlm.interface import Latent, State
-from latentlm.noise import Noise
-from latentlm.prompts import count_sites
-from latentlm.sampling import TokenSampling
-from latentlm.stopping import StopStrings
+from latentlm.generation.prompts import count_sites
+from latentlm.generation.sampling import TokenSampling
+from latentlm.generation.stopping import StopStrings
+from latentlm.interface import Finish, Latent, Noise, State
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
-
-Finish = Literal["stop", "length", "end_of_text"]
-
 
 @dataclass(kw_only=True)
 class Row:

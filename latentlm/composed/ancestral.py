@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from latentlm.interface import PADDING, Context, Latent, Prior, site_mask
-from latentlm.noise import Noise
+from latentlm.interface import PADDING, Context, Latent, Noise, Prior, site_mask
 
 
 def sample_autoregressive(

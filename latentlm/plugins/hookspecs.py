@@ -1,6 +1,6 @@
 """The two hooks of a latentlm plugin. A plugin is a module named by an entry point in the group `latentlm`.
 
-    from latentlm.hookspecs import hookimpl
+    from latentlm.plugins.hookspecs import hookimpl
 
     latentlm_contract = 1
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentlm.noise import Noise
+from latentlm.interface.noise import Noise
 
 
 @dataclass(frozen=True)

@@ -18,46 +18,23 @@ Legend: B rows (prompt-major: row b*K + k is sample k of prompt b), S sites, E e
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from latentlm.continuation import Finish, Job, Row, run
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Latent
-from latentlm.latents import check_events, rows_of
-from latentlm.noise import Noise
-from latentlm.prompts import count_sites, end_of_text, fed_tokens, fitted, request_keys
-from latentlm.sampling import TokenSampling
-from latentlm.stopping import StopStrings
+from latentlm.generation.continuation import Job, Row, run
+from latentlm.generation.latents import check_events, rows_of
+from latentlm.generation.prompts import count_sites, end_of_text, fed_tokens, fitted, request_keys
+from latentlm.generation.sampling import TokenSampling
+from latentlm.generation.stopping import StopStrings
+from latentlm.interface import Batch, Generation, Given, Latent, Noise, OnToken
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
 
-Given = Latent | Sequence[Latent]
-OnToken = Callable[[int, int, int], None]
-"""Called with (prompt number, sample number, token) as each token is drawn; not for end-of-text."""
-
 _MODE_TEMPERATURE = 1e-9  # sharp enough to put a sample on the mode, and above float32's underflow
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One continuation."""
-
-    text: str | None
-    """Without the stop string; bytes that are no UTF-8 are replaced. None where the model has no tokenizer."""
-    tokens: list[int]
-    """Every token drawn but end-of-text (the stop string's included)."""
-    prompt: list[int]
-    """Tokens fed before them."""
-    latents: Latent | None
-    """(1, S, E): every site met, from the first of the prompt on. Give it back as `latents` to meet the same ones again."""
-    finish: Finish
-    sample: int
-    """Number of this sample among those of its prompt."""
 
 
 def generate(

@@ -24,13 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlm.distributions import Bits, Codes, Gaussian
 from latentlm.errors import UserError
-from latentlm.interface import Distribution, Latent, LatentDecoder
+from latentlm.interface import Bits, Codes, Distribution, Gaussian, Latent, LatentDecoder, Noise
 from latentlm.likelihood.paths import draw_paths
 from latentlm.likelihood.scoring import windows
 from latentlm.likelihood.weights import Texts, path_likelihood
-from latentlm.noise import Noise
 
 ACTIVE_VARIANCE = 0.01
 _PARAMETERS: dict[type, Callable[[Any], tuple[Tensor, ...]]] = {

@@ -3,7 +3,7 @@
     files = write_plugin("mine", socket="encoder", folder=Path("latentlm-mine"))
     latentlm new-plugin mine --socket encoder
 
-What is written works as it is: it installs, passes its tests, trains and is scored. The texts are in `latentlm/templates`.
+What is written works as it is: it installs, passes its tests, trains and is scored. The texts are in `templates`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _words(name: str, socket: str) -> dict[str, str]:
 
 def _places(words: dict[str, str]) -> Iterator[tuple[Traversable, str]]:
     """Each template and where its text goes."""
-    root = files("latentlm") / "templates" / "plugin"
+    root = files("latentlm.plugins") / "templates" / "plugin"
     yield root / "pyproject.toml.tmpl", "pyproject.toml"
     yield root / "README.md.tmpl", "README.md"
     yield root / "gitignore.tmpl", ".gitignore"

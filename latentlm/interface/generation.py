@@ -1,0 +1,34 @@
+"""What generation takes and gives back, for the signature of `LatentDecoder.generate`.
+
+Legend: S sites, E event dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from latentlm.interface.distributions import Latent
+
+Finish = Literal["stop", "length", "end_of_text"]
+Given = Latent | Sequence[Latent]
+OnToken = Callable[[int, int, int], None]
+"""Called with (prompt number, sample number, token) as each token is drawn; not for end-of-text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One continuation."""
+
+    text: str | None
+    """Without the stop string; bytes that are no UTF-8 are replaced. None where the model has no tokenizer."""
+    tokens: list[int]
+    """Every token drawn but end-of-text (the stop string's included)."""
+    prompt: list[int]
+    """Tokens fed before them."""
+    latents: Latent | None
+    """(1, S, E): every site met, from the first of the prompt on. Give it back as `latents` to meet the same ones again."""
+    finish: Finish
+    sample: int
+    """Number of this sample among those of its prompt."""
