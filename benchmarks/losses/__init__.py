@@ -1,0 +1,1 @@
+"""Whether a change leaves the numbers alone: ``python -m benchmarks.losses --against REV``, and the tests' golden losses."""
