@@ -2,7 +2,7 @@
 #
 #   make demo      train a vanilla and a Free Transformer decoder, compare them, write the report page
 #   make test      the test suite            make lint    ruff and mypy
-#   make conformance  the long half of the conformance kit: every decoder compiled and killed, more combinations of parts
+#   make conformance  the long half of the conformance kit: every decoder compiled and killed, more combinations; a whole method begun
 #   make bench     the benchmarks            make install the environment in .venv, with what developers need
 #
 # PYTHON=python3.12 picks another interpreter; PIP_OPTIONS="..." is passed to every `pip install`
@@ -67,7 +67,7 @@ test: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_OPTIONS)
 
 conformance: $(VENV)/.stamp-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m conformance tests/conformance $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m conformance tests $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

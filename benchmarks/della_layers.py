@@ -100,7 +100,7 @@ def measure(model: LatentDecoder) -> dict[str, Any]:
     context = model.context(batch)
     q = model.posterior(context)
     latent = Latent(q.sample(Noise.keyed(1, range(TEXTS))).value)
-    kl = q.kl(model.prior(context, latent), latent)[:, 0]  # (N, E)
+    kl = q.kl(model.prior(context, latents=latent), latent)[:, 0]  # (N, E)
     expected = q.expected()
     assert expected is not None
     nats = _cross_entropy(model, context, batch, latent)

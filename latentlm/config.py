@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from latentlm.errors import UserError, did_you_mean
 
@@ -30,29 +39,29 @@ class Strict(BaseModel):
 class RopeScaling(Strict):
     """Llama-3's frequency scaling of rotary positions (Llama 3.1 release, `rope_type: llama3`)."""
 
-    factor: float = Field(8.0, ge=1.0)
-    low_freq_factor: float = Field(1.0, gt=0)
-    high_freq_factor: float = Field(4.0, gt=0)
-    original_context: int = Field(8192, ge=1)
+    factor: float = Field(8.0, ge=1.0, description="what the frequencies of long wavelengths are divided by")
+    low_freq_factor: float = Field(1.0, gt=0, description="wavelengths over original_context / this are long")
+    high_freq_factor: float = Field(4.0, gt=0, description="wavelengths under original_context / this stay as they are")
+    original_context: int = Field(8192, ge=1, description="context of the model before its extension, in tokens")
 
 
 class BackboneConfig(Strict):
     """A pre-norm decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention (the structure of Llama 3)."""
 
-    vocabulary: int = Field(257, ge=2)
-    width: int = Field(128, ge=1)
-    blocks: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
+    vocabulary: int = Field(257, ge=2, description="symbols; left out, the tokenizer's")
+    width: int = Field(128, ge=1, description="D, of the residual stream")
+    blocks: int = Field(4, ge=1, description="L, transformer blocks")
+    heads: int = Field(4, ge=1, description="query heads of the attention")
     kv_heads: int | None = Field(None, ge=1, description="key/value heads; default: as many as heads")
     head_dim: int | None = Field(None, ge=2, description="default: width / heads")
     feed_forward: int | None = Field(None, ge=1, description="SwiGLU width; default: 8/3 of the width, up to a multiple of 32")
     context: int = Field(256, ge=1, description="longest sequence, in tokens")
-    rope_base: float = Field(10_000.0, gt=0)
-    rope_scaling: RopeScaling | None = None
-    tie_embeddings: bool = True
-    norm_eps: float = Field(1e-5, gt=0)
-    init_std: float = Field(0.02, gt=0)
-    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    rope_base: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = Field(None, description="Llama 3's scaling of them; default: none")
+    tie_embeddings: bool = Field(True, description="the output layer is the embedding, transposed")
+    norm_eps: float = Field(1e-5, gt=0, description="added to the mean square in RMSNorm")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of weights at initialisation")
+    attention: Literal["auto", "sdpa", "xformers"] = Field("auto", description="backend; auto: the first that serves")
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
@@ -73,42 +82,115 @@ class BackboneConfig(Strict):
 
 
 class PartSpec(BaseModel):
-    """A part by name, with its settings beside it: `{name: free, rope: false}`. The part's own Config checks the settings."""
+    """A part by name, with its settings beside it: `{name: free, rope: false}`. The part's own Config checks the settings.
+
+    Without a name: the part that the decoder takes by default, with these settings changed. `above` names earlier latents that
+    the part reads."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: str
+    name: str | None = None
+    above: list[str] = Field(default_factory=list, description="earlier latents that the part reads")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the name."""
+        """Everything but the name and `above`."""
         return dict(self.model_extra or {})
+
+    def over(self, default: PartSpec) -> PartSpec:
+        """Itself where it has a name; otherwise the default part with these settings in the place of its own."""
+        if self.name is not None:
+            return self
+        return PartSpec(name=default.name, above=self.above or default.above, **(default.settings | self.settings))
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_above(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most parts read no other latent: nothing is written of it."""
+        data: dict[str, Any] = handler(self)
+        if not self.above:
+            data.pop("above", None)
+        return data
+
+
+Socket = Annotated[PartSpec | None, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+"""`encoder: free` is short for `encoder: {name: free}`."""
+SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
+"""The four sockets of a latent, by their keys."""
+
+
+def _granularity(value: Any) -> Any:
+    """A text as it stands, a mapping as a part; both checked for their form."""
+    if isinstance(value, str) and not re.fullmatch(r"chunk:[1-9]\d*|(?!chunk$)[A-Za-z]\w*", value):
+        raise ValueError(
+            f'granularity "{value}" is not one of "token", "chunk:n" (n tokens per latent), "document", or the name of another.'
+        )
+    return value
+
+
+GranularitySpec = Annotated[str | PartSpec, BeforeValidator(_granularity)]
+"""Where sites begin: "token", "chunk:8", "document", "line", or a mapping `{name: line, ...}` with the part's settings."""
+
+
+class LatentConfig(Strict):
+    """One latent of a decoder: what sits in its four sockets, and where its sites begin."""
+
+    like: str | None = Field(None, description="a decoder whose parts and defaults the open sockets take")
+    dims: int = Field(0, ge=0, description="dimensions per site: bits, or real numbers")
+    granularity: GranularitySpec = "token"
+    encoder: Socket = Field(None, description="who infers z: a part's name, or {name: ..., setting: ...}")
+    prior: Socket = Field(None, description="where z comes from else: a part's name, or {name: ..., setting: ...}")
+    injection: Socket = Field(None, description="where z enters: a part's name, or {name: ..., setting: ...}")
+    kl_schedule: Socket = Field(None, description="what z costs: a part's name, or {name: ..., setting: ...}")
 
 
 class ModelConfig(Strict):
-    """A decoder: its backbone and what sits in its four sockets. Open sockets take the decoder's defaults."""
+    """A decoder: its backbone and its latents. Open sockets take the decoder's defaults.
 
-    decoder: str = "vanilla"
+    The flat form (sockets, event_dims and granularity at the top) means one latent, called `z`; `latents` names any number."""
+
+    decoder: str = Field("vanilla", description="by name; `latentlm parts --socket decoder` lists them")
     backbone: BackboneConfig = BackboneConfig()
-    granularity: str = Field("token", description='"token", "chunk:n" or "document"')
+    granularity: GranularitySpec = Field(
+        "token", description='"token", "chunk:n", "document", "line", "sentence" or a plugin\'s; with settings as a mapping'
+    )
     event_dims: int = Field(0, ge=0, description="latent dimensions per site: bits, or Gaussian dimensions")
-    encoder: PartSpec | None = None
-    prior: PartSpec | None = None
-    injection: PartSpec | None = None
-    kl_schedule: PartSpec | None = None
+    encoder: Socket = Field(None, description="who infers z: a part's name, or {name: ..., setting: ...}")
+    prior: Socket = Field(None, description="where z comes from else: a part's name, or {name: ..., setting: ...}")
+    injection: Socket = Field(None, description="where z enters: a part's name, or {name: ..., setting: ...}")
+    kl_schedule: Socket = Field(None, description="what z costs: a part's name, or {name: ..., setting: ...}")
+    latents: dict[str, LatentConfig] = Field(
+        default_factory=dict, description="several latents by name, in order; each like a decoder, or with parts of its own"
+    )
 
-    @field_validator("granularity")
-    @classmethod
-    def _known_granularity(cls, value: str) -> str:
-        if not re.fullmatch(r"token|document|chunk:[1-9]\d*", value):
-            raise ValueError(f'granularity "{value}" is not one of "token", "chunk:n" (n tokens per latent), "document".')
-        return value
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        """Either the flat form or `latents`."""
+        if not self.latents:
+            return self
+        if beside := [key for key in ("granularity", "event_dims", *SOCKETS) if key in self.model_fields_set]:
+            raise ValueError(f"{', '.join(beside)} stands beside `latents`: move it into the latent that it is meant for.")
+        if odd := [name for name in self.latents if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
+            raise ValueError(f'"{odd[0]}" is no name for a latent: a lower-case letter, then letters, digits or underscores.')
+        return self
 
-    @field_validator("encoder", "prior", "injection", "kl_schedule", mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        """`encoder: free` is short for `encoder: {name: free}`."""
-        return {"name": value} if isinstance(value, str) else value
+    @model_serializer(mode="wrap")
+    def _without_empty_latents(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Of the two forms, the one that is used: a flat configuration is written as ever."""
+        data: dict[str, Any] = handler(self)
+        for key in ("latents",) if not self.latents else ("granularity", "event_dims", *SOCKETS):
+            data.pop(key, None)
+        return data
+
+    @property
+    def by_latent(self) -> dict[str, LatentConfig]:
+        """The latents by name, in order, whichever form they are written in; none for a plain decoder."""
+        if self.latents:
+            return dict(self.latents)
+        if self.prior is None and self.injection is None and self.encoder is None:
+            return {}
+        one: dict[str, Any] = {"dims": self.event_dims, "granularity": self.granularity}
+        one |= {key: getattr(self, key) for key in SOCKETS}
+        return {"z": LatentConfig.model_construct(None, like=None, **one)}
 
 
 # ---------------------------------------------------------------------------------------------------- data, training
@@ -131,44 +213,48 @@ class DataConfig(Strict):
     held_out: float = Field(0.05, gt=0, lt=1, description="share of documents kept out of training, whole")
     packing: bool = Field(True, description="several documents in a row, with boundaries; otherwise one document a row")
     seed: int = Field(0, description="order of documents and choice of those held out")
-    max_documents: int | None = Field(None, ge=2)
+    max_documents: int | None = Field(None, ge=2, description="read no more than so many; default: all")
 
 
 class TrainConfig(Strict):
     """The optimiser, its schedule, and what is written when. Lengths are in optimiser steps."""
 
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, description="optimiser steps in all")
     batch: int = Field(16, ge=1, description="sequences per micro-batch")
     accumulate: int = Field(1, ge=1, description="micro-batches per step, weighted by their target tokens")
     context: int | None = Field(None, ge=2, description="tokens per sequence; default: the backbone's context")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, description="AdamW's, at its highest")
     min_learning_rate: float = Field(0.1, ge=0, le=1, description="end of the cosine, as a share of learning_rate")
-    warmup: int = Field(50, ge=0)
+    warmup: int = Field(50, ge=0, description="steps over which the learning rate rises")
     weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms or embeddings")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean square")
     clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     prompts: float = Field(
         0.0, ge=0, le=1, description="share of rows whose first tokens, a random number, are given (needs data.packing=false)"
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
+    device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's")
-    seed: int = 0
-    log_every: int = Field(10, ge=1)
-    eval_every: int = Field(200, ge=1)
+    seed: int = Field(0, description="of weights, order of rows, and noise")
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    eval_every: int = Field(200, ge=1, description="steps between scores of held-out documents")
     eval_documents: int = Field(16, ge=1, description="held-out documents (first window of each) scored during training")
-    save_every: int = Field(200, ge=1)
+    save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write event files too (needs the extra `tensorboard`)")
 
 
 class Recipe(Strict):
     """What `latentlm train` reads."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    plugins: list[str] = Field(default_factory=list, description="plugins the recipe needs, by name")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and its card; default: the file's name"
+    )
+    description: str = Field("", description="for the card")
+    plugins: list[str] = Field(
+        default_factory=list, description="plugins the recipe needs, by name; their parts win where another claims a name"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -186,9 +272,9 @@ class WeightsSpec(Strict):
 
 
 class Card(Strict):
-    """A model of the zoo. Card format version 1."""
+    """A model of the zoo. Card format version 1; 2 for a model with `latents`."""
 
-    card_version: Literal[1] = 1
+    card_version: Literal[1, 2] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     status: Literal["trained", "architecture"]
@@ -207,6 +293,8 @@ class Card(Strict):
     def _trained_has_weights(self) -> Self:
         if (self.status == "trained") != (self.weights is not None):
             raise ValueError('a card with status "trained" has weights, one with status "architecture" has none.')
+        if (self.card_version == 2) != bool(self.model.latents):
+            raise ValueError("card_version is 2 for a model with `latents`, and 1 for any other: set it.")
         return self
 
 
@@ -268,6 +356,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "and is empty" if data is None else f"not {type(data).__name__}"
         raise UserError(f"{path} should hold a mapping (key: value), {found}.")
     return data
+
+
+def as_yaml(data: BaseModel, *, exclude_none: bool = False) -> str:
+    """The text of a YAML file that `read_yaml` and `parse` turn back into `data`."""
+    return yaml.safe_dump(data.model_dump(mode="json", exclude_none=exclude_none), sort_keys=False, allow_unicode=True)
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

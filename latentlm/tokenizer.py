@@ -57,6 +57,15 @@ class Tokenizer(ABC):
         """`decode_bytes` as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
+    def pieces(self) -> list[bytes]:
+        """The bytes that each id 0..V-1 stands for in the middle of a text; none for end-of-text and for a hole in the ids.
+
+        Each is decoded behind a letter, since many tokenizers leave out the space that begins a text's first token."""
+        letter = self.encode("a")
+        before = self.decode_bytes(letter)
+        found = (self.decode_bytes([*letter, token]) for token in range(self.vocabulary))
+        return [text.removeprefix(before) for text in found]
+
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of many texts, each an array (n,) of the smallest of uint16 and uint32 that holds V."""
         return [np.asarray(self.encode(text), dtype=self.array_type) for text in texts]

@@ -12,7 +12,9 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from latentlm.composed import ComposedDecoder
-from latentlm.config import BackboneConfig, ModelConfig
+from latentlm.composed.completing import granularity_of
+from latentlm.composed.sockets import Filled
+from latentlm.config import BackboneConfig, LatentConfig, ModelConfig
 from latentlm.interface import (
     Bits,
     BlockCondition,
@@ -22,6 +24,7 @@ from latentlm.interface import (
     Gaussian,
     Injection,
     Latent,
+    LatentShape,
     Noise,
     Prior,
     Shape,
@@ -33,12 +36,12 @@ class LinearInjection(Injection):
     """A linear map of the site's latent, added to the residual stream of block 1."""
 
     Config = BaseModel
-    sites = (1,)
+    blocks = (1,)
     slots = ("residual",)
 
     def __init__(self, config: Any, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.map = nn.Linear(shape.event_dims, shape.width)
+        self.map = nn.Linear(shape.latent.dims, shape.width)
 
     def forward(self, latent: Latent, context: Context) -> Condition:
         index = context.site_of[..., None].expand(-1, -1, self.shape.width)
@@ -52,12 +55,12 @@ class FairBits(Prior):
 
     def forward(self, context: Context, latent: Latent | None = None) -> Distribution:
         rows = context.rows if latent is None else latent.value.shape[0]
-        return Bits(torch.zeros(rows, context.sites, self.shape.event_dims))
+        return Bits(torch.zeros(rows, context.sites, self.shape.latent.dims))
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Distribution, Any]:
-        return Bits(torch.zeros(len(starts), 1, self.shape.event_dims)), state
+        return Bits(torch.zeros(len(starts), 1, self.shape.latent.dims)), state
 
 
 class StandardNormal(Prior):
@@ -67,13 +70,13 @@ class StandardNormal(Prior):
 
     def forward(self, context: Context, latent: Latent | None = None) -> Distribution:
         rows = context.rows if latent is None else latent.value.shape[0]
-        zeros = torch.zeros(rows, context.sites, self.shape.event_dims)
+        zeros = torch.zeros(rows, context.sites, self.shape.latent.dims)
         return Gaussian(zeros, zeros)
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Distribution, Any]:
-        zeros = torch.zeros(len(starts), 1, self.shape.event_dims)
+        zeros = torch.zeros(len(starts), 1, self.shape.latent.dims)
         return Gaussian(zeros, zeros), state
 
 
@@ -86,7 +89,7 @@ class StickyBits(Prior):
     stickiness: ClassVar[float] = 1.5
 
     def _logits(self, embedding: Tensor, previous: Tensor) -> Tensor:
-        lean = embedding[..., : self.shape.event_dims].tanh()
+        lean = embedding[..., : self.shape.latent.dims].tanh()
         return lean + self.stickiness * (2 * previous - 1)
 
     def forward(self, context: Context, latent: Latent | None = None) -> Distribution:
@@ -97,10 +100,10 @@ class StickyBits(Prior):
         return Bits(self._logits(embedding, previous))
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Distribution, Any]:
         if previous is None:
-            previous = torch.full((len(starts), self.shape.event_dims), 0.5)
+            previous = torch.full((len(starts), self.shape.latent.dims), 0.5)
         return Bits(self._logits(taps[0], previous)[:, None]), state
 
 
@@ -115,9 +118,6 @@ class PointBits(Bits):
     def log_prob(self, latent: Latent) -> Tensor:
         raise AssertionError("a point mass has no density")
 
-    def select(self, rows: Tensor) -> PointBits:
-        return PointBits(self.logits.index_select(0, rows))
-
 
 def tiny(
     granularity: str = "token",
@@ -131,7 +131,7 @@ def tiny(
     """A planted decoder of width 16 with 2 blocks; each kind is trained once for all tests."""
     model = copy.deepcopy(_tiny(granularity, prior, vocabulary, events, steps))
     if not encoder:
-        model.encoder, model.has_encoder, model.sees_future = None, False, False
+        model.encoder = None
     return model
 
 
@@ -143,7 +143,10 @@ def _tiny(granularity: str, prior: type[Prior], vocabulary: int, events: int, st
         event_dims=events,
         backbone=BackboneConfig(vocabulary=vocabulary, width=16, blocks=2, heads=2, context=16, init_std=0.1),
     )
-    shape = Shape(config.backbone, events, granularity)
-    model = ComposedDecoder(config, prior=prior(None, shape), injection=LinearInjection(None, shape))
+    scale, sites = granularity_of(granularity, None)
+    latent = LatentShape("z", events, scale, sites.length)
+    shape = Shape(config.backbone, latent)
+    parts = {"encoder": None, "prior": prior(None, shape), "injection": LinearInjection(None, shape), "kl_schedule": None}
+    model = ComposedDecoder(config, [Filled(LatentConfig(dims=events, granularity=granularity), latent, sites, **parts)])
     model.init_weights(torch.Generator().manual_seed(0))
     return plant(model, steps=steps)

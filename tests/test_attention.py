@@ -9,7 +9,7 @@ from latentlm.backbone.attention import Mask, attend
 from latentlm.backbone.attention_xformers import lower, refusal, run_lengths
 from latentlm.composed import build
 from latentlm.errors import UserError
-from latentlm.interface import Batch
+from latentlm.interface import Batch, Prefix
 from samples import small_config
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 1, -1, -1]])
@@ -49,6 +49,64 @@ def test_prefix_slots_are_seen_by_their_document_alone() -> None:
     assert mask[0, :, 0].tolist() == [True] * 3 + [False] * 5
     assert mask[0, :, 1].tolist() == [False] * 3 + [True] * 2 + [False] * 3
     assert not mask[:, :, 2].any()
+
+
+SINCE = torch.tensor([[0, 1, 5, 7, 0], [2, 4, 5, 0, 6]])
+SLOT_DOCUMENTS = torch.tensor([[0, 0, 2, 2, -1], [0, 0, 1, -1, 0]])
+
+
+def slots_by_hand(queries: torch.Tensor, *, start: int = 0) -> torch.Tensor:
+    """(B, T, 5): a position sees the slots of its own document, from their column `since` on."""
+    seen = torch.zeros(*queries.shape, 5, dtype=torch.bool)
+    for row, place, slot in torch.cartesian_prod(*(torch.arange(size) for size in seen.shape)).tolist():
+        own = queries[row, place] == SLOT_DOCUMENTS[row, slot] and SLOT_DOCUMENTS[row, slot] >= 0
+        seen[row, place, slot] = own and start + place >= SINCE[row, slot]
+    return seen
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_slots_with_since_are_seen_from_there_on(causal: bool) -> None:
+    plain = Mask(DOCUMENTS, DOCUMENTS, causal=causal)
+    allowed = plain.with_prefix(SLOT_DOCUMENTS, SINCE).allowed
+    assert torch.equal(allowed[..., :5], slots_by_hand(DOCUMENTS))
+    assert torch.equal(allowed[..., 5:], plain.allowed)
+    assert not torch.equal(allowed, plain.with_prefix(SLOT_DOCUMENTS).allowed)
+
+
+def test_since_counts_columns_of_the_row_cached_ones_included() -> None:
+    tail = DOCUMENTS[:, 4:6]
+    mask = Mask(tail, DOCUMENTS[:, :6], start=4).with_prefix(SLOT_DOCUMENTS, SINCE)
+    assert torch.equal(mask.allowed[..., :5], slots_by_hand(tail, start=4))
+
+
+def test_rows_of_a_repeated_mask_keep_their_since() -> None:
+    mask = Mask(DOCUMENTS, DOCUMENTS).with_prefix(SLOT_DOCUMENTS, SINCE)
+    assert torch.equal(mask.repeat(3).allowed, mask.allowed.repeat_interleave(3, 0))
+
+
+def prefix_of(documents: torch.Tensor, since: torch.Tensor | None) -> Prefix:
+    slots = torch.zeros(documents.shape[0], 1, documents.shape[1], 1)
+    return Prefix(slots, slots, documents, since)
+
+
+def test_prefixes_side_by_side_keep_who_sees_them() -> None:
+    plain = Mask(DOCUMENTS, DOCUMENTS)
+    always, later = prefix_of(SLOT_DOCUMENTS[:, :2], None), prefix_of(SLOT_DOCUMENTS, SINCE)
+    both = plain.with_prefixes((always, later)).allowed
+    assert torch.equal(both[..., :2], plain.with_prefixes((always,)).allowed[..., :2])
+    assert torch.equal(both[..., 2:], plain.with_prefixes((later,)).allowed)
+    twice = plain.with_prefixes((always, always))
+    assert twice.prefix_since is None
+    assert torch.equal(twice.allowed[..., :2], twice.allowed[..., 2:4])
+
+
+def test_blocks_share_the_mask_of_the_prefixes_that_they_share() -> None:
+    plain = Mask(DOCUMENTS, DOCUMENTS)
+    always, later = prefix_of(SLOT_DOCUMENTS, None), prefix_of(SLOT_DOCUMENTS, SINCE)
+    assert plain.with_prefixes((always, later)) is plain.with_prefixes((always, later))
+    assert plain.with_prefixes((later,)) is not plain.with_prefixes((always,))
+    assert plain.with_prefixes((later,)) is plain.with_prefix(SLOT_DOCUMENTS, SINCE)
+    assert plain.with_prefixes(()) is plain
 
 
 def attention_by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:

@@ -266,7 +266,7 @@ def test_injection_without_encoder_draws_from_the_prior(packed: Batch) -> None:
 
 def test_parts_that_disagree_on_what_z_is_are_refused_by_name() -> None:
     class RealPrior(UniformBits):
-        latents = "real"
+        family = "real"
 
     plugins.register("prior", "real_prior", RealPrior)
     try:

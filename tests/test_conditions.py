@@ -8,57 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentlm.backbone import Block, CrossAttention, KVCache, Mask, rotation
+from latentlm.backbone import CrossAttention
 from latentlm.composed import build
-from latentlm.config import BackboneConfig
-from latentlm.interface import Batch, BlockCondition, Condition, Injection, Latent
+from latentlm.interface import Batch, BlockCondition, Condition, Injection, Latent, ValueMap, merged
+from one_block import CONFIG, DOCUMENTS, Experts, block, filled, middle, run
 from samples import small_config
-
-CONFIG = BackboneConfig(width=16, blocks=2, heads=4, kv_heads=2, context=16, vocabulary=11)
-DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1], [0, 0, -1, -1, -1]])
-
-
-def filled(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def block() -> Block:
-    made = Block(CONFIG)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in made.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(0.0, 0.3, generator=generator)
-    return made.double()
-
-
-def run(made: Block, x: Tensor, condition: BlockCondition | None) -> Tensor:
-    mask = Mask(DOCUMENTS, DOCUMENTS)
-    return made(x, mask=mask, rotation=rotation(CONFIG, torch.arange(5).expand(2, -1)), condition=condition)
 
 
 def test_film_scales_and_shifts_what_the_feed_forward_reads() -> None:
     made, x = block(), filled(2, 5, 16).double()
     scale, shift = filled(2, 5, 16, seed=2).double(), filled(2, 1, 16, seed=3).double()
     plain = run(made, x, None)
-    middle = plain - made.feed_forward(made.feed_forward_norm(_middle(made, x)))
-    expected = middle + made.feed_forward(made.feed_forward_norm(_middle(made, x)) * (1 + scale) + shift)
+    between = plain - made.feed_forward(made.feed_forward_norm(middle(made, x)))
+    expected = between + made.feed_forward(made.feed_forward_norm(middle(made, x)) * (1 + scale) + shift)
     torch.testing.assert_close(run(made, x, BlockCondition(film_scale=scale, film_shift=shift)), expected)
-
-
-def _middle(made: Block, x: Tensor) -> Tensor:
-    """The stream between attention and feed-forward."""
-    normed = made.attention_norm(x)
-    mixed = made.attention(
-        normed,
-        normed,
-        mask=Mask(DOCUMENTS, DOCUMENTS),
-        rotation=rotation(CONFIG, torch.arange(5).expand(2, -1)),
-        prefix=None,
-        value_gate=None,
-        cache=None,
-        index=0,
-    )
-    return x + mixed
 
 
 def test_cross_attention_reads_the_slots_of_the_own_document_only() -> None:
@@ -87,25 +50,54 @@ def test_documents_without_slots_read_nothing_and_leave_gradients_finite() -> No
     assert not slope[1].any()
 
 
-def test_memory_slots_are_made_once_and_follow_their_rows() -> None:
-    layer, cache = CrossAttention(CONFIG), KVCache(2, capacity=4)
-    made = layer.memory(filled(2, 3, 16), torch.zeros(2, 3, dtype=torch.long))
-    assert cache.cross(1, None) is None
-    assert cache.cross(1, made) is made
-    assert cache.cross(1, layer.memory(filled(2, 3, 16, seed=9), torch.zeros(2, 3, dtype=torch.long))) is made
-    chosen = cache.select(torch.tensor([1, 1])).crosses[1]
-    torch.testing.assert_close(chosen.key, made.key[[1, 1]])
-    assert chosen.layer is layer
+def test_experts_chosen_by_z_stand_in_the_feed_forwards_place() -> None:
+    made, x, layer = block(), filled(2, 5, 16).double(), Experts(16)
+    z = torch.tensor([[0, 1, 1, 0, 1], [1, 0, 0, 1, 1]])
+    scale = filled(2, 1, 16, seed=2).double()
+    condition = BlockCondition(film_scale=scale, feed_forward=ValueMap(layer, torch.eye(2).double()[z]))
+    between = middle(made, x)
+    normed = made.feed_forward_norm(between) * (1 + scale)
+    expected = torch.stack([torch.stack([layer.weight[z[r, t]] @ normed[r, t] for t in range(5)]) for r in range(2)])
+    torch.testing.assert_close(run(made, x, condition), between + expected)
+
+
+def test_an_adapter_is_added_to_the_feed_forward() -> None:
+    made, x, layer = block(), filled(2, 5, 16).double(), Experts(16)
+    factor = filled(2, 1, 2, seed=4).double().requires_grad_()
+    between = middle(made, x)
+    normed = made.feed_forward_norm(between)
+    out = run(made, x, BlockCondition(feed_forward=ValueMap(layer, factor, added=True)))
+    torch.testing.assert_close(out, between + made.feed_forward(normed) + layer(normed, factor))
+    (slope,) = torch.autograd.grad(out.square().sum(), factor)
+    assert (slope != 0).all()
+
+
+def test_feed_forwards_of_several_latents_add() -> None:
+    made, x = block(), filled(2, 5, 16).double()
+    first, second = Experts(16), Experts(16)
+    second.weight.data.mul_(-0.5).add_(0.1)
+    one, two = filled(2, 5, 2, seed=4).double(), filled(2, 1, 2, seed=5).double()
+    between = middle(made, x)
+    normed = made.feed_forward_norm(between)
+    own = made.feed_forward(normed)
+    for added, expected in (
+        ((True, True), own + first(normed, one) + second(normed, two)),
+        ((False, True), first(normed, one) + second(normed, two)),
+        ((False, False), first(normed, one) + second(normed, two)),
+    ):
+        maps = (ValueMap(first, one, added[0]), ValueMap(second, two, added[1]))
+        conditions = [Condition({0: BlockCondition(feed_forward=each)}) for each in maps]
+        torch.testing.assert_close(run(made, x, merged(conditions).blocks[0]), between + expected)
 
 
 class OneSlot(Injection):
     """The latent's bits, spread over the width, in the slot under test."""
 
-    latents = "bits"
+    family = "bits"
 
     def __init__(self, slot: str, condition: object, block: int = 2) -> None:
         torch.nn.Module.__init__(self)
-        self.slots, self.sites, self.make = (slot,), (block,), condition
+        self.slots, self.blocks, self.make = (slot,), (block,), condition
 
     def forward(self, latent: Latent, context: object) -> Condition:
         return self.make(latent)  # type: ignore[operator, no-any-return]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 
 import pytest
 import torch
+from torch import Tensor
 
 from latentlm.composed import ComposedDecoder, build
 from latentlm.errors import UserError
+from latentlm.interface import Bits, Distribution, Latent, Noise
+from latentlm.likelihood import diagnostics
 from latentlm.likelihood.diagnostics import diagnose
 from likelihood_parts import StandardNormal, StickyBits, tiny
 from samples import small_config
@@ -90,6 +94,63 @@ def test_other_latents_are_diagnosed_too(settings: dict[str, object]) -> None:
     assert all(math.isfinite(value) for value in [*found.cross_entropy.values(), *found.kl_curve, *found.variances])
     assert found.kl_bits_per_token >= -1e-6
     assert math.isfinite(found.mutual_information_bits)
+
+
+class Wrapped(Distribution):
+    """A third party's family, of which nobody knows that there are bits inside."""
+
+    parameters = ("inner",)
+
+    def __init__(self, inner: Bits) -> None:
+        self.inner = inner
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.inner.shape
+
+    def sample(self, noise: Noise, *, differentiable: bool = False) -> Latent:
+        return self.inner.sample(noise)
+
+    def log_prob(self, latent: Latent) -> Tensor:
+        return self.inner.log_prob(latent)
+
+    def tempered(self, temperature: float) -> Wrapped:
+        return Wrapped(self.inner.tempered(temperature))
+
+
+def test_a_third_partys_family_has_mutual_information_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites in batches, pools and blocks of any size: the same number; units and means it need not have."""
+    texts, known = random_texts(2, count=7), diagnose(planted(), random_texts(2, count=7))
+    model = copy.deepcopy(planted())
+    bits = model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda *given: Wrapped(bits(*given)))
+    for size, pairs in ((3, 2**16), (7, 100)):
+        monkeypatch.setattr(diagnostics, "_PAIRS", pairs)
+        found = diagnose(model, texts, batch_size=size)
+        assert found.mutual_information_bits == pytest.approx(known.mutual_information_bits, abs=1e-5)
+        assert found.active_units is None
+    monkeypatch.setattr(diagnostics, "_POOL", 20)
+    assert diagnose(model, texts).mutual_information_bits == pytest.approx(
+        diagnose(planted(), texts).mutual_information_bits, abs=1e-5
+    )
+    monkeypatch.setattr(Wrapped, "normalised", False)
+    assert diagnose(model, texts).mutual_information_bits is None
+
+
+def test_mutual_information_by_hand() -> None:
+    """Over 84 sites, each value weighed against every posterior."""
+    logits = 2 * torch.randn(7, 12, 2, generator=torch.Generator().manual_seed(0)).double()
+    real = torch.rand(7, 12, generator=torch.Generator().manual_seed(1)) < 0.8
+    units = diagnostics._Units()
+    for rows in torch.arange(7).split(3):
+        units._moments(Bits(logits[rows]), real[rows])
+    flat = torch.sigmoid(logits[real])
+    noise = Noise.keyed(5, [("mutual information", site) for site in range(len(flat))])
+    value = (noise.uniform(1, 2)[:, 0] < flat).double()
+    chances = torch.stack([(value * q + (1 - value) * (1 - q)).prod(-1) for q in flat])  # q_j(z_i) at j, i
+    expected = float((chances.diagonal() / chances.mean(0)).log2().mean())
+    assert diagnostics._mutual_information(units._pool(), 5) == pytest.approx(expected, abs=1e-9)
+    assert expected > 0.3
 
 
 def test_gaussian_mutual_information_matches_its_integral() -> None:

@@ -107,6 +107,24 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_every_path_of_the_tour_is_there() -> None:
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 60
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+    assert [folder for folder in re.findall(r"^(\w+)/ ", text, re.MULTILINE) if not (ROOT / folder).is_dir()] == []
+
+
+def test_what_the_tour_names_is_in_the_file_beside_it() -> None:
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    lost = []
+    for link, prose in re.findall(r"^\d+\. \[[^\]]+\]\(([^)]+)\): (.*)$", text, re.MULTILINE):
+        source = (ROOT / "docs" / link).read_text(encoding="utf-8")
+        names = {name for quoted in re.findall(r"`([\w.]+)`", prose) for name in quoted.split(".")}
+        lost += [f"{link}: {name}" for name in sorted(names) if not re.search(rf"\b{name}\b", source)]
+    assert lost == []
+
+
 def test_the_reference_is_what_the_docstrings_say() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "build_reference.py", "--check"], capture_output=True, text=True, check=False

@@ -18,7 +18,7 @@ import yaml
 from latentlm.cli import main
 from latentlm.composed import build, complete
 from latentlm.config import BackboneConfig, ModelConfig, Recipe
-from latentlm.training.artefacts import write_model
+from latentlm.training.record import write_model
 from latentlm.zoo import memory
 
 
@@ -59,6 +59,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    _model(folder / "shelved")
+    (folder / "neither.yaml").write_text("colour: blue")
     (folder / "broken.yaml").write_text("model:\n  decoder: [free\ntrain: {}\n")
     (folder / "empty.yaml").write_text("")
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00")
@@ -128,7 +130,9 @@ def check(outcome: Outcome, *words: str) -> None:
         ("nothing", ["holds no card.yaml"]),
         ("text.txt", ["is no model", "Give the folder"]),
         ("weights.bin", ["is a pickle", "safetensors"]),
-        ("good.yaml", ["is no card", "latentlm train good.yaml"]),
+        ("demo-free", ['"demo-free" is a recipe; train it with `latentlm train demo-free`', "the folder of the run"]),
+        ("good.yaml", ['"good.yaml" is a recipe; train it with `latentlm train good.yaml`']),
+        ("neither.yaml", ["neither.yaml is no card"]),
         ("broken.yaml", ["not readable as YAML", "line 3, column"]),
         ("empty.yaml", ["is empty"]),
         ("free-8b", ["has no tokenizer", "tokenizer.json"]),
@@ -191,6 +195,9 @@ def test_a_score_that_cannot_be(latentlm: Command, arguments: list[str], words: 
     ("arguments", "words"),
     [
         (["fre-tiny"], ['Unknown recipe "fre-tiny". Did you mean "free-tiny"?']),
+        (["free-8b"], ['"free-8b" is a model, not a recipe', "latentlm zoo describe free-8b", "demo-free"]),
+        (["model/card.yaml"], ["model/card.yaml is a card, that of a model, not a recipe"]),
+        (["shelved"], ['"shelved" is a model, not a recipe']),
         (["god.yaml"], ["god.yaml does not exist", 'Did you mean "good"?']),
         (["key.yaml"], ['unknown key "trian". Did you mean "train"?']),
         (["encoder.yaml"], ['Unknown encoder "fre". Did you mean "free"?']),
@@ -203,7 +210,8 @@ def test_a_score_that_cannot_be(latentlm: Command, arguments: list[str], words: 
         (["good.yaml", "train.steps=soon"], ["train.steps: Input should be a valid integer"]),
         (["good.yaml", "train.stps=3"], ['unknown key "train.stps". Did you mean "steps"?']),
         (["good.yaml", "name=a/b"], ['"a/b" is no name']),
-        (["good.yaml", "model.injection.table=full"], ['"model.injection.name" is missing: set it']),
+        (["good.yaml", "model.injection.tabel=full"], ['settings of injection "free"', 'Did you mean "table"?']),
+        (["good.yaml", "model.decoder=composed", "model.encoder.tap=1"], ['"composed" has no default encoder', "name one"]),
         (["good.yaml", "model.event_dims=30"], ["the limit is 2^24", "Use fewer bits"]),
         (["good.yaml", "train.device=gpu"], ['train.device "gpu"', '"cpu"']),
         (["good.yaml", "data.path=nothing"], ["no file in nothing", "Set data.pattern"]),
@@ -230,6 +238,13 @@ def test_a_training_that_cannot_be(latentlm: Command, place: Path, arguments: li
     ("arguments", "words"),
     [
         (["zoo", "describe", "fre-8b"], ['Unknown model "fre-8b". Did you mean "free-8b"?']),
+        (["zoo", "describe", "demo-free"], ['"demo-free" is a recipe; train it with `latentlm train demo-free`']),
+        (["eval", "demo-free"], ['"demo-free" is a recipe; train it with `latentlm train demo-free`']),
+        (["eval", "good.yaml"], ['"good.yaml" is a recipe']),
+        (["parts", "describe", "uniform_bit"], ['Unknown part "uniform_bit". Did you mean "uniform_bits"?']),
+        (["parts", "for", "demo-fre", "prior"], ['Unknown recipe "demo-fre". Did you mean "demo-free"?']),
+        (["parts", "for", "demo-free", "priors"], ['Unknown socket "priors". Did you mean "prior"?']),
+        (["parts", "--socket", "priors"], ['Unknown socket "priors". Did you mean "prior"?']),
         (["zoo", "add", "unfinished"], ["not finished", "--resume"]),
         (["zoo", "add", "truncated", "--to", "shelf"], ["are truncated"]),
         (["zoo", "add", "model", "--to", "text.txt/shelf"], ["cannot add model to text.txt/shelf", "Another shelf"]),

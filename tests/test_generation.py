@@ -235,7 +235,7 @@ def test_prior_temperature_reaches_prefill_and_steps(lively: Maker, monkeypatch:
 
         monkeypatch.setattr(model, name, listen)
     model.generate([[1]], max_tokens=3, prior_temperature=0.25)
-    assert heard == [0.25, 0.25, 0.25]
+    assert heard == [{"z": 0.25}] * 3
 
 
 def test_prefill_and_last_latent_say_who_draws_the_prompts_sites(text_model: Maker) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from latentlm.errors import UserError
 from latentlm.generation.latents import codes, cut, edited, from_codes, joined, load_latents, save_latents
-from latentlm.interface import Latent, LatentDecoder
+from latentlm.interface import Latent, LatentDecoder, Latents
 
 Maker = Callable[..., LatentDecoder]
 
@@ -26,6 +27,30 @@ def test_saved_latents_come_back_with_their_own_lengths(tmp_path: Path) -> None:
     assert [tuple(latent.value.shape) for latent in back] == [(1, 5, 4), (1, 5, 4), (1, 3, 4)]
     assert torch.equal(torch.cat([back[0].value, back[1].value]), first.value)
     assert torch.equal(back[2].value, second.value)
+
+
+def test_a_file_of_format_1_is_read(tmp_path: Path, small: Maker) -> None:
+    """Rows without a name are those of the only latent, and one word is its granularity."""
+    first, second, path = bits(1, 5, 4), bits(1, 3, 4, seed=1), tmp_path / "z.safetensors"
+    metadata = {"format": "latentlm.latents.1", "granularity": "chunk:3"}
+    save_file({"latent.00000000": first.value[0], "latent.00000001": second.value[0]}, str(path), metadata=metadata)
+    for model in (None, small("free", bits=4, granularity="chunk:3")):
+        back = load_latents(path, model=model)
+        assert [list(latents) for latents in back] == [["z"], ["z"]]
+        assert torch.equal(back[0].value, first.value)
+        assert torch.equal(back[1].value, second.value)
+    with pytest.raises(UserError, match='"chunk:3" latents, but those of this model are "token"'):
+        load_latents(path, model=small("free", bits=4))
+
+
+def test_several_latents_come_back_by_name(tmp_path: Path) -> None:
+    latents = Latents({"theme": bits(2, 1, 3), "bits": bits(2, 5, 4)})
+    save_latents(tmp_path / "z.safetensors", latents)
+    back = load_latents(tmp_path / "z.safetensors")
+    assert len(back) == 2
+    for row, each in enumerate(back):
+        assert {name: latent.value.shape[1:] for name, latent in each.items()} == {"theme": (1, 3), "bits": (5, 4)}
+        assert all(torch.equal(each[name].value[0], latent.value[row]) for name, latent in latents.items())
 
 
 def test_latents_of_another_model_are_refused(tmp_path: Path, small: Maker) -> None:
@@ -46,8 +71,6 @@ def test_files_without_latents_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors here")
     with pytest.raises(UserError, match="not readable as safetensors"):
         load_latents(tmp_path / "text.safetensors")
-    from safetensors.torch import save_file
-
     save_file({"latent.0": torch.zeros(2, 2)}, str(tmp_path / "weights.safetensors"))
     with pytest.raises(UserError, match="holds no latents"):
         load_latents(tmp_path / "weights.safetensors")

@@ -15,7 +15,7 @@ import torch
 from latentlm.composed import ComposedDecoder, build
 from latentlm.config import ModelConfig
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Latent, Noise
+from latentlm.interface import Batch, Latent, Latents, Noise
 from latentlm.likelihood import (
     bits_per_byte,
     bound_of,
@@ -101,9 +101,11 @@ def test_greedy_follows_the_exact_predictive_mixture(method: str) -> None:
 class _TwoOpinions:
     """Sample 0 expects token 0 twice, sample 1 expects token 1 twice, and more firmly. What `hidden` returns are logits."""
 
-    def hidden(self, context: object, latent: Latent) -> torch.Tensor:
+    latents = ("z",)
+
+    def hidden(self, context: object, latents: Latents) -> torch.Tensor:
         chances = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.05, 0.95], [0.02, 0.98]]])
-        return chances.log()[: latent.value.shape[0]]
+        return chances.log()[: latents.rows]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
@@ -240,8 +242,8 @@ def test_for_one_token_nothing_is_proposed(granularity: str) -> None:
     decoder = tiny(granularity)
     for last in ("posterior", "prior"):
         texts = Texts.of(decoder, [[0, 1, 1, 2], [0, 1, 1, 2]], [3, 2])
-        sites = classify(texts.context, texts.lengths, target="generation", last_latent=last, has_encoder=True)
-        assert sites.proposed.any(1).tolist() == [False, True]
+        sites = classify(decoder, texts.context, texts.lengths, target="generation", last_latent=last)
+        assert sites["z"].proposed.any(1).tolist() == [False, True]
         found = score_continuations(decoder, [([0, 1, 1], [option]) for option in range(3)], samples=8, last_latent=last)
         assert sum(math.exp(score.value) for score in found) == pytest.approx(1, abs=1e-5)
     found = score_continuations(decoder, [([0, 1, 1], [option]) for option in range(3)], samples=8, method="iwae")

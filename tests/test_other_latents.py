@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from installing import install
 from latentlm import plugins
 from latentlm.composed import ComposedDecoder, build
-from latentlm.composed.decoding import RowObjective
+from latentlm.composed.objective import RowObjective
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import PluginError
-from latentlm.interface import Batch, Context, Gaussian, Latent, Noise, Shape
+from latentlm.interface import Batch, Context, Gaussian, Latent, Latents, Noise, Shape
 from latentlm.likelihood import score_continuations, score_texts
 from latentlm_free.prior import UniformBits
 from samples import VOCABULARY, pack, small_config
@@ -107,14 +107,14 @@ def test_the_objective_is_the_cross_entropy_plus_the_kl_of_each_row() -> None:
     nats = model._cross_entropy(model.hidden(context, latent), batch).sum(-1)
     kl = 0.5 * (torch.tensor(-1.0).exp() + 0.3**2 - 1) + 0.5  # of one dimension
     expected = nats + 6 * kl * context.site_mask.sum(-1)
-    torch.testing.assert_close(RowObjective(model, context)(q), expected, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(RowObjective(model, context, "z", Latents({}))(q), expected, atol=1e-3, rtol=1e-5)
 
 
 def test_the_objective_leaves_the_decoder_alone() -> None:
     model = made("fitted").train()
     context = model.context(pack(TEXTS))
     mean = torch.zeros(2, context.sites, 6, requires_grad=True)
-    RowObjective(model, context)(Gaussian(mean, torch.zeros_like(mean))).sum().backward()
+    RowObjective(model, context, "z", Latents({}))(Gaussian(mean, torch.zeros_like(mean))).sum().backward()
     assert mean.grad is not None
     assert mean.grad.any()
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -124,7 +124,8 @@ def test_rows_do_not_share_an_objective() -> None:
     model = made("fitted")
     context = model.context(Batch.of([[1, 2, 3, 4, 5], [6, 7, 8, 9]]))
     mean = torch.zeros(2, context.sites, 6, requires_grad=True)
-    (slope,) = torch.autograd.grad(RowObjective(model, context)(Gaussian(mean, torch.zeros_like(mean)))[0], mean)
+    objective = RowObjective(model, context, "z", Latents({}))
+    (slope,) = torch.autograd.grad(objective(Gaussian(mean, torch.zeros_like(mean)))[0], mean)
     assert slope[0].any()
     assert not slope[1].any()
 
@@ -135,7 +136,7 @@ def test_a_padded_site_costs_nothing_whatever_its_posterior() -> None:
     assert context.site_mask.tolist() == [[True, True, True], [True, False, False]]
     mean = torch.zeros(2, 3, 6)
     mean[1, 1:] = float("inf")
-    assert RowObjective(model, context)(Gaussian(mean, torch.zeros_like(mean))).isfinite().all()
+    assert RowObjective(model, context, "z", Latents({}))(Gaussian(mean, torch.zeros_like(mean))).isfinite().all()
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -146,7 +147,7 @@ def test_fitting_lowers_the_objective_with_and_without_gradients_around(grad: bo
         q = model.posterior(context)
     assert isinstance(q, Gaussian)
     assert not q.mean.requires_grad
-    objective = RowObjective(model, context)
+    objective = RowObjective(model, context, "z", Latents({}))
     assert (objective(q) < objective(start(context)) - 1e-3).all()
     assert (q.mean[:, 0] - q.mean[:, 1]).abs().max() > 1e-3
 
@@ -264,8 +265,8 @@ class Forgetful(UniformBits):
 
     def __init__(self, config: Any, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.bias = nn.Parameter(torch.zeros(shape.event_dims))
-        self.register_buffer("powers", 2.0 ** torch.arange(shape.event_dims), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(shape.latent.dims))
+        self.register_buffer("powers", 2.0 ** torch.arange(shape.latent.dims), persistent=False)
 
 
 class Mindful(Forgetful):
@@ -273,7 +274,7 @@ class Mindful(Forgetful):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         self.bias.zero_()
-        self.powers.copy_(2.0 ** torch.arange(self.shape.event_dims))
+        self.powers.copy_(2.0 ** torch.arange(self.shape.latent.dims))
 
 
 def test_a_part_that_leaves_a_tensor_unset_is_refused_by_name() -> None:

@@ -14,13 +14,15 @@ from types import ModuleType
 
 import pytest
 from torch import Tensor
+from typer.testing import CliRunner
 
 from latentlm import plugins
+from latentlm.cli.plugins import app
 from latentlm.config import Strict
 from latentlm.errors import PluginError, UnknownNameError
 from latentlm.interface import CONTRACT_VERSION, Context, Distribution, Encoder, KLSchedule, Objective
 from latentlm.plugins import discovery as _discovery
-from latentlm.plugins import hookimpl
+from latentlm.plugins import hookimpl, moved
 
 
 class Costless(KLSchedule):
@@ -180,6 +182,7 @@ def test_a_module_is_taken_as_an_entry_point_would_and_twice_is_once() -> None:
         "distribution": "this process",
         "version": "",
         "module": "a_module",
+        "builtin": False,
         "status": "ok",
         "error": None,
         "parts": {"kl_schedule": ["costless"]},
@@ -209,6 +212,7 @@ def test_in_process_parts_are_found_whatever_the_request_and_the_allow_list_say(
         ("kl_schedule", "x", Blind, "subclass of latentlm.interface.KLSchedule"),
         ("kl_schedule", "x", Costless(None), "subclass of"),
         ("kl_schedule", "", Costless, "name"),
+        ("kl_schedule", "a\x1b[2J", Costless, "printable"),
         ("encoder", "x", Unfinished, "forward"),
         ("kl_schedule", "x", Lax, "Strict"),
         ("encoders", "x", Costless, 'Did you mean "encoder"'),
@@ -250,7 +254,8 @@ def test_known_parts_are_those_that_the_first_party_plugins_offer() -> None:
     for name, (distribution, parts) in plugins.KNOWN.items():
         assert row(name).distribution == distribution
         assert offered[name] == set(parts)
-    assert {p.name for p in plugins.listing() if p.distribution == "latentlm" and p.parts} == set(plugins.KNOWN)
+    first_party = {p.name for p in plugins.listing() if p.distribution == "latentlm" and p.parts and not p.builtin}
+    assert first_party == set(plugins.KNOWN)
 
 
 def test_a_named_plugin_that_is_not_installed_is_an_error_with_the_nearest() -> None:
@@ -258,9 +263,94 @@ def test_a_named_plugin_that_is_not_installed_is_an_error_with_the_nearest() -> 
         plugins.get("kl_schedule", "free_bits", plugins=["schedule"])
 
 
-def test_a_part_of_a_plugin_that_was_not_asked_for_is_said_to_be_there() -> None:
-    with pytest.raises(UnknownNameError, match=r'"schedules" has it, but only vanilla was asked for'):
-        plugins.get("kl_schedule", "free_bits", plugins=["vanilla"])
+# ----------------------------------------------------------------------------------------------- naming the plugins
+
+
+def test_a_part_of_a_plugin_that_is_not_named_is_found_all_the_same() -> None:
+    assert plugins.get("kl_schedule", "free_bits", plugins=["vanilla"]).__name__ == "FreeBits"
+    assert plugins.get("kl_schedule", "free_bits", plugins=[]).__name__ == "FreeBits"
+
+
+def test_the_others_are_loaded_only_if_the_named_ones_do_not_have_it(installed: Callable[..., None]) -> None:
+    installed(one=module("one", parts=schedules(one=Costless)), two=module("two", parts=schedules(two=Other)))
+    assert plugins.get("kl_schedule", "one", plugins=["one"]) is Costless
+    assert LOADS == ["one"]
+    assert plugins.get("kl_schedule", "two", plugins=["one"]) is Other
+    assert LOADS == ["one", "two"]
+
+
+def test_the_named_plugin_wins_whoever_else_claims_the_name(installed: Callable[..., None]) -> None:
+    installed(one=module("one", parts=schedules(same=Costless)), two=module("two", parts=schedules(same=Other)))
+    plugins.register("kl_schedule", "same", type("Third", (Costless,), {}))
+    plugins.listing()
+    assert plugins.get("kl_schedule", "same", plugins=["one"]) is Costless
+    assert plugins.get("kl_schedule", "same", plugins=["two"]) is Other
+    with pytest.raises(PluginError, match="2 plugins offer"):
+        plugins.get("kl_schedule", "same", plugins=["one", "two"])
+
+
+def test_a_clash_among_those_that_are_not_named_is_an_error(installed: Callable[..., None]) -> None:
+    installed(
+        one=module("one", parts=schedules(same=Costless)),
+        two=module("two", parts=schedules(same=Other)),
+        fine=module("fine", parts=schedules(fine=Costless)),
+    )
+    with pytest.raises(PluginError, match="2 plugins offer"):
+        plugins.get("kl_schedule", "same", plugins=["fine"])
+
+
+def test_a_named_plugin_that_failed_is_not_replaced_by_anothers_part_of_that_name(installed: Callable[..., None]) -> None:
+    installed(broken=ImportError("libfancy is not there"), other=module("other", parts=schedules(same=Other)))
+    with pytest.warns(plugins.PluginWarning), pytest.raises(PluginError, match="libfancy is not there"):
+        plugins.get("kl_schedule", "same", plugins=["broken"])
+    assert plugins.get("kl_schedule", "same", plugins=["broken", "other"]) is Other
+
+
+# ----------------------------------------------------------------------------------------------------------- built in
+
+
+def test_the_frames_own_parts_are_there_whatever_is_installed_or_allowed(
+    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentlm.composed import ComposedDecoder
+
+    monkeypatch.setenv("LATENTLM_PLUGINS", "")
+    installed(one=module("one", parts={}))
+    assert plugins.get("decoder", "composed") is ComposedDecoder
+    assert plugins.get("decoder", "composed", plugins=["one"]) is ComposedDecoder
+    assert LOADS == []
+    assert [plugin.builtin for plugin in plugins.listing()] == [True, False]
+
+
+def test_the_frames_own_parts_load_no_plugin_where_plugins_are_named(installed: Callable[..., None]) -> None:
+    installed(one=module("one", parts=schedules(one=Costless)), two=module("two", parts=schedules(two=Other)))
+    plugins.get("decoder", "composed", plugins=["one"])
+    assert LOADS == ["one"]
+
+
+def test_a_plugin_that_claims_a_built_in_name_must_be_named(installed: Callable[..., None]) -> None:
+    from latentlm.composed import ComposedDecoder
+
+    theirs = type("Theirs", (ComposedDecoder,), {})
+    installed(bold=module("bold", parts={"decoder": {"composed": theirs}}))
+    with pytest.raises(PluginError, match="latentlm itself and plugin \"bold\""):
+        plugins.get("decoder", "composed")
+    assert plugins.get("decoder", "composed", plugins=["bold"]) is theirs
+    assert plugins.get("decoder", "composed", plugins=["latentlm"]) is ComposedDecoder
+
+
+def test_the_table_marks_what_is_built_in(installed: Callable[..., None]) -> None:
+    installed(one=module("one", parts=schedules(one=Costless)))
+    text = CliRunner().invoke(app, [], catch_exceptions=False).output
+    assert "(built in)" in text
+    rows = {row["name"]: row["builtin"] for row in json.loads(CliRunner().invoke(app, ["--json"]).output)["plugins"]}
+    assert rows == {"latentlm": True, "one": False}
+
+
+def test_granularity_is_a_socket() -> None:
+    assert "granularity" in plugins.SOCKETS
+    with pytest.raises(PluginError, match="granularity 'x' must be a subclass"):
+        plugins.register("granularity", "x", 3)  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------------------------- clashes
@@ -344,7 +434,7 @@ def test_strict_mode_raises_at_every_look_up_and_still_lists(
             plugins.get("kl_schedule", "fine")
         assert isinstance(caught.value.__cause__, ImportError)
     assert plugins.get("kl_schedule", "fine", plugins=["fine"]) is Other
-    assert [plugin.status for plugin in plugins.listing()] == ["failed", "ok"]
+    assert [plugin.status for plugin in plugins.listing() if plugin.installed] == ["failed", "ok"]
     monkeypatch.setenv("LATENTLM_STRICT_PLUGINS", "0")
     assert plugins.get("kl_schedule", "fine") is Other
 
@@ -353,6 +443,63 @@ def test_ctrl_c_during_an_import_goes_through(installed: Callable[..., None]) ->
     installed(broken=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         plugins.listing()
+
+
+# ------------------------------------------------------------------------------------------- plugins of version 1
+
+
+def importing(statement: str) -> ImportError:
+    """The error that an import statement ends in."""
+    with pytest.raises(ImportError) as caught:
+        exec(statement)
+    return caught.value
+
+
+def failure_of(installed: Callable[..., None], plugin: ModuleType | BaseException) -> str:
+    """The one warning that a plugin costs."""
+    installed(old=plugin)
+    with pytest.warns(plugins.PluginWarning) as caught:
+        plugins.listing()
+    (warning,) = caught
+    return str(warning.message)
+
+
+def test_a_plugin_that_states_version_1_is_told_what_changed(
+    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("latentlm.interface.CONTRACT_VERSION", "latentlm.composed.builtin.latentlm_contract"):
+        monkeypatch.setattr(place, 2)
+    said = failure_of(installed, module(parts={}, contract=1))
+    assert "written for version 1 of the contracts" in said
+    assert said.count(moved.CHANGED) == 1
+    assert moved.CHANGED not in failure_of(installed, module(parts={}, contract=3))
+
+
+@pytest.mark.parametrize("old", moved.MODULES)
+def test_an_import_of_a_module_that_moved_says_where_to(installed: Callable[..., None], old: str) -> None:
+    room, name = moved.MODULES[old]
+    package, _, leaf = f"latentlm.{old}".rpartition(".")
+    for statement in (f"from latentlm.{old} import {name}", f"import latentlm.{old}", f"from {package} import {leaf}"):
+        said = failure_of(installed, importing(statement))
+        assert f"latentlm.{old} is now latentlm.{room} (from latentlm.{room} import {name}). {moved.CHANGED}" in said
+        assert "ModuleNotFoundError" not in said
+    exec(f"from latentlm.{room} import {name}")
+
+
+def test_an_import_of_a_name_that_moved_says_where_to(installed: Callable[..., None]) -> None:
+    said = failure_of(installed, importing("from latentlm.composed import Noise"))
+    assert "Noise is no longer in latentlm.composed (from latentlm.interface import Noise)" in said
+    assert moved.CHANGED in said
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import latentlm.nonsense", "from latentlm.composed import nonsense", "from latentlm import nonsense",
+     "import numpy.noise", "from math import noise"],
+)  # fmt: skip
+def test_any_other_failed_import_keeps_its_own_words(installed: Callable[..., None], statement: str) -> None:
+    error = importing(statement)
+    assert f"{type(error).__name__}: {error}" in failure_of(installed, error)
 
 
 # -------------------------------------------------------------------------------------------- lazy, once, allow-list

@@ -18,11 +18,14 @@ from typer.testing import CliRunner
 from environments import fresh_environment
 from latentlm import plugins
 from latentlm.cli.new_plugin import app
-from latentlm.composed import build
+from latentlm.composed import build, complete
 from latentlm.config import Recipe, parse
 from latentlm.errors import UnknownNameError, UserError
-from latentlm.interface import Batch, Noise
-from latentlm.plugins.scaffold import SOCKETS, write_plugin
+from latentlm.interface import CONTRACT_VERSION, Batch, Noise
+from latentlm.plugins.describing import every
+from latentlm.plugins.scaffold import SOCKETS, write_method, write_plugin
+from latentlm.testing import CHECKS, NotApplicable, Subject
+from latentlm.testing.registry import chosen
 
 
 @pytest.fixture
@@ -48,6 +51,48 @@ def test_a_written_part_builds_and_its_recipe_is_valid(on_path: Path, socket: st
     assert getattr(recipe.model, socket).name == "begun"
 
 
+@pytest.fixture
+def method(on_path: Path) -> Recipe:
+    """The recipe of a method that was written and taken in."""
+    write_method("begun", folder=on_path)
+    importlib.invalidate_caches()
+    plugins.register_module(importlib.import_module("latentlm_begun"), name="begun")
+    data = yaml.safe_load((on_path / "recipes" / "begun.yaml").read_text(encoding="utf-8"))
+    return parse(Recipe, data, source="the written recipe")
+
+
+def test_a_written_method_fills_every_socket_of_its_own_decoder(method: Recipe) -> None:
+    config = complete(method.model, plugin_names=method.plugins)
+    assert [getattr(config, socket).name for socket in ("encoder", "prior", "injection")] == ["begun"] * 3
+    model = build(config, plugin_names=method.plugins)
+    loss = model.loss(Batch.of([[256, 1, 2, 3, 4]]), step=0, noise=Noise.keyed(0, ["row"]))
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert {"begun"} == {part.name for part in every() if part.family == "begun"}
+
+
+@pytest.mark.parametrize("granularity", ["token", "chunk:3", "document"])
+def test_a_written_method_passes_the_kits_structural_checks(method: Recipe, granularity: str) -> None:
+    subject = Subject("begun", model={"granularity": granularity})
+    passed = 0
+    for name in chosen(["structure", "masks", "gradients"]):
+        try:
+            CHECKS[name](subject)
+            passed += 1
+        except NotApplicable:
+            pass
+    assert passed > 10
+
+
+def test_a_written_methods_modules_are_the_contracts_version(tmp_path: Path) -> None:
+    written = write_method("begun", folder=tmp_path / "x")
+    text = (tmp_path / "x" / "latentlm_begun" / "__init__.py").read_text(encoding="utf-8")
+    assert f"latentlm_contract = {CONTRACT_VERSION} " in text
+    assert all("$" not in path.read_text(encoding="utf-8").replace("${{", "").replace('"$(', "").replace("$ ", "")
+               for path in written)  # fmt: skip
+
+
 def test_the_distribution_names_its_entry_point_and_ships_its_tests(tmp_path: Path) -> None:
     written = write_plugin("begun-here", socket="prior", folder=tmp_path / "x")
     project = tomllib.loads((tmp_path / "x" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -70,6 +115,12 @@ def test_names_that_cannot_be_are_refused_before_anything_is_written(tmp_path: P
         write_plugin("zoo", socket="encoder", folder=tmp_path / "a")
     with pytest.raises(UnknownNameError, match='Did you mean "encoder"'):
         write_plugin("mine", socket="encodr", folder=tmp_path / "a")
+    with pytest.raises(UserError, match='decoder called "chunk" already'):
+        write_method("chunk", folder=tmp_path / "a")
+    with pytest.raises(UserError, match='prior called "mog" already'):
+        write_method("mog", folder=tmp_path / "a")
+    with pytest.raises(UserError, match="Give --method"):
+        CliRunner().invoke(app, ["mine", "--method", "--socket", "prior"], catch_exceptions=False)
     assert not (tmp_path / "a").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
@@ -83,11 +134,15 @@ def test_the_command_prints_what_to_do_next_or_json(tmp_path: Path) -> None:
     assert "latentlm train recipes/mine.yaml" in result.output
     result = CliRunner().invoke(app, ["mine", "--out", str(tmp_path / "b"), "--json"], catch_exceptions=False)
     assert "latentlm_mine/encoder.py" in json.loads(result.output)["files"]
+    result = CliRunner().invoke(app, ["mine", "--method", "--out", str(tmp_path / "c"), "--json"], catch_exceptions=False)
+    modules = {f"latentlm_mine/{name}.py" for name in ("__init__", "distribution", "encoder", "prior", "injection")}
+    assert modules <= set(json.loads(result.output)["files"])
     assert "latentlm new-plugin mine" in CliRunner().invoke(app, ["--help"]).output
 
 
 @pytest.mark.slow
-def test_ten_minutes_from_nothing_to_a_scored_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["", pytest.param(" --method", marks=pytest.mark.conformance)])
+def test_ten_minutes_from_nothing_to_a_scored_model(tmp_path: Path, option: str) -> None:
     """In a fresh environment: write, install, test, train, score with lm_eval, as the written README says."""
     environment = fresh_environment(tmp_path / "venv", tmp_path / "home")
 
@@ -98,7 +153,7 @@ def test_ten_minutes_from_nothing_to_a_scored_model(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
-    typed("latentlm new-plugin begun", tmp_path)
+    typed(f"latentlm new-plugin begun{option}", tmp_path)
     folder = tmp_path / "latentlm-begun"
     typed("pip install --quiet -e .", folder)
     assert "latentlm-begun 0.1.0" in typed("latentlm plugins", folder)

@@ -39,14 +39,14 @@ def trained(name: str, steps: int = 5, **settings: object) -> KLSchedule:
     part = schedule(name, **settings)
     for step in range(steps):
         part.penalty(*batch(step), step=step)
-        part.advance()
+        part.advance(step)
     return part
 
 
 def state_after(part: KLSchedule, parts: list[tuple[Tensor, ...]], *, step: int) -> dict[str, float | int]:
     for piece in parts:
         part.penalty(*piece, step=step)
-    part.advance()
+    part.advance(step)
     return part.state_dict()
 
 
@@ -100,8 +100,8 @@ def test_padding_counts_for_nothing(name: str, rubbish: float) -> None:
         assert dirty.grad is not None
         assert dirty.grad.isfinite().all()
         assert not dirty.grad[~real].any()
-    clean.advance()
-    same.advance()
+    clean.advance(5)
+    same.advance(5)
     assert clean.state_dict() == same.state_dict()
 
 
@@ -132,8 +132,8 @@ def test_micro_batches_add_up_to_the_batch(name: str, cut: int) -> None:
     total.backward()
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
     torch.testing.assert_close(pieces.grad, full.grad, rtol=1e-12, atol=1e-15)
-    whole.advance()
-    split.advance()
+    whole.advance(5)
+    split.advance(5)
     assert whole.state_dict() == split.state_dict()
 
 
@@ -170,7 +170,7 @@ def test_a_step_that_was_given_up_leaves_no_trace(name: str) -> None:
 def test_a_step_without_penalties_moves_nothing(name: str) -> None:
     part = trained(name)
     before = part.state_dict()
-    part.advance()
+    part.advance(5)
     assert part.state_dict() == before
 
 
@@ -183,8 +183,8 @@ def test_a_state_goes_on_where_it_was(name: str) -> None:
     assert all(isinstance(value, int | float) for value in old.state_dict().values())
     for step in range(5, 8):
         assert torch.equal(old.penalty(*batch(step), step=step)[0], new.penalty(*batch(step), step=step)[0])
-        old.advance()
-        new.advance()
+        old.advance(step)
+        new.advance(step)
         assert old.state_dict() == new.state_dict()
 
 

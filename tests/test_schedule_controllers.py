@@ -27,7 +27,7 @@ def step(part: KLSchedule, *, kl: float, cross_entropy: float = 0.0, number: int
     nats = torch.tensor([[[2.0], [0.5]], [[0.5], [math.nan]]], dtype=torch.float64) * kl
     losses = torch.tensor([[3.0, 0.0, 1.0], [1.0, 0.0, 77.0]], dtype=torch.float64) * cross_entropy
     penalty, _ = part.penalty(nats, losses, SITES, TARGETS, step=number)
-    part.advance()
+    part.advance(number)
     return float(penalty)
 
 

@@ -17,11 +17,11 @@ from latentlm.config import Recipe, apply_overrides, parse
 from latentlm.interface import KLSchedule, Noise
 from latentlm.likelihood.bound import elbo
 from latentlm.training import run as run_module
-from latentlm.training.checkpoint import latest_checkpoint
+from latentlm.training.data.prepared import prepare
 from latentlm.training.evaluation import evaluate, excerpts
 from latentlm.training.loop import train
-from latentlm.training.metrics import read_metrics
-from latentlm.training.setup import make_model, make_stream, read_data, resolve
+from latentlm.training.record import latest_checkpoint, read_metrics
+from latentlm.training.setup import make_model, make_stream, resolve
 from latentlm.training.trainer import Trainer
 
 STATEFUL = [
@@ -65,7 +65,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 
 def trainer_of(recipe: Recipe) -> Trainer:
-    prepared = read_data(recipe, folder=None)
+    prepared = prepare(recipe.data)
     resolved = resolve(recipe, vocabulary=prepared.tokenizer.vocabulary)
     return Trainer(make_model(resolved, "cpu"), resolved.train, make_stream(resolved, prepared))
 
@@ -129,7 +129,7 @@ def test_accumulation_is_one_batch(recipe: Make, name: str) -> None:
 def test_evaluation_leaves_the_state_alone(recipe: Make, name: str) -> None:
     settings = recipe(name)
     watched, plain = trainer_of(settings), trainer_of(settings)
-    prepared = read_data(settings, folder=None)
+    prepared = prepare(settings.data)
     texts = excerpts(prepared.held_out, prepared.tokenizer, context=32, count=4)
     for step in range(4):
         watched.advance()

@@ -138,13 +138,13 @@ def test_the_prior_sees_the_first_token_of_a_site_or_the_prompt_and_nothing_late
     tokens = list(range(1, 13))
     context = model.context(Batch.of([tokens], given=[given]))
     latent = drawn(model, context)
-    before = parameters(model.prior(context, latent))
+    before = parameters(model.prior(context, latents=latent))
     seen_until = context.first_positions()[0].clamp(min=given - 1)  # (S,)
     learned = bool(list(model.prior_part.parameters()))
     for place in range(len(tokens)):
         changed = [*tokens[:place], (tokens[place] + 5) % VOCABULARY, *tokens[place + 1 :]]
         other = model.context(Batch.of([changed], given=[given]))
-        moved = (parameters(model.prior(other, latent)) - before)[0].abs().amax(-1)  # (S,)
+        moved = (parameters(model.prior(other, latents=latent)) - before)[0].abs().amax(-1)  # (S,)
         assert moved[seen_until < place].abs().sum() == 0
         assert not learned or bool((moved[seen_until == place] > 1e-6).all())
 
@@ -152,11 +152,11 @@ def test_the_prior_sees_the_first_token_of_a_site_or_the_prompt_and_nothing_late
 def test_the_prior_of_a_site_depends_on_earlier_latents_only_where_it_says_so(model: LatentDecoder) -> None:
     context = model.context(Batch.of([list(range(1, 13))]))
     latent = drawn(model, context)
-    before = parameters(model.prior(context, latent))
+    before = parameters(model.prior(context, latents=latent))
     for site in range(context.sites):
         value = latent.value.clone()
         value[:, site] = 1.0 - value[:, site]
-        moved = (parameters(model.prior(context, Latent(value))) - before)[0].abs().amax(-1)
+        moved = (parameters(model.prior(context, latents=Latent(value))) - before)[0].abs().amax(-1)
         assert moved[: site + 1].sum() == 0
         assert bool((moved[site + 1 :] > 1e-7).all()) == model.prior_part.autoregressive or site == context.sites - 1
 
@@ -165,14 +165,14 @@ def test_packed_documents_equal_separate_documents(model: LatentDecoder) -> None
     batch = pack(TEXTS)
     context = model.context(batch)
     latent = drawn(model, context)
-    hidden, q, p = model.hidden(context, latent), model.posterior(context), model.prior(context, latent)
+    hidden, q, p = model.hidden(context, latent), model.posterior(context), model.prior(context, latents=latent)
     for row, documents in enumerate(TEXTS):
         for number, text in enumerate(documents):
             inside = batch.documents[row] == number
             sites = context.site_of[row][inside].unique()
             alone, own = model.context(Batch.of([text])), Latent(latent.value[row, sites][None])
             close(parameters(model.posterior(alone))[0], parameters(q)[row, sites])
-            close(parameters(model.prior(alone, own))[0], parameters(p)[row, sites])
+            close(parameters(model.prior(alone, latents=own))[0], parameters(p)[row, sites])
             close(model.hidden(alone, own)[0], hidden[row, inside])
 
 
@@ -195,11 +195,11 @@ def test_hiding_later_tokens_equals_encoding_the_shorter_text(model: LatentDecod
 def test_many_latents_per_row_equal_one_at_a_time(model: LatentDecoder) -> None:
     context = model.context(Batch.of([[1, 2, 3, 4, 5], [5, 6, 7]]))
     latent = model.posterior(context).select(torch.arange(2).repeat_interleave(3)).sample(noise(2, samples=3))
-    hidden, p = model.hidden(context, latent), parameters(model.prior(context, latent))
+    hidden, p = model.hidden(context, latent), parameters(model.prior(context, latents=latent))
     for k in range(3):
         one = Latent(latent.value[k::3])
         close(hidden[k::3], model.hidden(context, one))
-        close(p[k::3].expand_as(one.value) if p.shape[0] == 2 else p[k::3], parameters(model.prior(context, one)))
+        close(p[k::3].expand_as(one.value) if p.shape[0] == 2 else p[k::3], parameters(model.prior(context, latents=one)))
 
 
 @pytest.mark.parametrize("latents", ["posterior", "prior"])
@@ -231,7 +231,7 @@ def test_stepwise_latents_are_those_of_the_teacher_forced_prior(model: LatentDec
     for row in range(2):
         context = model.context(Batch.of([texts[row]], given=[int(lengths[row])]))
         value = state.latents[row : row + 1, : context.sites]
-        again = model.prior(context, Latent(value)).sample(noise(2).select([row])).value
+        again = model.prior(context, latents=Latent(value)).sample(noise(2).select([row])).value
         close(again, value, 1e-5)
 
 
@@ -239,7 +239,7 @@ def test_stepwise_latents_are_those_of_the_teacher_forced_prior(model: LatentDec
 def test_prior_draws_of_a_text_are_those_of_the_teacher_forced_prior(model: LatentDecoder, given: list[int] | None) -> None:
     context = model.context(Batch.of([list(range(1, 12)), [5, 4, 3, 2]], given=given))
     latent = model.sample_prior(context, noise(2))
-    again = model.prior(context, latent).sample(noise(2)).value
+    again = model.prior(context, latents=latent).sample(noise(2)).value
     close(again[context.site_mask], latent.value[context.site_mask], 1e-5)
 
 

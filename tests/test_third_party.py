@@ -31,9 +31,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(site: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the folder on its path."""
+    """Run Python with the folder on its path, before what is on it already."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LATENTLM_")}
-    variables = {**inherited, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "300", **environment}
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    variables = {**inherited, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "300", **environment}
     command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=180, env=variables)
 
@@ -58,6 +59,7 @@ def test_a_plugin_is_listed_with_its_distribution_and_parts(listed: dict[str, An
         "distribution": "latentlm-good",
         "version": "1.2.0",
         "module": "latentlm_good",
+        "builtin": False,
         "status": "ok",
         "error": None,
         "parts": {"encoder": ["good_linear"]},
@@ -224,14 +226,14 @@ def test_the_allow_list_lets_only_its_plugins_be_imported(switched: dict[str, An
     listed = json.loads(text)
     status = {plugin["name"]: plugin["status"] for plugin in listed["plugins"]}
     assert code == 0
-    assert {name for name, value in status.items() if value == "ok"} == {"vanilla", "good"}
+    assert {name for name, value in status.items() if value == "ok"} == {"latentlm", "vanilla", "good"}
     assert set(status.values()) == {"ok", "disabled"}
     assert listed["clashes"] == []
     assert switched["modules"] == ["latentlm_good", "latentlm_vanilla"]
 
 
-def test_an_empty_allow_list_allows_none(switched: dict[str, Any]) -> None:
-    assert switched["none"] == []
+def test_an_empty_allow_list_leaves_what_is_built_in(switched: dict[str, Any]) -> None:
+    assert switched["none"] == ["composed"]
 
 
 def test_strict_mode_raises_where_a_failed_plugin_was_looked_into(switched: dict[str, Any]) -> None:

@@ -89,6 +89,14 @@ def test_end_of_text_stands_for_no_bytes() -> None:
     assert TRAINED.decode([TRAINED.end_of_text, *TRAINED.encode("cat"), TRAINED.end_of_text]) == "cat"
 
 
+def test_pieces_of_the_tokens_of_a_text_are_the_text() -> None:
+    data = b"\n\n    the cat.\r\n caf\xe9 " + "日本".encode()
+    for tokenizer in (ByteTokenizer(), TRAINED):
+        pieces = tokenizer.pieces()
+        assert b"".join(pieces[token] for token in tokenizer.encode(data)) == data
+        assert (len(pieces), pieces[tokenizer.end_of_text]) == (tokenizer.vocabulary, b"")
+
+
 def test_encoding_many_texts_equals_encoding_each() -> None:
     texts = [b"the cat", b"", b"caf\xe9 sat", "日本".encode()]
     for tokenizer in (ByteTokenizer(), TRAINED):

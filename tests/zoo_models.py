@@ -10,8 +10,7 @@ import yaml
 from latentlm.composed import build
 from latentlm.config import Recipe
 from latentlm.interface import LatentDecoder
-from latentlm.training.artefacts import write_model
-from latentlm.training.runfolder import write_recipe
+from latentlm.training.record import write_model, write_recipe
 from latentlm.zoo import weights as _weights
 from samples import small_config
 

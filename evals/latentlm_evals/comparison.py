@@ -24,9 +24,8 @@ from latentlm.config import DataConfig, Recipe, parse, read_yaml
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.training.data import Corpus, load_documents
-from latentlm.training.metrics import read_metrics
 from latentlm.training.recipes import load_recipe, zoo_recipes
-from latentlm.training.runfolder import METRICS
+from latentlm.training.record import METRICS, read_metrics
 from latentlm_evals import report
 from latentlm_evals.jobs import Job, train_all
 from latentlm_evals.measure import Text, add_differences, held_out_texts, measure

@@ -29,7 +29,7 @@ def model_facts(model: LatentDecoder) -> Facts:
     return {
         "card": card.name if card else None,
         "card_status": card.status if card else None,
-        "card_sha256": _hash(card.model_dump(mode="json")) if card else None,
+        "card_sha256": _hash(_in_order(card.model_dump(mode="json"))) if card else None,
         "weights_sha256": card.weights.sha256 if card and card.weights else weights_hash(model),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "tokenizer": model.tokenizer.name if model.tokenizer else None,
@@ -85,6 +85,12 @@ def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
     if changed:
         listed = "; ".join(f"{name} was {found.get(name)}, is {facts.get(name)}" for name in changed)
         raise UserError(f"The --use_cache database holds answers computed otherwise: {listed}. {remedy}")
+
+
+def _in_order(card: dict[str, Any]) -> dict[str, Any]:
+    """A card whose latents are a list, since their order is part of the model and a hash sorts keys."""
+    latents = card["model"].get("latents")
+    return card if latents is None else {**card, "model": {**card["model"], "latents": list(latents.items())}}
 
 
 def _hash(data: Any) -> str:

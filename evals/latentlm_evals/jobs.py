@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from latentlm.errors import UserError
-from latentlm.training.metrics import read_metrics
-from latentlm.training.runfolder import METRICS
+from latentlm.training.record import METRICS, read_metrics
+from latentlm.training.record.reporting import bound_text
 
 _POLL_SECONDS = 0.5
 
@@ -87,5 +87,5 @@ def _show(progress: Progress, bar: TaskID, job: Job) -> None:
     training = [line for line in lines if line.get("split", "train") == "train"]
     if training:
         last = training[-1]
-        numbers = f"bound {last['bits_per_byte']:.3f} bits/byte, {last['tokens_per_second']:,.0f} tokens/s"
+        numbers = f"{bound_text(last)}, {last['tokens_per_second']:,.0f} tokens/s"
         progress.update(bar, completed=last["step"], numbers=numbers)

@@ -22,10 +22,10 @@ from latentlm.errors import UserError
 from latentlm.generation import generate
 from latentlm.interface import Batch, LatentDecoder, Noise
 from latentlm.likelihood import bits_per_byte, elbo, paired_difference, score_texts, windows
-from latentlm.likelihood.diagnostics import diagnose
-from latentlm.training.corpora import Document
+from latentlm.likelihood.diagnostics import Diagnostics, diagnose
+from latentlm.training.data import Document
 from latentlm.zoo.accounting import cost_of
-from latentlm_evals.results import Estimate, ModelResult, Sample
+from latentlm_evals.results import Estimate, LatentResult, ModelResult, Sample
 
 PROMPT_BYTES = 48
 _ROWS = 16
@@ -68,7 +68,7 @@ def measure(model: LatentDecoder, name: str, texts: Sequence[Text], *, samples: 
         posterior_bits_per_byte=math.nan,
         kl_bits_per_token=0.0,
         live_units=None,
-        units=model.event_dims,
+        units=sum(latent.dims for latent in model.latents.values()),
         training_operations=cost_of(model, dtype=torch.float32).training_flops_per_token,
         training=None,
         scores=scores,
@@ -124,7 +124,25 @@ def _latents(model: LatentDecoder, tokens: Sequence[list[int]], result: ModelRes
     result.curves["kl_by_site"] = [[float(site), bits] for site, bits in enumerate(found.kl_curve)]
     result.live_units = found.active_units
     result.mutual_information_bits = found.mutual_information_bits
-    result.cross_entropy_bits = {name: nats / math.log(2) for name, nats in found.cross_entropy.items()}
+    result.cross_entropy_bits = _bits(found)
+    if not found.latents:
+        return
+    result.live_units = sum(own.active_units or 0 for own in found.latents.values())
+    result.curves.pop("kl_by_site")
+    for name, own in found.latents.items():
+        result.curves[f"kl_by_site/{name}"] = [[float(site), bits] for site, bits in enumerate(own.kl_curve)]
+        result.latents[name] = LatentResult(
+            kl_bits_per_token=own.kl_bits_per_token,
+            live_units=own.active_units,
+            units=model.latents[name].dims,
+            mutual_information_bits=own.mutual_information_bits,
+            cross_entropy_bits=_bits(own),
+        )
+
+
+def _bits(found: Diagnostics) -> dict[str, float]:
+    """Cross-entropies in bits per token."""
+    return {name: nats / math.log(2) for name, nats in found.cross_entropy.items()}
 
 
 def samples_of(model: LatentDecoder, texts: Sequence[Text], *, seed: int, count: int = 3, length: int = 120) -> list[Sample]:

@@ -143,6 +143,12 @@ def _use_of_latents(models: list[ModelResult]) -> str:
         cells = "".join(f"<td>{model.cross_entropy_bits[source]:.4f}</td>" for source in sources)
         information = "–" if model.mutual_information_bits is None else f"{model.mutual_information_bits:.4f}"
         rows += f"<tr><td>{_dot(index)}{escape(model.name)}</td>{cells}<td>{information}</td></tr>"
+        for name, own in model.latents.items():
+            cells = "".join(f"<td>{own.cross_entropy_bits[source]:.4f}</td>" for source in sources)
+            information = "–" if own.mutual_information_bits is None else f"{own.mutual_information_bits:.4f}"
+            live = "" if own.live_units is None else f", {own.live_units} of {own.units} live"
+            about = f'<span class="se">{escape(name)} alone: KL {own.kl_bits_per_token:.3f} bits per token{live}</span>'
+            rows += f"<tr><td>{about}</td>{cells}<td>{information}</td></tr>"
     return (
         "<h2>Does the decoder use its latents?</h2><p>Cross-entropy in bits per token of the documents' first windows, with "
         "latents from elsewhere. Equal columns mean that the decoder ignores z.</p>"

@@ -47,6 +47,18 @@ class Sample:
 
 
 @dataclass
+class LatentResult:
+    """What one of several latents carries."""
+
+    kl_bits_per_token: float
+    live_units: int | None
+    units: int
+    mutual_information_bits: float | None
+    cross_entropy_bits: dict[str, float]
+    """Bits per token of first windows with this latent alone from the posterior, the prior, shuffled or constant."""
+
+
+@dataclass
 class ModelResult:
     """Everything measured of one model."""
 
@@ -80,8 +92,10 @@ class ModelResult:
     """Between a site's latent and its text, bits per site."""
     cross_entropy_bits: dict[str, float] = field(default_factory=dict)
     """Bits per token of first windows under latents from the posterior, the prior, shuffled or constant ones."""
+    latents: dict[str, LatentResult] = field(default_factory=dict)
+    """Of each of several latents; live units and units above are then sums, and the mutual information is None."""
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Name -> [[x, y], ...]."""
+    """Name -> [[x, y], ...]; of one of several latents, "name/latent"."""
     tasks: list[TaskResult] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list, repr=False)

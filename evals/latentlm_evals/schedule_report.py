@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from latentlm.training.collapse import THRESHOLD_BITS
+from latentlm.training.evaluation import THRESHOLD_BITS
 from latentlm_evals.schedule_catalog import Entry
 from latentlm_evals.schedule_runs import Ending, Outcome
 

@@ -20,9 +20,9 @@ import torch
 from latentlm.config import Recipe
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.diagnostics import diagnose
-from latentlm.training.data import Prepared
+from latentlm.training.data import Prepared, prepare
 from latentlm.training.evaluation import Excerpt, evaluate, excerpts
-from latentlm.training.setup import make_model, make_stream, read_data, resolve
+from latentlm.training.setup import make_model, make_stream, resolve
 from latentlm.training.trainer import Trainer
 
 Weights = dict[str, np.ndarray]
@@ -115,8 +115,8 @@ def run(task: Task) -> Outcome:
     """Train one recipe and measure it."""
     if task.recipe.train.threads is not None:
         torch.set_num_threads(task.recipe.train.threads)
-    prepared = read_data(task.recipe, folder=None)
-    recipe = resolve(task.recipe, vocabulary=prepared.tokenizer.vocabulary)
+    prepared = prepare(task.recipe.data)
+    recipe = resolve(task.recipe, tokenizer=prepared.tokenizer)
     model = make_model(recipe, "cpu")
     if task.start is not None:
         model.load_state_dict({name: torch.from_numpy(array) for name, array in task.start.items()})

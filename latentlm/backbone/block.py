@@ -4,7 +4,9 @@
     keys and values    norm(source + kv) + kv_normed, preceded by prefix slots; values times 1 + value_gate,
                        or mapped by a layer of the injection's
     stream             x + residual + skip + attention, then + cross-attention to memory slots,
-                       then + feed_forward((1 + film_scale) norm(stream) + film_shift)
+                       then + feed(y), where y = (1 + film_scale) norm(stream) + film_shift
+    feed(y)            feed_forward(y); with maps in the slot `feed_forward`: the sum of layer(y, factor), and of
+                       feed_forward(y) if every map is `added` (an adapter; experts stand in its place)
 
 `source` is the residual stream itself, or another stream (the Free Transformer's encoder block queries with a learned vector
 and reads the trunk). An empty slot costs nothing.
@@ -23,7 +25,7 @@ from latentlm.backbone.attention import Mask, attend
 from latentlm.backbone.cache import KVCache
 from latentlm.backbone.rotary import Rotation
 from latentlm.config import BackboneConfig
-from latentlm.interface import BlockCondition, Prefix, ValueMap
+from latentlm.interface import BlockCondition, Prefix, ValueMap, listed
 
 _NOTHING = BlockCondition()
 
@@ -49,8 +51,8 @@ class Attention(nn.Module):
         *,
         mask: Mask,
         rotation: Rotation | None,
-        prefix: Prefix | None,
-        value_gate: Tensor | ValueMap | None,
+        prefixes: tuple[Prefix, ...],
+        value_gate: Tensor | ValueMap | tuple[Tensor | ValueMap, ...] | None,
         cache: KVCache | None,
         index: int,
     ) -> Tensor:
@@ -58,22 +60,26 @@ class Attention(nn.Module):
         query = rearrange(self.query(x), "b t (h d) -> b h t d", d=self.head_dim)
         key = rearrange(self.key(source), "b t (h d) -> b h t d", d=self.head_dim)
         values = self.value(source)
-        if isinstance(value_gate, ValueMap):
-            values = value_gate.layer(values, value_gate.factor)
-        elif value_gate is not None:
-            values = values * (1.0 + value_gate)
+        for gate in listed(value_gate):
+            values = _mapped(values, gate) if isinstance(gate, ValueMap) else values * (1.0 + gate)
         value = rearrange(values, "b t (h d) -> b h t d", d=self.head_dim)
         if rotation is not None:
             query, key = rotation.apply(query), rotation.apply(key)
         if cache is not None:
             key, value = cache.update(index, key, value)
-        if prefix is not None:
-            key = torch.cat((prefix.key.to(key.dtype), key), dim=2)
-            value = torch.cat((prefix.value.to(value.dtype), value), dim=2)
-            mask = mask.with_prefix(prefix.documents)
+        if prefixes:
+            key = torch.cat((*(prefix.key.to(key.dtype) for prefix in prefixes), key), dim=2)
+            value = torch.cat((*(prefix.value.to(value.dtype) for prefix in prefixes), value), dim=2)
+            mask = mask.with_prefixes(prefixes)
         mixed = attend(query, key, value, mask=mask, backend=self.backend)
         out: Tensor = self.output(rearrange(mixed, "b h t d -> b t (h d)"))
         return out
+
+
+def _mapped(values: Tensor, gate: ValueMap) -> Tensor:
+    """Values (B, T, Hkv*dh) through a map."""
+    made: Tensor = gate.layer(values, gate.factor)
+    return values + made if gate.added else made
 
 
 class FeedForward(nn.Module):
@@ -125,27 +131,33 @@ class Block(nn.Module):
             keyed = self.attention_norm(stream if slots.kv is None else stream + slots.kv)
         if slots.kv_normed is not None:
             keyed = keyed + slots.kv_normed
-        prefix = slots.prefix
-        if cache is not None:
-            prefix = cache.prefix(index, prefix)
+        prefixes = listed(slots.prefix) if cache is None else cache.prefix(index, slots.prefix)
         mixed = self.attention(
             normed,
             keyed,
             mask=mask,
             rotation=rotation,
-            prefix=prefix,
+            prefixes=prefixes,
             value_gate=slots.value_gate,
             cache=cache,
             index=index,
         )
         x = (x if slots.skip is None else x + slots.skip) + mixed
-        cross = slots.cross if cache is None else cache.cross(index, slots.cross)
-        if cross is not None:
+        for cross in listed(slots.cross) if cache is None else cache.cross(index, slots.cross):
             x = x + cross.layer(x, cross, mask.query_documents, rotation=rotation)
         normed = self.feed_forward_norm(x)
         if slots.film_scale is not None:
             normed = normed * (1.0 + slots.film_scale)
         if slots.film_shift is not None:
             normed = normed + slots.film_shift
-        out: Tensor = x + self.feed_forward(normed)
+        return x + self._fed(normed, listed(slots.feed_forward))
+
+    def _fed(self, x: Tensor, maps: tuple[ValueMap, ...]) -> Tensor:
+        """The feed-forward of x (B, T, D), which maps may stand in for or add to: (B, T, D)."""
+        replaced = not all(each.added for each in maps)
+        out: Tensor | None = None if replaced else self.feed_forward(x)
+        for each in maps:
+            made = each.layer(x, each.factor)
+            out = made if out is None else out + made
+        assert out is not None
         return out

@@ -3,16 +3,29 @@
 Prompts of unequal length are padded on the right; new tokens go into the columns after the padding, and the document numbers
 (-1 in the holes) keep the padding out of sight.
 
+Prefixes and memory slots are kept per block and latent. Those of a document are made once, with the prompt. A prefix with
+`since` grows: in later passes the slots of the sites that begin there join those before.
+
 Legend: B rows, Hkv key/value heads, C columns, M prefix slots, dh head width.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import torch
 from torch import Tensor
 
 from latentlm.backbone.attention import Mask
 from latentlm.backbone.rotary import Rotation
-from latentlm.interface import Cross, Prefix
+from latentlm.interface import PADDING, Cross, Prefix, listed
+
+_Key: TypeAlias = tuple[str, int]
+"""A latent's name and a number among its prefixes (or memories) of one block."""
+_Slots = TypeVar("_Slots", Prefix, Cross)
 
 
 class KVCache:
@@ -30,8 +43,10 @@ class KVCache:
         """Of the pass under way, over all columns: the trunk and the blocks above it share one."""
         self.rotation: Rotation | None = None
         """Of the pass under way."""
-        self.prefixes: dict[int, Prefix] = {}
-        self.crosses: dict[int, Cross] = {}
+        self.prefixes: dict[int, dict[_Key, Prefix]] = {}
+        self.crosses: dict[int, dict[_Key, Cross]] = {}
+        self._begins: dict[str, Tensor] = {}  # of the pass under way
+        self._joins: dict[tuple[str, tuple[int, ...]], _Join] = {}  # of the pass under way: blocks share who sees a prefix
         self._documents: Tensor | None = None  # (B, capacity)
         self._keys: list[Tensor | None] = [None] * blocks
         self._values: list[Tensor | None] = [None] * blocks
@@ -50,6 +65,12 @@ class KVCache:
         self.plain = self.plain and plain
         self.mask = Mask(documents, self._documents[:, : self.length], start=self.start, plain=self.plain)
         self.rotation = rotation
+        self._begins, self._joins = {}, {}
+
+    def begin(self, owner: str, rows: Tensor) -> None:
+        """Say in which rows (B,) bool the first position of the pass under way begins a new site of the latent `owner`. Whoever
+        feeds tokens after the prompt says so before the blocks run, for each latent whose prefixes have `since`."""
+        self._begins[owner] = rows
 
     def update(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the pass's keys and values (B, Hkv, T, dh) of a block; return those of all columns."""
@@ -57,13 +78,56 @@ class KVCache:
         values = self._values[block] = _written(self._values[block], value, self.start, self.capacity, dim=2)
         return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
-    def prefix(self, block: int, made: Prefix | None) -> Prefix | None:
-        """The prefix of a block: made once, with the prompt; later passes find it here."""
-        return self.prefixes.get(block) if made is None else self.prefixes.setdefault(block, made)
+    def prefix(self, block: int, made: Prefix | tuple[Prefix, ...] | None) -> tuple[Prefix, ...]:
+        """The prefixes of a block, those made in passes before included."""
+        held = self.prefixes.setdefault(block, {})
+        for key, prefix in _keyed(listed(made)):
+            if key not in held:
+                assert prefix.since is None or self.start == 0, "a prefix that grows begins with the prompt"
+                held[key] = prefix
+            elif prefix.since is not None:
+                held[key] = self._grown(held[key], prefix)
+        return tuple(held.values())
 
-    def cross(self, block: int, made: Cross | None) -> Cross | None:
-        """The memory slots of a block, likewise."""
-        return self.crosses.get(block) if made is None else self.crosses.setdefault(block, made)
+    def cross(self, block: int, made: Cross | tuple[Cross, ...] | None) -> tuple[Cross, ...]:
+        """The memory slots of a block, made once, with the prompt; later passes find them here."""
+        held = self.crosses.setdefault(block, {})
+        for key, cross in _keyed(listed(made)):
+            held.setdefault(key, cross)
+        return tuple(held.values())
+
+    def _grown(self, held: Prefix, made: Prefix) -> Prefix:
+        """`held` and the slots in `made` of the sites that begin in the pass under way."""
+        join = self._join(held, made)
+        if join.order is None:
+            return held
+        order = join.order[:, None, :, None]  # (B, 1, M, 1)
+        key = torch.cat((held.key, made.key.to(held.key.dtype)), dim=2).take_along_dim(order, dim=2)
+        value = torch.cat((held.value, made.value.to(held.value.dtype)), dim=2).take_along_dim(order, dim=2)
+        return replace(held, key=key, value=value, documents=join.documents, since=join.since)
+
+    def _join(self, held: Prefix, made: Prefix) -> _Join:
+        """Who sees the slots of `held` and the new ones of `made`. Rows begin sites at different steps: each keeps its live
+        slots in front, so that M is the most that a row has, not one for each step at which any row begins a site."""
+        assert held.since is not None, "a prefix that grows begins with `since`"
+        assert made.since is not None
+        kept = (held.documents, held.since, made.documents, made.since)
+        key = (made.owner, tuple(id(tensor) for tensor in kept))
+        if key not in self._joins:
+            assert made.owner in self._begins, f'say which rows begin a site of latent "{made.owner}" (KVCache.begin)'
+            # The pass may go on with a site that began before it: its slots are held already.
+            new = self._begins[made.owner][:, None] | (made.since > 0)
+            begun = made.documents.masked_fill(~new, PADDING)
+            if not bool((begun >= 0).any()):
+                self._joins[key] = _Join(None, held.documents, held.since, kept)
+            else:
+                documents = torch.cat((held.documents, begun), dim=1)
+                since = torch.cat((held.since, made.since + self.start), dim=1)
+                dead = documents < 0
+                most = int((~dead).sum(1).max())
+                order = dead.long().argsort(dim=1, stable=True)[:, :most]  # (B, M): live slots first, in their order
+                self._joins[key] = _Join(order, documents.gather(1, order), since.gather(1, order), kept)
+        return self._joins[key]
 
     def select(self, rows: Tensor) -> KVCache:
         """The given rows, in that order, as a cache of its own."""
@@ -72,13 +136,44 @@ class KVCache:
         chosen._documents = None if self._documents is None else self._documents.index_select(0, rows)
         chosen._keys = [None if keys is None else keys.index_select(0, rows) for keys in self._keys]
         chosen._values = [None if values is None else values.index_select(0, rows) for values in self._values]
-        for block, prefix in self.prefixes.items():
-            picked = (tensor.index_select(0, rows) for tensor in (prefix.key, prefix.value, prefix.documents))
-            chosen.prefixes[block] = Prefix(*picked)
-        for block, cross in self.crosses.items():
-            picked = (tensor.index_select(0, rows) for tensor in (cross.key, cross.value, cross.documents))
-            chosen.crosses[block] = Cross(cross.layer, *picked)
+        picked: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def pick(tensor: Tensor) -> Tensor:
+            """Once for each tensor: blocks that share who sees a prefix go on sharing a mask."""
+            if id(tensor) not in picked:
+                picked[id(tensor)] = (tensor, tensor.index_select(0, rows))
+            return picked[id(tensor)][1]
+
+        def same(slots: _Slots) -> _Slots:
+            return replace(slots, key=pick(slots.key), value=pick(slots.value), documents=pick(slots.documents))
+
+        def since(prefix: Prefix) -> Prefix:
+            return prefix if prefix.since is None else replace(prefix, since=pick(prefix.since))
+
+        chosen.prefixes = {block: {key: since(same(one)) for key, one in held.items()} for block, held in self.prefixes.items()}
+        chosen.crosses = {block: {key: same(one) for key, one in held.items()} for block, held in self.crosses.items()}
         return chosen
+
+
+class _Join(NamedTuple):
+    """Which slots of two prefixes to keep, and who sees them."""
+
+    order: Tensor | None
+    """(B, M) long: where each slot lies in both, side by side; None: all of the first, none of the second."""
+    documents: Tensor
+    """(B, M)."""
+    since: Tensor
+    """(B, M)."""
+    kept: tuple[Tensor, ...]
+    """The tensors by whose identity this is found."""
+
+
+def _keyed(slots: tuple[_Slots, ...]) -> Iterator[tuple[_Key, _Slots]]:
+    """Slots with their latent's name and their number among that latent's."""
+    met: Counter[str] = Counter()
+    for each in slots:
+        yield (each.owner, met[each.owner]), each
+        met[each.owner] += 1
 
 
 def _written(buffer: Tensor | None, new: Tensor, start: int, capacity: int, *, dim: int) -> Tensor:

@@ -19,12 +19,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from latentlm.cli._errors import explain, flush_output, tidy_warnings
+from latentlm.cli._text import shown
 from latentlm.errors import did_you_mean
 
 _GROUP = "latentlm.commands"
 COMMANDS: dict[str, str] = {
     "zoo": "List, describe and extend the model zoo.",
     "plugins": "Show the plugins, their parts, and what failed to load.",
+    "parts": "List the parts by socket, describe one, or say which fit a recipe.",
     "new-plugin": "Begin a plugin of your own.",
     "train": "Train a model from a recipe.",
     "compare": "Train or load several models and lay them side by side.",
@@ -106,7 +108,7 @@ def main() -> None:
     except Exception as error:
         if (message := explain(error)) is None:
             raise
-        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {shown(message)}", fg=typer.colors.RED, err=True)
         sys.exit(1)
     finally:
         flush_output()

@@ -16,6 +16,7 @@ from typing import TextIO
 
 import typer
 
+from latentlm.cli._text import shown
 from latentlm.errors import UserError
 
 _REMEDIES = {
@@ -66,7 +67,7 @@ def tidy_warnings() -> Iterator[None]:
             if not issubclass(category, UserWarning):
                 as_ever(message, category, filename, lineno, file, line)
                 return
-            typer.secho(f"warning: {' '.join(str(message).split())}", fg=typer.colors.YELLOW, err=True)
+            typer.secho(f"warning: {shown(' '.join(str(message).split()))}", fg=typer.colors.YELLOW, err=True)
 
         warnings.showwarning = show
         yield

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ from latentlm.errors import UserError
 
 if TYPE_CHECKING:
     from latentlm.generation import Generation
-    from latentlm.interface import Latent, LatentDecoder
+    from latentlm.interface import LatentDecoder, Latents, Wanted
 
 app = typer.Typer(add_completion=False)
 
@@ -43,7 +43,9 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End at this string (may be repeated); \\n and \\t are read.")] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal texts.")] = 0,
     samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 1,
-    latents: Annotated[str, typer.Option(help='"fresh" for each continuation, or "shared" by all.')] = "fresh",
+    latents: Annotated[
+        str, typer.Option(help='"fresh" for each continuation, or "shared" by all; by name: intent=shared,bits=fresh.')
+    ] = "fresh",
     latents_from: Annotated[
         str | None, typer.Option(help="Latents of this text (or of this file's), from the encoder.")
     ] = None,
@@ -55,8 +57,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Continue prompts."""
-    if latents not in ("fresh", "shared"):
-        raise UserError(f'--latents is "fresh" or "shared", not "{latents}"; for a text\'s latents use --latents-from.')
+    wanted = _wanted(latents)
     if sum((latents != "fresh", latents_from is not None, load_latents is not None)) > 1:
         raise UserError("Give one of --latents shared, --latents-from and --load-latents.")
     from latentlm.cli._models import load_reader
@@ -76,7 +77,7 @@ def generate(
         stop=[_unescaped(text) for text in stop or []],
         seed=seed,
         samples=samples,
-        latents=given if given is not None else "shared" if latents == "shared" else "fresh",
+        latents=wanted if given is None else given,
         prior_temperature=prior_temperature,
         truncate="left" if truncate else None,
     )
@@ -85,7 +86,25 @@ def generate(
         write_latents(save_latents, [made.latents for made in generations if made.latents is not None], model=decoder)
 
 
-def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: int) -> list[Latent] | None:
+def _wanted(text: str) -> Literal["fresh", "shared"] | dict[str, Wanted]:
+    """What --latents says: a word for all latents, or NAME=word, ... Raises UserError."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    words = [word if equals else name for name, equals, word in pairs]
+    if bad := [word for word in words if word not in ("fresh", "shared")]:
+        raise UserError(
+            f'--latents is "fresh" or "shared", or NAME=fresh and NAME=shared with commas between, not "{bad[0]}"; for a '
+            "text's latents use --latents-from."
+        )
+    if "=" not in text:
+        return "shared" if words == ["shared"] else "fresh"
+    if unnamed := [name for name, equals, _ in pairs if not equals]:
+        raise UserError(f'--latents "{text}" names some latents but not all: say whose "{unnamed[0]}" is.')
+    if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+        raise UserError(f'--latents "{text}" names a latent twice.')
+    return {name.strip(): "shared" if word == "shared" else "fresh" for name, _, word in pairs}
+
+
+def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: int) -> list[Latents] | None:
     """Latents of a text, of a file's text, or saved ones."""
     from latentlm.generation.latents import load_latents
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from latentlm.errors import UserError
+
 app = typer.Typer(add_completion=False)
 
 _EPILOG = """
@@ -17,6 +19,8 @@ Examples:
 
   latentlm new-plugin mine --socket prior --out plugins/mine
 
+  latentlm new-plugin mine --method
+
   latentlm new-plugin mine --json
 """
 
@@ -24,14 +28,21 @@ Examples:
 @app.command(epilog=_EPILOG)
 def new_plugin(
     name: Annotated[str, typer.Argument(help="Name of the plugin and of its part: lower-case letters, digits, dashes.")],
-    socket: Annotated[str, typer.Option(help="Socket of the part: encoder, prior, injection or kl_schedule.")] = "encoder",
+    socket: Annotated[
+        str | None, typer.Option(help="Socket of the part: encoder (default), prior, injection or kl_schedule.")
+    ] = None,
+    method: Annotated[
+        bool, typer.Option("--method", help="A whole method: encoder, prior, injection, their distribution, and a decoder.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: latentlm-NAME.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a small distribution: entry point, one part, conformance test, recipe, CI file. It works as it is."""
-    from latentlm.plugins.scaffold import write_plugin
+    """Write a small distribution: entry point, one part or a method, tests, recipe, CI file. It works as it is."""
+    from latentlm.plugins.scaffold import write_method, write_plugin
 
-    written = write_plugin(name, socket=socket, folder=out)
+    if method and socket is not None:
+        raise UserError("Give --method, which fills all sockets, or --socket for a part of one.")
+    written = write_method(name, folder=out) if method else write_plugin(name, socket=socket or "encoder", folder=out)
     folder = written[0].parent
     if as_json:
         print(json.dumps({"folder": str(folder), "files": [str(path.relative_to(folder)) for path in written]}, indent=2))

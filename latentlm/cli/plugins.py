@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentlm.cli._text import escaped
+
 if TYPE_CHECKING:
     from latentlm.plugins import Plugin
 
@@ -57,7 +59,6 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def _show(found: list[Plugin], clashes: Mapping[tuple[str, str], list[str]]) -> None:
     """A table on standard output, and a line for each clash."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("plugin", "distribution", "status", "parts and cards")
@@ -65,11 +66,12 @@ def _show(found: list[Plugin], clashes: Mapping[tuple[str, str], list[str]]) -> 
         lines = [f"{socket}: {', '.join(sorted(named))}" for socket, named in plugin.parts.items() if named]
         if plugin.cards:
             lines.append(f"cards: {', '.join(plugin.card_names)}")
-        content = f"[red]{escape(plugin.error)}[/red]" if plugin.error else escape("\n".join(lines))
+        content = f"[red]{escaped(plugin.error)}[/red]" if plugin.error else escaped("\n".join(lines))
         colour = _COLOURS[plugin.status]
-        distribution = escape(f"{plugin.distribution} {plugin.version}".rstrip())
-        table.add_row(escape(plugin.name), distribution, f"[{colour}]{plugin.status}[/{colour}]", content)
+        distribution = escaped(f"{plugin.distribution} {plugin.version}".rstrip())
+        name = "[dim](built in)[/dim]" if plugin.builtin else escaped(plugin.name)
+        table.add_row(name, distribution, f"[{colour}]{plugin.status}[/{colour}]", content)
     console = Console()
     console.print(table)
     for (socket, name), origins in clashes.items():
-        console.print(f'[red]clash:[/red] {socket} "{escape(name)}" is offered by {escape(" and ".join(origins))}')
+        console.print(f'[red]clash:[/red] {socket} "{escaped(name)}" is offered by {escaped(" and ".join(origins))}')

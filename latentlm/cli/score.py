@@ -140,9 +140,13 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
             found, entropy = row.diagnostics, row.diagnostics.cross_entropy["posterior"]
             lines += [
                 f"  samples          {score.samples}, effective {score.effective_samples:.1f}",
+                f"  drawn from       {score.proposal}",
                 f"  first window     KL {found.kl_bits_per_token:.4f} bits per token; "
                 f"posterior cross-entropy (not a likelihood) {entropy / math.log(2):.4f} bits per token",
             ]
+            for name, own in found.latents.items():
+                live = "" if own.active_units is None else f", {own.active_units} live units"
+                lines.append(f"    {name:14} KL {own.kl_bits_per_token:.4f} bits per token{live}")
         lines += [f"  warning: {warning}" for warning in score.warnings]
     if total is not None:
         lines.append(f"all {total.documents} files: {total.value:.4f} +- {total.standard_error:.4f} bits per byte (by file)")
@@ -161,6 +165,10 @@ def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str)
             "bits_per_byte_error": row.bits_per_byte.estimator_error,
             "kl_bits_per_token": row.diagnostics.kl_bits_per_token,
             "posterior_cross_entropy_not_a_likelihood": row.diagnostics.cross_entropy.get("posterior"),
+            "latents": {
+                name: {"kl_bits_per_token": own.kl_bits_per_token, "live_units": own.active_units}
+                for name, own in row.diagnostics.latents.items()
+            },
         }
         for row in rows
     ]

@@ -3,8 +3,9 @@
     model = build(ModelConfig(decoder="free", event_dims=8))
 """
 
-from latentlm.composed.build import build, complete
+from latentlm.composed.build import build
+from latentlm.composed.completing import complete, fill_granularities
 from latentlm.composed.decoder import ComposedDecoder
-from latentlm.composed.decoding import ComposedState
+from latentlm.composed.state import ComposedState
 
-__all__ = ["ComposedDecoder", "ComposedState", "build", "complete"]
+__all__ = ["ComposedDecoder", "ComposedState", "build", "complete", "fill_granularities"]

@@ -36,6 +36,7 @@ def sample_autoregressive(
     wanted = context.site_mask if needed is None else needed
     every = torch.arange(context.rows, device=values.device)
     for own, columns in _documents(context):
+        taps = dict(own.taps.items())  # taps of repeated rows are gathered when they are read: once, not at every token
         state, previous = prior.start(_nothing_of(own), None), None
         site_of = context.site_of.gather(1, columns)  # (R, T'): in the numbering of the row
         place = torch.arange(columns.shape[1], device=values.device)
@@ -43,7 +44,8 @@ def sample_autoregressive(
         drawn_at = starts & wanted.gather(1, site_of)
         used = drawn_at.any(0)  # (T',)
         for t in range(int((used * (place + 1)).max())):
-            p, state = prior.step(state, {k: tap[:, t] for k, tap in own.taps.items()}, previous, starts[:, t])
+            now = {k: tap[:, t] for k, tap in taps.items()}
+            p, state = prior.step(state, now, previous, starts[:, t], {name: value[:, t] for name, value in own.above.items()})
             site = site_of[:, t]
             previous = values[every, site]
             if bool(used[t]):
@@ -70,14 +72,20 @@ def _documents(context: Context) -> Iterator[tuple[Context, Tensor]]:
         site_of = site_of.masked_fill(documents < 0, 0)
         own = Context(
             tokens=context.tokens.gather(1, columns),
-            taps={k: tap.gather(1, columns[..., None].expand(-1, -1, tap.shape[-1])) for k, tap in context.taps.items()},
+            taps={k: _columns(tap, columns) for k, tap in context.taps.items()},
             positions=context.positions.gather(1, columns),
             documents=documents,
             site_of=site_of,
             site_mask=site_mask(site_of, documents, int(site_of.max()) + 1),
             given=(context.given - begins).clamp(min=0).minimum(counts),
+            above={name: _columns(value, columns) for name, value in context.above.items()},
         )
         yield own, columns
+
+
+def _columns(x: Tensor, columns: Tensor) -> Tensor:
+    """Columns (R, T') of x (R, T, ...)."""
+    return x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _nothing_of(context: Context) -> Context:

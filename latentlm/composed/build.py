@@ -10,26 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from latentlm import plugins
+from latentlm.composed.completing import complete, granularity_of, settings_of
 from latentlm.composed.decoder import ComposedDecoder
-from latentlm.config import ModelConfig, PartSpec, parse
-from latentlm.interface import LatentDecoder, Shape
-
-_SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
-
-
-def complete(config: ModelConfig, *, plugin_names: list[str] | None = None) -> ModelConfig:
-    """Fill the open sockets with the decoder's defaults and every part's settings with theirs."""
-    decoder = plugins.get("decoder", config.decoder, plugins=plugin_names)
-    filled = decoder.complete(config)
-    specs = {}
-    for socket in _SOCKETS:
-        spec: PartSpec | None = getattr(filled, socket)
-        if spec is not None:
-            settings = _settings(socket, spec, plugin_names)
-            specs[socket] = PartSpec(name=spec.name, **settings.model_dump(mode="json"))
-    return filled.model_copy(update=specs)
+from latentlm.composed.sockets import Filled
+from latentlm.config import SOCKETS, LatentConfig, ModelConfig
+from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder, LatentShape, Shape
 
 
 def build(
@@ -64,19 +53,56 @@ def _assemble(decoder_class: type[LatentDecoder], config: ModelConfig, plugin_na
     """Instantiate the decoder with its parts. A decoder that is not composed takes the configuration alone."""
     if not issubclass(decoder_class, ComposedDecoder):
         return decoder_class(config)  # type: ignore[call-arg]
-    shape = Shape(backbone=config.backbone, event_dims=config.event_dims, granularity=config.granularity)
-    parts: dict[str, Any] = {}
-    for socket in _SOCKETS:
-        spec: PartSpec | None = getattr(config, socket)
+    shapes: dict[str, LatentShape] = {}
+    latents: list[Filled] = []
+    for name, latent in config.by_latent.items():
+        _check_sockets(latent, "event_dims" if not config.latents else f"{name}.dims")
+        filled = _fill(name, latent, config, shapes, plugin_names)
+        shapes[name] = filled.shape
+        latents.append(filled)
+    if not latents and config.kl_schedule is not None:
+        raise UserError("An encoder or a KL schedule needs latents: give the model a prior and an injection.")
+    return decoder_class(config, latents)
+
+
+def _check_sockets(latent: LatentConfig, dims: str) -> None:
+    """A latent has a prior and an injection. `dims`: the key that its size has."""
+    if (latent.prior is None) != (latent.injection is None):
+        raise UserError("A latent decoder needs both a prior and an injection; a plain decoder has neither.")
+    if latent.prior is None and (latent.encoder is not None or latent.kl_schedule is not None):
+        raise UserError("An encoder or a KL schedule needs latents: give the model a prior and an injection.")
+    if latent.prior is not None and latent.dims == 0:
+        raise UserError(f"A model with latents needs {dims} >= 1 (bits or dimensions per site).")
+
+
+def _fill(
+    name: str, latent: LatentConfig, config: ModelConfig, shapes: dict[str, LatentShape], plugin_names: list[str] | None
+) -> Filled:
+    """The parts of one latent; `shapes` are those of the latents before it."""
+    scale, granularity = granularity_of(latent.granularity, plugin_names)
+    parts: dict[str, Any] = dict.fromkeys(SOCKETS)
+    for socket in SOCKETS:
+        spec = getattr(latent, socket)
         if spec is None:
             continue
         part = plugins.get(socket, spec.name, plugins=plugin_names)
-        settings = _settings(socket, spec, plugin_names)
-        parts[socket] = part(settings) if socket == "kl_schedule" else part(settings, shape)
-    return decoder_class(config, **parts)
+        settings = settings_of(socket, spec, plugin_names)
+        above = {other: shapes[other] for other in spec.above}
+        told = Shape(config.backbone, LatentShape(name, latent.dims, scale, granularity.length, above))
+        parts[socket] = _made(socket, str(spec.name), part, settings, told)
+    shape = LatentShape(name, latent.dims, scale, granularity.length)
+    return Filled(latent, shape, granularity, parts["encoder"], parts["prior"], parts["injection"], parts["kl_schedule"])
 
 
-def _settings(socket: str, spec: PartSpec, plugin_names: list[str] | None) -> Any:
-    """The part's own Config, checked."""
-    part: Any = plugins.get(socket, spec.name, plugins=plugin_names)
-    return parse(part.Config, spec.settings, source=f'settings of {socket} "{spec.name}"')
+def _made(socket: str, name: str, part: Any, settings: BaseModel, shape: Shape) -> Any:
+    """The part, made. What it has against its settings or its place is one message that names it: a UserError."""
+    try:
+        return part(settings) if socket == "kl_schedule" else part(settings, shape)
+    except UserError as error:
+        if f'"{name}"' in str(error):
+            raise
+        raise type(error)(f'{socket} "{name}": {error}') from error
+    except (ValueError, TypeError) as error:
+        changed = ", ".join(f"{key}={value}" for key, value in settings.model_dump(exclude_defaults=True).items())
+        given = f" ({changed})" if changed else ""
+        raise UserError(f'{socket} "{name}"{given}: {error}') from error

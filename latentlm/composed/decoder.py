@@ -1,147 +1,111 @@
-"""ComposedDecoder: a backbone plus parts in the four sockets = the LatentDecoder that most plugins use.
+"""ComposedDecoder: a backbone plus latents, each with parts in its four sockets = the LatentDecoder that most plugins use.
 
     context    embedding and blocks below the first injected one (the trunk, free of z), once per text
-    posterior  encoder on the trunk's taps                       q(z | x)
-    hidden     injection -> conditions -> the remaining blocks, once per latent sample
-    loss       cross-entropy under z ~ q, plus the schedule's penalty on KL(q || p)   (nats per target token)
+    posterior  a latent's encoder on the taps                    q(z^n | x, z above)
+    hidden     injections -> conditions -> the remaining blocks, once per latent sample
+    loss       cross-entropy under z ~ q, plus each latent's penalty on KL(q || p)   (nats per target token)
 
 Legend: B rows, T tokens, D width, S sites, E event dimensions, K samples, R = B*K latent rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentlm.backbone import KVCache, Mask, Rotation, Transformer, rotation
+from latentlm.backbone import KVCache, Transformer, rotation
 from latentlm.backbone.init import normal_
-from latentlm.composed import decoding
+from latentlm.composed import stages
 from latentlm.composed.ancestral import sample_autoregressive
-from latentlm.composed.decoding import ComposedState
+from latentlm.composed.declared import check_declared
 from latentlm.composed.initialisation import initialise
+from latentlm.composed.objective import RowObjective
+from latentlm.composed.sockets import Filled, Holder, Sockets, check_latent, check_order, needs
+from latentlm.composed.state import ComposedState
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
 from latentlm.interface import (
     Batch,
-    Condition,
     Context,
     Distribution,
     Encoder,
     Injection,
-    KLSchedule,
     Latent,
     LatentDecoder,
+    LatentLoss,
     Latents,
+    LatentSource,
     Loss,
     Noise,
     Part,
     Prior,
+    SiteMap,
     State,
+    StepSource,
     assign_sites,
+    noise_of,
     site_mask,
 )
+from latentlm.interface.granularity import Token
 
 
 class ComposedDecoder(LatentDecoder):
-    """A transformer with an encoder, a prior, an injection and a KL schedule; without any of them, a plain decoder."""
+    """A transformer and any number of latents, each with an encoder, a prior, an injection and a KL schedule; without latents,
+    a plain decoder."""
 
     defaults: ClassVar[Mapping[str, PartSpec]] = {}
     """Socket -> the part that an open one takes."""
     default_event_dims: ClassVar[int] = 0
     default_granularity: ClassVar[str] = "token"
 
+    encoder: Encoder | None
+    """Of the only latent; None in a decoder of several, as the other two."""
     prior_part: Prior | None
     injection: Injection | None
-    encoder: Encoder | None
+    latents: Mapping[str, Sockets]
 
     @classmethod
     def complete(cls, config: ModelConfig) -> ModelConfig:
-        """Fill open sockets, event_dims and granularity with this decoder's `defaults`."""
-        filled = {socket: getattr(config, socket) or spec for socket, spec in cls.defaults.items()}
+        """Fill open sockets, event_dims and granularity with this decoder's `defaults`; settings without a name change them."""
+        given = {socket: getattr(config, socket) for socket in cls.defaults}
+        filled = {socket: spec if given[socket] is None else given[socket].over(spec) for socket, spec in cls.defaults.items()}
         granularity = config.granularity if "granularity" in config.model_fields_set else cls.default_granularity
         more = {"event_dims": config.event_dims or cls.default_event_dims, "granularity": granularity}
         return config.model_copy(update=filled | more)
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        encoder: Encoder | None = None,
-        prior: Prior | None = None,
-        injection: Injection | None = None,
-        kl_schedule: KLSchedule | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, latents: Sequence[Filled] = ()) -> None:
         super().__init__()
-        if (prior is None) != (injection is None):
-            raise UserError("A latent decoder needs both a prior and an injection; a plain decoder has neither.")
-        if prior is None and (encoder is not None or kl_schedule is not None):
-            raise UserError("An encoder or a KL schedule needs latents: give the model a prior and an injection.")
-        if prior is not None and config.event_dims == 0:
-            raise UserError("A model with latents needs event_dims >= 1 (bits or dimensions per site).")
         self.config = config
         self.backbone = Transformer(config.backbone)
-        self.encoder, self.prior_part, self.injection = encoder, prior, injection
-        self.kl_schedule = kl_schedule
-        self.has_latents = prior is not None
-        self.has_encoder = encoder is not None
-        self.sees_future = encoder.sees_future if encoder is not None else False
-        self.event_dims = config.event_dims if self.has_latents else 0
-        self.granularity = config.granularity
-        self.cut = min(injection.sites) if injection is not None else config.backbone.blocks
+        self.encoder = self.prior_part = self.injection = None
+        if len(latents) == 1:
+            self.latents = {latents[0].shape.name: Sockets(latents[0], self)}
+        else:
+            holders = {filled.shape.name: Holder() for filled in latents}
+            self.latents = {filled.shape.name: Sockets(filled, holders[filled.shape.name]) for filled in latents}
+            if latents:  # their parameters are called latents.NAME.encoder. ...; the attribute stays the view
+                self._modules["latents"] = nn.ModuleDict(holders)
+        for name, sockets in self.latents.items():
+            check_declared(name, sockets.named_parts())
+        self.cut = min((latent.first_block for latent in self.latents.values()), default=config.backbone.blocks)
         """First injected block: the trunk ends here."""
-        self._check_sockets()
-        if prior is not None:
-            prior.bind(encoder)
-
-    def _check_sockets(self) -> None:
-        """Refuse conditions that the backbone has no slot for, and parts that would read z."""
-        blocks = self.config.backbone.blocks
-        if self.injection is None:
-            return
-        name = type(self.injection).__name__
-        if outside := [site for site in self.injection.sites if not 0 <= site < blocks]:
-            raise UserError(f"{name} injects into blocks {outside}, but the backbone has blocks 0 to {blocks - 1}.")
-        if missing := sorted(set(self.injection.slots) - self.backbone.slots):
-            known = ", ".join(sorted(self.backbone.slots))
-            raise UserError(f"{name} needs the condition slots {missing}, which this backbone lacks. It has: {known}.")
-        if "prefix" in self.injection.slots and self.granularity != "document":
-            raise UserError(f'{name} injects a prefix, which a whole document sees: set granularity to "document".')
-        if "cross" in self.injection.slots and self.granularity != "document":
-            raise UserError(f'{name} injects memory slots, which a whole document reads: set granularity to "document".')
-        if "embedding" in self.injection.slots and self.cut != 0:
-            raise UserError(f"{name} adds to the embedding, so its injection must begin at block 0, not {self.cut}.")
-        for part in (self.encoder, self.prior_part):
-            if part is not None and any(tap > self.cut or tap < 0 for tap in part.taps):
-                raise UserError(
-                    f"{type(part).__name__} reads taps {part.taps}, but only 0 to {self.cut} are free of z "
-                    f"(the first injected block is {self.cut})."
-                )
-        self._check_latents()
-
-    def _check_latents(self) -> None:
-        """Refuse parts that do not agree on what z is, or do not serve the granularity."""
-        parts = [part for part in (self.encoder, self.prior_part, self.injection) if part is not None]
-        kinds = {type(part).__name__: part.latents for part in parts if part.latents is not None}
-        if len(set(kinds.values())) > 1:
-            listed = ", ".join(f"{part}: {kind}" for part, kind in kinds.items())
-            raise UserError(f"The parts do not agree on the kind of latents ({listed}). Choose parts of one kind.")
-        scale = self.granularity.partition(":")[0]
-        for part in parts:
-            if scale not in part.granularities:
-                known = " or ".join(f'"{name}:n"' if name == "chunk" else f'"{name}"' for name in part.granularities)
-                raise UserError(f'{type(part).__name__} does not serve granularity "{self.granularity}": set it to {known}.')
+        for latent in self.latents.values():
+            check_latent(latent, self.backbone.slots, config.backbone.blocks)
+        check_order(list(self.latents.values()))
+        for latent in self.latents.values():
+            latent.bind()
 
     @property
     def taps(self) -> frozenset[int]:
         """Taps to keep: the parts' and the trunk's end."""
         wanted = {self.cut}
-        for part in (self.encoder, self.prior_part):
-            wanted.update(part.taps if part is not None else ())
+        for latent in self.latents.values():
+            for _, part in latent.named_parts():
+                wanted.update(getattr(part, "taps", ()))
         return frozenset(wanted)
 
     @torch.no_grad()
@@ -165,146 +129,210 @@ class ComposedDecoder(LatentDecoder):
 
     def context(self, batch: Batch, cache: KVCache | None = None) -> Context:
         """Embed and run the trunk. With a cache, the batch's tokens continue it."""
-        site_of, sites = assign_sites(batch.documents, batch.positions, self.granularity)
+        maps = {name: self._sites(latent, batch) for name, latent in self.latents.items()}
         turn = rotation(self.config.backbone, batch.positions)
         plain = bool((batch.documents == 0).all())
         if cache is not None:
             cache.extend(batch.documents, rotation=turn, plain=plain)
         x = self.backbone.embedding(batch.inputs)  # (B, T, D)
         given = batch.given if batch.given is not None else batch.inputs.new_zeros(batch.inputs.shape[0])
+        own = next(iter(maps.values())) if len(maps) == 1 else self._no_sites(batch)
         shell = Context(
             tokens=batch.inputs,
-            taps={},
+            taps={0: x},
             positions=batch.positions,
             documents=batch.documents,
-            site_of=site_of,
-            site_mask=batch.documents >= 0 if self.granularity == "token" else site_mask(site_of, batch.documents, sites),
+            site_of=own.site_of,
+            site_mask=own.mask,
             given=given,
+            maps=maps if len(maps) > 1 else {},
         )
-        mask = Mask(batch.documents, batch.documents, plain=plain) if cache is None else cache.mask
-        assert mask is not None
-        _, taps = self.backbone.run(
-            x, start=0, stop=self.cut, mask=mask, rotation=turn, cache=cache, taps=self.taps
-        )
-        return replace(shell, taps=taps)
+        return stages.trunk(self, shell, cache)
 
-    def posterior(self, context: Context) -> Distribution:
-        """q(z | x), (B, S, E); the prior where there is no encoder. Raises UserError where that prior goes site by site: it is
+    @staticmethod
+    def _sites(latent: Sockets, batch: Batch) -> SiteMap:
+        """Where a latent's sites lie. One token has one site, whatever the granularity."""
+        if batch.inputs.shape[1] == 1:
+            return SiteMap(torch.zeros_like(batch.inputs), batch.documents >= 0)
+        known = None if batch.sites is None else batch.sites.get(latent.name)
+        site_of, sites = assign_sites(latent.granularity, batch.inputs, batch.documents, batch.positions, sites=known)
+        if isinstance(latent.granularity, Token):
+            return SiteMap(site_of, batch.documents >= 0)
+        return SiteMap(site_of, site_mask(site_of, batch.documents, sites))
+
+    @staticmethod
+    def _no_sites(batch: Batch) -> SiteMap:
+        """Of a decoder without latents, and of one with several as a whole: an index that is none."""
+        none = batch.documents.new_zeros(batch.documents.shape[0], 0, dtype=torch.bool)
+        return SiteMap(torch.full_like(batch.inputs, -1), none)
+
+    def posterior(self, context: Context, name: str | None = None, above: Latent | Latents | None = None) -> Distribution:
+        """q(z^n | x, z above); the prior where there is no encoder. Raises UserError where that prior goes site by site: it is
         no distribution over all sites before they are drawn."""
-        if self.encoder is None:
-            if self.prior_part is not None and self.prior_part.autoregressive:
+        name, known = self.name_of(name), self._by_name(above)
+        latent = self.latents[name]
+        if latent.encoder is None:
+            if latent.autoregressive:
                 raise UserError(
-                    "This decoder has no encoder, and therefore no posterior but its prior; "
-                    f"{type(self.prior_part).__name__} draws each site given those before it: use sample_prior."
+                    f"{name} has no encoder, and therefore no posterior but its prior; "
+                    f"{type(latent.prior).__name__} draws each site given those before it: use sample_prior."
                 )
-            return self.prior(context)
-        if not self.encoder.needs_objective:
-            amortised: Distribution = self.encoder(context)
+            return self.prior(context, name, known)
+        seen = stages.view(self, context, name, "encoder", known)
+        if not latent.encoder.needs_objective:
+            amortised: Distribution = latent.encoder(seen)
             return amortised
         with torch.enable_grad():  # it descends on the objective in scores and generation too
-            fitted: Distribution = self.encoder(context, self._objective(context))
+            fitted: Distribution = latent.encoder(seen, RowObjective(self, context, name, known))
         return fitted
 
-    def prior(self, context: Context, latent: Latent | None = None) -> Distribution:
-        """p(z), (R, S, E). The context's rows are repeated to match the latent's."""
-        assert self.prior_part is not None, "a plain decoder has no prior"
-        p: Distribution = self.prior_part(_rows_like(context, latent), latent)
+    def prior(self, context: Context, name: str | None = None, latents: Latent | Latents | None = None) -> Distribution:
+        """p(z^n | ...), (R, S, E). The context's rows are repeated to match the latents'."""
+        name, known = self.name_of(name), self._by_name(latents)
+        seen = stages.rows_like(stages.view(self, context, name, "prior", known), known)
+        p: Distribution = self.latents[name].prior(seen, known.get(name))
         return p
 
-    def sample_prior(self, context: Context, noise: Noise) -> Latent:
-        """Draw every site from the prior given the tokens; site by site where it is autoregressive."""
-        assert self.prior_part is not None, "a plain decoder has no prior"
-        if not self.prior_part.autoregressive:
-            return self.prior(context).sample(noise)
-        return sample_autoregressive(self.prior_part, context, noise, self.event_dims)
+    def infer(self, context: Context, noise: Noise) -> Latents:
+        """Draw all latents in order; one without an encoder from its prior."""
+        return self._inferred(context, noise, differentiable=False)[1]
 
-    def sample_sites(self, context: Context, noise: Noise, *, held: Tensor, needed: Tensor) -> Latent:
+    def sample_prior(self, context: Context, noise: Noise) -> Latents:
+        """Draw all latents in order from the prior given the tokens; site by site where it is autoregressive."""
+        drawn = Latents({})
+        for name in self.latents:
+            drawn = drawn.plus(name, self.sample_prior_of(context, name, noise_of(noise, name, list(self.latents)), drawn))
+        return drawn
+
+    def sample_prior_of(
+        self, context: Context, name: str, noise: Noise, above: Latents, *, temperature: float = 1.0
+    ) -> Latent:
+        """Draw every site of one latent from its prior, given the latents above."""
+        if not self.latents[name].autoregressive:
+            p = self.prior(context, name, above)
+            return (p if temperature == 1.0 else p.tempered(temperature)).sample(noise)
+        return self._autoregressive(context, name, noise, above, temperature=temperature)
+
+    def sample_sites(
+        self,
+        context: Context,
+        noise: Noise,
+        *,
+        held: Tensor,
+        needed: Tensor,
+        name: str | None = None,
+        above: Latents | None = None,
+    ) -> Latent:
         """Draw some sites given the others; one step of the prior per token."""
-        assert self.prior_part is not None, "a plain decoder has no prior"
-        return sample_autoregressive(self.prior_part, context, noise, self.event_dims, held=held, needed=needed)
+        return self._autoregressive(context, self.name_of(name), noise, above or Latents({}), held=held, needed=needed)
 
-    def hidden(self, context: Context, latent: Latent | None, cache: KVCache | None = None) -> Tensor:
-        """The blocks from the first injected one up, and the final norm: (R, T, D)."""
-        x = context.taps[self.cut]
-        repeats = 1 if latent is None else latent.value.shape[0] // context.rows
-        wide = _rows_like(context, latent)
-        if repeats > 1:
-            assert cache is None, "a cache holds one latent per row"
-            x = x.repeat_interleave(repeats, dim=0)
-        condition = Condition()
-        if self.injection is not None and not self._held_by(cache):
-            assert latent is not None, "a latent decoder needs a latent"
-            condition = self.injection(latent, wide)
-        if condition.embedding is not None:
-            x = x + condition.embedding
-        if cache is None:
-            # A single document without padding needs no document mask; `before` contexts have a mask of their own.
-            plain = bool((context.documents == 0).all())
-            mask: Mask | None = Mask(context.documents, context.documents, plain=plain).repeat(repeats)
-            turn: Rotation | None = rotation(self.config.backbone, wide.positions)
-        else:
-            mask, turn = cache.mask, cache.rotation
-        assert mask is not None
-        assert turn is not None
-        x, _ = self.backbone.run(
-            x,
-            start=self.cut,
-            stop=self.config.backbone.blocks,
-            mask=mask,
-            rotation=turn,
-            conditions=condition.blocks,
-            cache=cache,
+    def _autoregressive(
+        self,
+        context: Context,
+        name: str,
+        noise: Noise,
+        above: Latents,
+        *,
+        temperature: float = 1.0,
+        held: Tensor | None = None,
+        needed: Tensor | None = None,
+    ) -> Latent:
+        """Site after site through the prior's steps."""
+        latent = self.latents[name]
+        seen = stages.rows_like(stages.view(self, context, name, "prior", above), above)
+        return sample_autoregressive(
+            latent.prior, seen, noise, latent.dims, temperature=temperature, held=held, needed=needed
         )
-        out: Tensor = self.backbone.norm(x)
-        return out if condition.logit_bias is None else out + condition.logit_bias
 
-    def _held_by(self, cache: KVCache | None) -> bool:
-        """Whether the cache holds all that the injection would make: prefixes and memory slots are made with the prompt."""
-        assert self.injection is not None
-        made_once = set(self.injection.slots) <= {"prefix", "cross"}
-        return made_once and cache is not None and cache.start > 0
+    def hidden(self, context: Context, latents: Latent | Latents | None, cache: KVCache | None = None) -> Tensor:
+        """The blocks from the first injected one up, and the final norm: (R, T, D)."""
+        known = self._by_name(latents)
+        missing = [name for name in self.latents if name not in known]
+        assert not missing, f"a latent decoder needs its latents: {missing}"
+        wide = stages.rows_like(context, known)
+        assert cache is None or wide.rows == context.rows, "a cache holds one latent per row"
+        return stages.upper(self, wide, known, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) float32."""
         return self.backbone.logits(hidden)
 
+    def _by_name(self, given: Latent | Latents | None) -> Latents:
+        """Latents by name."""
+        return Latents.of(given, list(self.latents))
+
+    # ---------------------------------------------------------------------------------------------------- training
+
     def loss(self, batch: Batch, *, step: int, noise: Noise) -> Loss:
-        """Cross-entropy under one posterior sample plus the schedule's penalty; without latents, plain cross-entropy."""
-        context = self.context(batch)
-        posterior, latent, kl = None, None, None
-        if self.has_latents:
-            if self.encoder is None and self.prior_part is not None and self.prior_part.autoregressive:
-                latent = self.sample_prior(context, noise)  # site by site: there is no posterior to draw them all from
-                posterior = self.prior(context, latent)
-            else:
-                posterior = self.posterior(context)
-                latent = posterior.sample(noise, differentiable=True)
-            kl = posterior.kl(self.prior(context, latent), latent)  # (B, S, E)
-        reconstruction = self._cross_entropy(self.hidden(context, latent), batch)
+        """Cross-entropy under one posterior sample plus the schedules' penalties; without latents, plain cross-entropy."""
+        context, latents, posteriors = self._inferred(self.context(batch), noise, differentiable=True)
+        parts: dict[str, LatentLoss] = {}
+        for name, q in posteriors.items():
+            p = self.prior(context, name, latents)
+            mask = context.sites_of(name).mask
+            parts[name] = LatentLoss(q.kl(p, latents[name]), mask, q, normalised=p.normalised)
+        reconstruction = self._cross_entropy(self.hidden(context, latents), batch)
         total = reconstruction.sum() / batch.target_mask.sum().clamp(min=1)
         logs: dict[str, Tensor] = {}
-        if kl is not None and self.kl_schedule is not None:
-            penalty, logs = self.kl_schedule.penalty(
-                kl, reconstruction, context.site_mask, batch.target_mask, step=step
-            )
+        for name, schedule in self.kl_schedules.items():
+            own = parts[name]
+            penalty, said = schedule.penalty(own.kl, reconstruction, own.site_mask, batch.target_mask, step=step)
             total = total + penalty
+            logs |= self._named(name, said)
         auxiliary = None
-        if self.training and latent is not None:
-            for part in (self.encoder, self.prior_part, self.injection):
-                extra = None if part is None else part.auxiliary(latent, context, batch)
-                if extra is not None:
-                    auxiliary = extra[0] if auxiliary is None else auxiliary + extra[0]
-                    logs = logs | extra[1]
+        for name, part, seen in self._with_auxiliaries(context, latents):
+            extra = part.auxiliary(latents[name], seen, batch)
+            if extra is not None:
+                auxiliary = extra[0] if auxiliary is None else auxiliary + extra[0]
+                logs |= self._named(name, extra[1])
         return Loss(
             total=total if auxiliary is None else total + auxiliary,
             reconstruction=reconstruction,
-            kl=kl,
-            site_mask=context.site_mask,
             target_mask=batch.target_mask,
-            posterior=posterior,
+            latents=parts,
             logs=logs,
             auxiliary=auxiliary,
         )
+
+    def advance(self, step: int) -> None:
+        """After an optimiser step: parts and schedules move."""
+        for latent in self.latents.values():
+            for _, part in latent.named_parts():
+                part.advance(step)
+        super().advance(step)
+
+    def _inferred(
+        self, context: Context, noise: Noise, *, differentiable: bool
+    ) -> tuple[Context, Latents, dict[str, Distribution]]:
+        """Draw all latents in order: the context with all blocks run that their parts read, the latents, their posteriors."""
+        latents, posteriors = Latents({}), {}
+        for name, latent in self.latents.items():
+            own = noise_of(noise, name, list(self.latents))
+            context = self.shown(context, name, latents)
+            if latent.encoder is None and latent.autoregressive:
+                drawn = self.sample_prior_of(context, name, own, latents)  # no posterior to draw all sites from at once
+                latents = latents.plus(name, drawn)
+                posteriors[name] = self.prior(context, name, latents)
+            else:
+                posteriors[name] = self.posterior(context, name, latents)
+                latents = latents.plus(name, posteriors[name].sample(own, differentiable=differentiable))
+        return context, latents, posteriors
+
+    def shown(self, context: Context, name: str, latents: Latents, cache: KVCache | None = None) -> Context:
+        """The context with every block run that the latent's parts read, so that none is run twice, for the latents' rows."""
+        highest = max(needs(self.latents, name, socket)[0] for socket in ("encoder", "prior"))
+        return stages.raised(self, context, highest, latents, cache)
+
+    def _with_auxiliaries(self, context: Context, latents: Latents) -> Iterator[tuple[str, Part, Context]]:
+        """Parts that may have a loss of their own, in training, and what they see."""
+        if self.training:
+            for name, latent in self.latents.items():
+                for socket, part in latent.named_parts():
+                    yield name, part, stages.view(self, context, name, socket, latents)
+
+    def _named(self, name: str, logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logs under their latent's name, where there are several."""
+        return dict(logs) if len(self.latents) == 1 else {f"{name}/{key}": value for key, value in logs.items()}
 
     def _cross_entropy(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, T) nats, zero outside the target mask."""
@@ -312,10 +340,6 @@ class ComposedDecoder(LatentDecoder):
         targets = batch.targets.masked_fill(~batch.target_mask, -100).flatten()
         nats = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
         return nats.view(batch.targets.shape)
-
-    def _objective(self, context: Context) -> decoding.RowObjective:
-        """q -> (B,) nats of each row under q, the decoder frozen: what an encoder without a network minimises."""
-        return decoding.RowObjective(self, context)
 
     # -------------------------------------------------------------------------------------------------- generation
 
@@ -325,14 +349,16 @@ class ComposedDecoder(LatentDecoder):
         tokens: Tensor,
         lengths: Tensor,
         *,
-        latents: Latents = "posterior",
-        noise: Noise,
-        last_latent: Literal["posterior", "prior"] = "posterior",
-        prior_temperature: float = 1.0,
+        latents: LatentSource | Mapping[str, LatentSource] = "posterior",
+        noise: Noise | Mapping[str, Noise],
+        last_latent: Literal["posterior", "prior"] | Mapping[str, Literal["posterior", "prior"]] = "posterior",
+        prior_temperature: float | Mapping[str, float] = 1.0,
         capacity: int | None = None,
     ) -> ComposedState:
         """Feed prompts; see `LatentDecoder.prefill`."""
-        return decoding.prefill(
+        from latentlm.composed.decoding import prefill
+
+        return prefill(
             self,
             tokens,
             lengths,
@@ -349,42 +375,17 @@ class ComposedDecoder(LatentDecoder):
         state: State,
         tokens: Tensor,
         *,
-        latents: Literal["prior"] | Tensor = "prior",
-        noise: Noise,
-        prior_temperature: float = 1.0,
+        latents: StepSource | Mapping[str, StepSource] = "prior",
+        noise: Noise | Mapping[str, Noise],
+        prior_temperature: float | Mapping[str, float] = 1.0,
     ) -> ComposedState:
         """Feed one token per row; see `LatentDecoder.step`."""
+        from latentlm.composed.decoding import step
+
         assert isinstance(state, ComposedState)
-        return decoding.step(self, state, tokens, latents=latents, noise=noise, prior_temperature=prior_temperature)
+        return step(self, state, tokens, latents=latents, noise=noise, prior_temperature=prior_temperature)
 
     def select(self, state: State, rows: Tensor) -> ComposedState:
         """The given rows of a generation."""
         assert isinstance(state, ComposedState)
         return state.select(rows)
-
-
-def _rows_like(context: Context, latent: Latent | None) -> Context:
-    """The context with each row repeated to match the latent's rows (row b*K + k is context row b)."""
-    if latent is None or latent.value.shape[0] == context.rows:
-        return context
-    assert latent.value.shape[0] % context.rows == 0, "latent rows must be a multiple of the context's rows"
-    repeats = latent.value.shape[0] // context.rows
-    rows = torch.arange(context.rows, device=context.tokens.device).repeat_interleave(repeats)
-    # The taps are the bulk of a context and most parts never read them again: repeat them on demand only.
-    return replace(replace(context, taps={}).select(rows), taps=_SelectedTaps(context.taps, rows))
-
-
-class _SelectedTaps(Mapping[int, Tensor]):
-    """Rows of taps, gathered when they are read."""
-
-    def __init__(self, taps: Mapping[int, Tensor], rows: Tensor) -> None:
-        self._taps, self._rows = taps, rows
-
-    def __getitem__(self, tap: int) -> Tensor:
-        return self._taps[tap].index_select(0, self._rows)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._taps)
-
-    def __len__(self) -> int:
-        return len(self._taps)

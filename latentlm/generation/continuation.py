@@ -1,7 +1,7 @@
 """The loop of generation: a batch of rows, one token each per turn, until every row has ended.
 
-A row that ends leaves the batch. Each site's latent is given or drawn by the prior; where a batch comes to hold rows of both
-kinds, it goes on as two.
+A row that ends leaves the batch. Each site of each latent is given or drawn by the prior; where a batch comes to hold rows that
+differ in which are given, it goes on in parts.
 
 Legend: B rows, S sites, E event dimensions.
 """
@@ -18,32 +18,33 @@ from torch import Tensor
 from latentlm.generation.prompts import count_sites
 from latentlm.generation.sampling import TokenSampling
 from latentlm.generation.stopping import StopStrings
-from latentlm.interface import Finish, Latent, Noise, State
+from latentlm.interface import Finish, Latent, Latents, LatentSource, Noise, State
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
 
 @dataclass(kw_only=True)
 class Row:
-    """A continuation under way."""
+    """A continuation under way. What is by latent has no entry where nothing is given."""
 
     number: int
     prompt: list[int]
-    sites: int
-    """Sites of the prompt."""
-    covered: Tensor | None
+    sites: dict[str, int]
+    """Sites of the prompt, by latent."""
+    covered: dict[str, Tensor]
     """(S', E) given latents of the sites from the first one on."""
-    continuation: Tensor | None
+    continuation: dict[str, Tensor]
     """(S'', E) given latents of the sites after the prompt's."""
     tokens: list[int] = field(default_factory=list)
-    latents: Latent | None = None
+    latents: Latents | None = None
     finish: Finish | None = None
 
-    def given(self, site: int) -> Tensor | None:
-        """The given latent of a site, (E,), or None where the prior is to draw it."""
-        if self.continuation is not None and 0 <= site - self.sites < len(self.continuation):
-            return self.continuation[site - self.sites]
-        return self.covered[site] if self.covered is not None and site < len(self.covered) else None
+    def given(self, name: str, site: int) -> Tensor | None:
+        """The given value of a site, (E,), or None where the prior is to draw it."""
+        after, covered = self.continuation.get(name), self.covered.get(name)
+        if after is not None and 0 <= site - self.sites[name] < len(after):
+            return after[site - self.sites[name]]
+        return covered[site] if covered is not None and site < len(covered) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,18 @@ class Job:
     vocabulary: int | None
     """Tokens that may be drawn are 0 .. vocabulary - 1; None = all."""
     max_tokens: int
-    prefill: Literal["posterior", "prior"]
-    last_latent: Literal["posterior", "prior"]
-    prior_temperature: float
+    prefill: dict[str, Literal["posterior", "prior"]]
+    last_latent: dict[str, Literal["posterior", "prior"]]
+    prior_temperature: dict[str, float]
     on_token: Callable[[int, int], None]
     uniforms: Tensor | None
     """(rows, max_tokens), None where greedy."""
-    noise: Noise
-    """Of the latents, one per row, aligned."""
+    noise: dict[str, Noise]
+    """Of each latent, one per row, aligned."""
+
+    def noise_of(self, rows: list[Row]) -> dict[str, Noise]:
+        """Of some rows."""
+        return {name: noise.select([row.number for row in rows]) for name, noise in self.noise.items()}
 
 
 @torch.no_grad()
@@ -73,10 +78,8 @@ def run(job: Job, rows: list[Row]) -> None:
     longest = max(len(row.prompt) for row in rows)
     tokens = torch.tensor([row.prompt + [0] * (longest - len(row.prompt)) for row in rows], device=job.model.device)
     lengths = torch.tensor([len(row.prompt) for row in rows], device=job.model.device)
-    noise = job.noise.select([row.number for row in rows])
-    latents: Latent | Literal["posterior", "prior"] = job.prefill
-    if any(row.covered is not None for row in rows):
-        latents = _covered_prompt(job, rows, tokens, lengths, noise)
+    noise = job.noise_of(rows)
+    latents: dict[str, LatentSource] = {**job.prefill, **_covered_prompt(job, rows, tokens, lengths, noise)}
     state = job.model.prefill(
         tokens,
         lengths,
@@ -89,26 +92,33 @@ def run(job: Job, rows: list[Row]) -> None:
     _extend(job, rows, state)
 
 
-def _covered_prompt(job: Job, rows: list[Row], tokens: Tensor, lengths: Tensor, noise: Noise) -> Latent:
-    """Latents of the prompts' sites: the given ones as far as they go, then what a prefill without them draws. (B, S, E)."""
-    sites = max(row.sites for row in rows)
-    value = torch.zeros(len(rows), sites, job.model.event_dims, device=tokens.device)
-    if any(row.covered is None or len(row.covered) < row.sites for row in rows):
-        state = job.model.prefill(
-            tokens,
-            lengths,
-            latents=job.prefill,
-            noise=noise,
-            last_latent=job.last_latent,
-            prior_temperature=job.prior_temperature,
-        )
-        assert state.latents is not None
-        value = state.latents[:, :sites].clone()
-    for index, row in enumerate(rows):
-        if row.covered is not None:
-            count = min(row.sites, len(row.covered))
-            value[index, :count] = row.covered[:count].to(value)
-    return Latent(value)
+def _covered_prompt(
+    job: Job, rows: list[Row], tokens: Tensor, lengths: Tensor, noise: dict[str, Noise]
+) -> dict[str, Latent]:
+    """Latents of the prompts' sites, for each latent of which some are given: these as far as they go, then what a prefill
+    draws below them. (B, S, E) each."""
+    found: dict[str, Latent] = {}
+    for name, latent in job.model.latents.items():
+        if not any(name in row.covered for row in rows):
+            continue
+        sites = max(row.sites[name] for row in rows)
+        value = torch.zeros(len(rows), sites, latent.dims, device=tokens.device)
+        if any(len(row.covered.get(name, ())) < row.sites[name] for row in rows):
+            state = job.model.prefill(
+                tokens,
+                lengths,
+                latents={**job.prefill, **found},
+                noise=noise,
+                last_latent=job.last_latent,
+                prior_temperature=job.prior_temperature,
+            )
+            value = state.met[name].value[:, :sites].clone()
+        for index, row in enumerate(rows):
+            if name in row.covered:
+                count = min(row.sites[name], len(row.covered[name]))
+                value[index, :count] = row.covered[name][:count].to(value)
+        found[name] = Latent(value)
+    return found
 
 
 def _extend(job: Job, rows: list[Row], state: State) -> None:
@@ -155,8 +165,10 @@ def _take(job: Job, row: Row, token: int) -> None:
 def _leave(rows: list[Row], state: State) -> list[int]:
     """Keep the latents of finished rows; returns the places of the others."""
     for index, row in enumerate(rows):
-        if row.finish is not None and state.latents is not None:
-            row.latents = Latent(state.latents[index, : int(state.site_counts[index])][None].cpu())
+        if row.finish is not None and state.met:
+            row.latents = Latents(
+                {name: Latent(met.value[index, : int(met.counts[index])][None].cpu()) for name, met in state.met.items()}
+            )
     return [index for index, row in enumerate(rows) if row.finish is None]
 
 
@@ -165,27 +177,33 @@ def _selected(job: Job, state: State, places: list[int]) -> State:
     return job.model.select(state, torch.tensor(places, device=state.logits.device))
 
 
-def _next_given(job: Job, row: Row) -> Tensor | None:
-    """The given latent of the site that the row's last token is about to begin (or of the next, where it begins none)."""
-    return row.given(count_sites(job.model, len(row.prompt) + len(row.tokens) - 1))
+def _next_given(job: Job, row: Row) -> dict[str, Tensor]:
+    """The given values of the sites that the row's last token is about to begin (or of the next, where it begins none)."""
+    found: dict[str, Tensor] = {}
+    for name in (row.covered | row.continuation):
+        fed = [*row.prompt, *row.tokens[:-1]]
+        value = row.given(name, count_sites(job.model.latents[name].granularity, fed))
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def _parts(job: Job, rows: list[Row]) -> list[list[int]]:
-    """Places of the rows whose next latent is given, and of those whose is not; empty parts left out."""
-    known = [_next_given(job, row) is not None for row in rows]
-    parts = [[index for index, is_known in enumerate(known) if is_known is wanted] for wanted in (True, False)]
-    return [part for part in parts if part]
+    """Places of the rows of which the same latents are given next, in the order in which they come up."""
+    parts: dict[tuple[str, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        parts.setdefault(tuple(sorted(_next_given(job, row))), []).append(index)
+    return [parts[known] for known in sorted(parts, key=len, reverse=True)]
 
 
 def _fed(job: Job, rows: list[Row], state: State) -> State:
-    """Feed the rows' last tokens with their latents, all given or all drawn."""
+    """Feed the rows' last tokens with their latents, each given for all rows or drawn for all."""
     tokens = torch.tensor([row.tokens[-1] for row in rows], device=state.logits.device)
-    given = [value for row in rows if (value := _next_given(job, row)) is not None]
-    noise = job.noise.select([row.number for row in rows])
+    given = [_next_given(job, row) for row in rows]
     return job.model.step(
         state,
         tokens,
-        latents=torch.stack(given) if given else "prior",
-        noise=noise,
+        latents={name: torch.stack([row[name] for row in given]) for name in given[0]},
+        noise=job.noise_of(rows),
         prior_temperature=job.prior_temperature,
     )

@@ -17,23 +17,37 @@ Legend: B rows (prompt-major: row b*K + k is sample k of prompt b), S sites, E e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from latentlm.errors import UserError
 from latentlm.generation.continuation import Job, Row, run
-from latentlm.generation.latents import check_events, rows_of
+from latentlm.generation.latents import check_events, rows_of, same_names
 from latentlm.generation.prompts import count_sites, end_of_text, fed_tokens, fitted, request_keys
 from latentlm.generation.sampling import TokenSampling
 from latentlm.generation.stopping import StopStrings
-from latentlm.interface import Batch, Generation, Given, Latent, Noise, OnToken
+from latentlm.interface import (
+    Batch,
+    Generation,
+    Given,
+    Latent,
+    Latents,
+    LatentSource,
+    Noise,
+    OnToken,
+    Wanted,
+    by_name,
+    noise_of,
+)
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
 
+Source = Literal["posterior", "prior"]
+SOURCES = ("posterior", "prior")
 _MODE_TEMPERATURE = 1e-9  # sharp enough to put a sample on the mode, and above float32's underflow
 
 
@@ -48,11 +62,11 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     samples: int = 1,
-    latents: Literal["fresh", "shared"] | Given = "fresh",
-    continuation_latents: Given | None = None,
-    prefill: Literal["posterior", "prior"] = "posterior",
-    last_latent: Literal["posterior", "prior"] = "posterior",
-    prior_temperature: float = 1.0,
+    latents: Wanted | Mapping[str, Wanted] | Sequence[Latents] = "fresh",
+    continuation_latents: Given | Mapping[str, Given] | Sequence[Latents] | None = None,
+    prefill: Source | Mapping[str, Source] = "posterior",
+    last_latent: Source | Mapping[str, Source] = "posterior",
+    prior_temperature: float | Mapping[str, float] = 1.0,
     truncate: Literal["left"] | None = None,
     keys: Sequence[Hashable] | None = None,
     batch_size: int = 32,
@@ -70,6 +84,8 @@ def generate(
     last_latent           who draws the site at the prompt's last token, where the encoder draws the others.
     prior_temperature     below 1 sharpens the prior, above 1 flattens it.
     truncate              "left" keeps the last tokens of a prompt that is too long for the context, else an error.
+    In a decoder of several latents each of these five is one setting for all, or a mapping by name; what is not named is fresh.
+
     keys                  names of the prompts for the random numbers, one per prompt, instead of their tokens.
 
     Tokens that the tokenizer does not know (a vocabulary padded for speed) are never drawn.
@@ -77,16 +93,27 @@ def generate(
     """
     sampling = TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p)
     stops = StopStrings(stop, model.tokenizer)
-    _check(max_tokens=max_tokens, samples=samples, batch_size=batch_size, prior_temperature=prior_temperature)
+    _check_counts(max_tokens=max_tokens, samples=samples, batch_size=batch_size)
+    latent_names = list(model.latents)
+    if latents is None:
+        raise UserError('latents must be "fresh", "shared" or latent values, not None.')
+    wanted = by_name(
+        _transposed(latents), latent_names, default="fresh", what="latents", words=("fresh", "shared"), or_values=True
+    )
+    temperatures = by_name(prior_temperature, latent_names, default=1.0, what="prior_temperature")
+    _check_temperatures(temperatures.values())
+    if not latent_names and not isinstance(latents, str | Mapping):
+        check_events(latents, model)  # type: ignore[arg-type]
     texts = [prompts] if isinstance(prompts, str) else prompts
     fed = [fed_tokens(model, prompt, number) for number, prompt in enumerate(texts)]
     fed = fitted(model, fed, max_tokens=max_tokens, truncate=truncate)
-    rows = _rows(model, fed, samples, latents, continuation_latents)
+    rows = _rows(model, fed, samples, wanted, continuation_latents)
     names = request_keys(fed) if keys is None else keys
     if len(names) != len(fed):
         raise UserError(f"{len(fed)} prompts, but {len(names)} keys: give one key per prompt.")
     noise = Noise.keyed(seed, names, samples=samples)
-    shared = Noise.keyed(seed, ["shared"] * len(rows)) if latents == "shared" else noise
+    shared = Noise.keyed(seed, ["shared"] * len(rows))
+    drawn = {name: shared if isinstance(how, str) and how == "shared" else noise for name, how in wanted.items()}
     job = Job(
         model=model,
         sampling=sampling,
@@ -94,12 +121,15 @@ def generate(
         end_of_text=end_of_text(model),
         vocabulary=None if model.tokenizer is None else model.tokenizer.vocabulary,
         max_tokens=max_tokens,
-        prefill=prefill,
-        last_latent=last_latent,
-        prior_temperature=prior_temperature,
+        prefill=by_name(prefill, latent_names, default="posterior", what="prefill", words=SOURCES),
+        last_latent=by_name(last_latent, latent_names, default="posterior", what="last_latent", words=SOURCES),
+        prior_temperature=temperatures,
         on_token=_announcer(on_token, samples),
         uniforms=None if sampling.greedy else noise.stream("tokens").uniform(max_tokens, 1)[..., 0],
-        noise=shared.stream("latents").at([-row.sites for row in rows]),
+        noise={
+            name: noise_of(own.stream("latents"), name, latent_names).at([-row.sites[name] for row in rows])
+            for name, own in drawn.items()
+        },
     )
     # Rows of like length go together, for little padding; no row's result depends on its neighbours.
     ordered = sorted(rows, key=lambda row: -len(row.prompt))
@@ -116,71 +146,101 @@ def encode(
     temperature: float = 1.0,
     samples: int = 1,
     seed: int = 0,
-) -> Latent:
-    """Latents of a text, drawn by the encoder: (K, S, E), site by site from end-of-text, which is fed first, on.
+) -> Latents:
+    """Latents of a text, drawn by their encoders: (K, S, E) each, site by site from end-of-text, which is fed first, on.
 
-    Temperature 0 takes the most likely value of every event. Without an encoder they are drawn from the prior. Raises UserError
-    for a model without latents, and a text longer than its context."""
+    Temperature 0 takes the most likely value of every event. A latent without an encoder is drawn from its prior. Raises
+    UserError for a model without latents, and a text longer than its context."""
     if not model.has_latents:
         raise UserError("This model has no latents: there is nothing to encode a text into.")
     if temperature < 0 or samples < 1:
         raise UserError("temperature must be 0 or more, and samples at least 1.")
     tokens = fed_tokens(model, text, 0)
     (tokens,) = fitted(model, [tokens], max_tokens=0, truncate=None)
-    noise = Noise.keyed(seed, request_keys([tokens]), samples=samples).stream("latents")
-    noise = noise.at([-count_sites(model, len(tokens))])  # the numbers that `generate` draws for the same prompt
+    base = Noise.keyed(seed, request_keys([tokens]), samples=samples).stream("latents")
     temperature = max(temperature, _MODE_TEMPERATURE)
-    if not model.has_encoder:
-        fed = torch.tensor([tokens] * samples, device=model.device)
-        lengths = torch.full((samples,), len(tokens), device=model.device)
-        state = model.prefill(fed, lengths, latents="prior", noise=noise, prior_temperature=temperature)
-        assert state.latents is not None
-        return Latent(state.latents)
-    posterior = model.posterior(model.context(Batch.of([tokens], given=[len(tokens)], device=model.device)))
-    posterior = posterior.tempered(temperature)
-    repeated = posterior.select(torch.zeros(samples, dtype=torch.long, device=model.device))
-    return Latent(repeated.sample(noise).value)
+    names, drawn = list(model.latents), Latents({})
+    context = model.context(Batch.of([tokens], given=[len(tokens)], device=model.device))
+    rows = torch.zeros(samples, dtype=torch.long, device=model.device)
+    fed, lengths = torch.tensor([tokens] * samples, device=model.device), torch.full_like(rows, len(tokens))
+    sites = {name: count_sites(latent.granularity, tokens) for name, latent in model.latents.items()}
+    # The numbers that `generate` draws for the same prompt.
+    noises = {name: noise_of(base, name, names).at([-sites[name]]) for name in names}
+    for name, latent in model.latents.items():
+        if latent.has_encoder:
+            posterior = model.posterior(context, name, drawn).tempered(temperature)
+            repeated = posterior if drawn and posterior.shape[0] == samples else posterior.select(rows)
+            value = repeated.sample(noises[name]).value
+        else:
+            sources: dict[str, LatentSource] = {**dict.fromkeys(names, "prior"), **drawn}  # type: ignore[dict-item]
+            state = model.prefill(fed, lengths, latents=sources, noise=noises, prior_temperature=temperature)
+            value = state.met[name].value
+        drawn = drawn.plus(name, Latent(value))
+    return drawn
 
 
-def _check(*, max_tokens: int, samples: int, batch_size: int, prior_temperature: float) -> None:
-    """Refuse counts below one and temperatures that are not positive."""
+def _check_counts(*, max_tokens: int, samples: int, batch_size: int) -> None:
+    """Refuse counts below one."""
     for name, value in (("max_tokens", max_tokens), ("samples", samples), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}.")
-    if not prior_temperature > 0:
-        raise UserError(f"prior_temperature must be above 0, not {prior_temperature}.")
+
+
+def _check_temperatures(temperatures: Iterable[float]) -> None:
+    """Refuse temperatures that are not positive."""
+    for temperature in temperatures:
+        if not temperature > 0:
+            raise UserError(f"prior_temperature must be above 0, not {temperature}.")
 
 
 def _rows(
     model: LatentDecoder,
     prompts: list[list[int]],
     samples: int,
-    latents: Literal["fresh", "shared"] | Given,
-    continuation: Given | None,
+    wanted: dict[str, Wanted],
+    continuation: Given | Mapping[str, Given] | Sequence[Latents] | None,
 ) -> list[Row]:
     """The rows of a call, prompt-major, with their given latents."""
-    if isinstance(latents, str) and latents not in ("fresh", "shared"):
-        raise UserError(f'latents must be "fresh", "shared" or latent values, not "{latents}".')
-    covered = _per_row(model, None if isinstance(latents, str) else latents, len(prompts), samples)
-    continued = _per_row(model, continuation, len(prompts), samples)
+    covered, continued = {}, {}
+    after = by_name(_transposed(continuation), list(model.latents), default=None, what="continuation_latents")
+    if continuation is not None and not model.latents:
+        check_events([], model)
+    for name, how in wanted.items():
+        if not isinstance(how, str):
+            covered[name] = _per_row(model, name, how, len(prompts), samples)
+        if (values := after[name]) is not None:
+            continued[name] = _per_row(model, name, values, len(prompts), samples)
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     return [
         Row(
             number=number,
             prompt=prompt,
-            sites=count_sites(model, len(prompt)),
-            covered=covered[number],
-            continuation=continued[number],
+            sites={name: count_sites(latent.granularity, prompt) for name, latent in model.latents.items()},
+            covered={name: values[number] for name, values in covered.items()},
+            continuation={name: values[number] for name, values in continued.items()},
         )
         for number, prompt in enumerate(repeated)
     ]
 
 
-def _per_row(model: LatentDecoder, given: Given | None, prompts: int, samples: int) -> Sequence[Tensor | None]:
-    """Given latents as one (S, E) for each of the prompts * samples rows."""
-    if given is None:
-        return [None] * (prompts * samples)
-    check_events(given, model)
+def _transposed(given: Any) -> Any:
+    """Several `Latents`, one for each row, as a mapping from each latent to its values; everything else as it is."""
+    if given is None or isinstance(given, str | Mapping | Latent):
+        return given
+    if not isinstance(given, Sequence):
+        raise UserError(f'latents must be "fresh", "shared" or latent values, not {type(given).__name__}.')
+    if not given or not all(isinstance(one, Latents) for one in given):
+        return given
+    return {name: [one[name] for one in given] for name in same_names(given)}
+
+
+def _per_row(model: LatentDecoder, name: str, given: Given, prompts: int, samples: int) -> Sequence[Tensor]:
+    """Given values of one latent as one (S, E) for each of the prompts * samples rows."""
+    if not isinstance(given, Latent | Latents) and not (
+        isinstance(given, Sequence) and all(isinstance(one, Latent) for one in given)
+    ):
+        raise UserError(f"The latents given for {name} are no `Latent` but {type(given).__name__}.")
+    check_events(given, model, name)
     values = [value.to(model.device) for value in rows_of(given)]
     if len(values) == 1:
         return values * (prompts * samples)

@@ -5,15 +5,16 @@
     save_latents("add.safetensors", [latent])
     model.generate(["def "], max_tokens=32, latents=load_latents("add.safetensors"))
 
-A file holds one float32 tensor (S, E) per latent, named latent.00000000 onwards, and the granularity of the model that they
-belong to.
+A file holds one float32 tensor (S, E) for each row of each latent, named latent.NAME.00000000 onwards, and the granularities of
+the model that they belong to. (Format 1, still read: the rows of the only latent, latent.00000000 onwards.)
 
 Legend: R rows, S sites, E event dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,27 +23,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentlm.errors import UserError
-from latentlm.interface import Latent
+from latentlm.errors import UserError, unknown_name
+from latentlm.interface import Latent, Latents
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
 
-_FORMAT = "latentlm.latents.1"
+_FORMAT, _FORMAT_1 = "latentlm.latents.2", "latentlm.latents.1"
+_PREFIX = "latent."
 _MOST_CODE_BITS = 62  # codes are signed 64-bit numbers
 
 
-def rows_of(latents: Latent | Sequence[Latent]) -> list[Tensor]:
+def rows_of(latents: Latent | Latents | Sequence[Latent]) -> list[Tensor]:
     """Every row of one latent (R, S, E) or of several, each (S, E)."""
-    parts = [latents] if isinstance(latents, Latent) else list(latents)
+    parts = [latents] if isinstance(latents, Latent | Latents) else list(latents)
     for part in parts:
         if part.value.dim() != 3:
             raise UserError(f"A latent has shape (rows, sites, events), not {tuple(part.value.shape)}.")
     return [row for part in parts for row in part.value.unbind(0)]
 
 
+def same_names(rows: Sequence[Latents]) -> list[str]:
+    """The names that all rows have. Raises UserError where one lacks a latent of another: rows could not be told apart."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        if any(name not in row for row in rows):
+            raise UserError(f"Some of the given latents have no {name}: give it in all of them, or in none.")
+    return names
+
+
 def edited(
-    latent: Latent, *, value: float | Tensor, sites: int | slice = slice(None), events: int | slice = slice(None)
+    latent: Latent | Latents, *, value: float | Tensor, sites: int | slice = slice(None), events: int | slice = slice(None)
 ) -> Latent:
     """A copy with `value` (a number, or a tensor that broadcasts) at the given sites and events of every row."""
     new = latent.value.clone()
@@ -53,7 +64,7 @@ def edited(
     return Latent(new)
 
 
-def joined(*latents: Latent) -> Latent:
+def joined(*latents: Latent | Latents) -> Latent:
     """Latents (R, S_i, E) one after another along the sites: (R, sum S_i, E)."""
     if len({(part.value.shape[0], part.value.shape[2]) for part in latents}) != 1:
         shapes = ", ".join(str(tuple(part.value.shape)) for part in latents)
@@ -61,12 +72,12 @@ def joined(*latents: Latent) -> Latent:
     return Latent(torch.cat([part.value for part in latents], dim=1))
 
 
-def cut(latent: Latent, start: int, stop: int | None = None) -> Latent:
+def cut(latent: Latent | Latents, start: int, stop: int | None = None) -> Latent:
     """Sites start .. stop - 1 (to the end where stop is None)."""
     return Latent(latent.value[:, start:stop].clone())
 
 
-def codes(latent: Latent) -> Tensor:
+def codes(latent: Latent | Latents) -> Tensor:
     """The code of each site of bit latents, sum over h of 2^h bit_h: (R, S) long."""
     value = latent.value
     if value.shape[-1] > _MOST_CODE_BITS or not bool(((value == 0) | (value == 1)).all()):
@@ -81,15 +92,21 @@ def from_codes(numbers: Tensor, *, event_dims: int) -> Latent:
     return Latent((numbers[..., None] >> torch.arange(event_dims, device=numbers.device) & 1).float())
 
 
-def save_latents(path: str | Path, latents: Latent | Sequence[Latent], *, model: LatentDecoder | None = None) -> None:
-    """Write latents to a safetensors file; rows may differ in length. With `model`, its granularity is written beside them."""
-    rows = rows_of(latents)
-    if not rows:
+def save_latents(
+    path: str | Path, latents: Latent | Latents | Sequence[Latent] | Sequence[Latents], *, model: LatentDecoder | None = None
+) -> None:
+    """Write latents to a safetensors file; rows may differ in length. With `model`, granularities are written beside them."""
+    tensors, metadata = {}, {"format": _FORMAT}
+    for name, rows in _by_name(latents).items():
+        prefix = _PREFIX if name is None else f"{_PREFIX}{name}."
+        for number, value in enumerate(rows):
+            tensors[f"{prefix}{number:08d}"] = value.detach().float().cpu().contiguous().clone()  # rows may share memory
+    if not tensors:
         raise UserError("There are no latents to save.")
-    tensors = {f"latent.{row:08d}": value.detach().float().cpu().contiguous() for row, value in enumerate(rows)}
-    metadata = {"format": _FORMAT}
     if model is not None:
-        metadata["granularity"] = model.granularity
+        scales = {name: latent.granularity_text for name, latent in model.latents.items()}
+        metadata["granularity"] = json.dumps(scales)
+        metadata["names"] = json.dumps(list(scales))
     try:
         save_file(tensors, str(path), metadata=metadata)
     except (OSError, SafetensorError) as error:
@@ -98,33 +115,85 @@ def save_latents(path: str | Path, latents: Latent | Sequence[Latent], *, model:
         ) from None
 
 
-def load_latents(path: str | Path, *, model: LatentDecoder | None = None) -> list[Latent]:
-    """Read latents, each (1, S, E), in the order in which they were saved. With `model`, refuse those of another granularity
-    or number of event dimensions."""
+def _by_name(latents: Latent | Latents | Sequence[Latent] | Sequence[Latents]) -> dict[str | None, list[Tensor]]:
+    """Every row of each latent, (S, E); None is the name of latents that have none."""
+    parts: list[Latent | Latents] = [latents] if isinstance(latents, Latent | Latents) else [*latents]
+    same_names([part for part in parts if isinstance(part, Latents)])
+    found: dict[str | None, list[Tensor]] = {}
+    for part in parts:
+        named: dict[str | None, Latent] = {}
+        if isinstance(part, Latents):
+            named.update(part)
+        else:
+            named[None] = part
+        for name, latent in named.items():
+            found.setdefault(name, []).extend(rows_of(latent))
+    return found
+
+
+def load_latents(path: str | Path, *, model: LatentDecoder | None = None) -> list[Latents]:
+    """Read latents, each (1, S, E), in the order in which they were saved: by name, those without one as "z". With `model`,
+    refuse those of another granularity or number of event dimensions, and those of latents that it has not; a file without
+    names is one of its only latent."""
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist.")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            latents = [Latent(file.get_tensor(name)[None]) for name in sorted(file.keys()) if name.startswith("latent.")]
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys()) if name.startswith(_PREFIX)}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not readable as safetensors: {error}") from None
-    if metadata.get("format") != _FORMAT or not latents:
+    if metadata.get("format") not in (_FORMAT, _FORMAT_1) or not tensors:
         raise UserError(f"{path} holds no latents; such files are written by save_latents or `generate --save-latents`.")
-    granularity = metadata.get("granularity")
-    if model is not None and granularity not in (None, model.granularity):
-        raise UserError(
-            f'The latents of {path} are "{granularity}" latents, but those of this model are "{model.granularity}".'
-        )
+    unnamed = "z" if model is None or len(model.latents) != 1 else next(iter(model.latents))
+    rows: dict[str, list[Latent]] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PREFIX).rpartition(".")[0] or unnamed
+        rows.setdefault(name, []).append(Latent(tensor[None]))
     if model is not None:
-        check_events(latents, model)
-    return latents
+        _check_file(path, rows, _granularities(metadata, unnamed), model)
+    order = [name for name in _names(metadata, rows) if name in rows]
+    count = max(len(values) for values in rows.values())
+    return [Latents({name: rows[name][number] for name in order if number < len(rows[name])}) for number in range(count)]
 
 
-def check_events(latents: Latent | Sequence[Latent], model: LatentDecoder) -> None:
-    """Refuse latents that do not belong to the model. Raises UserError."""
+def _names(metadata: dict[str, str], rows: Mapping[str, object]) -> list[str]:
+    """The latents of a file in the order of their decoder, where the file says it."""
+    said = json.loads(metadata["names"]) if "names" in metadata else []
+    return [*said, *(name for name in rows if name not in said)]
+
+
+def _granularities(metadata: dict[str, str], unnamed: str) -> dict[str, str]:
+    """What a file says of the granularity of each latent; format 1 has a word for the only one."""
+    said = metadata.get("granularity")
+    if said is None:
+        return {}
+    return dict(json.loads(said)) if metadata.get("format") == _FORMAT else {unnamed: said}
+
+
+def _check_file(
+    path: str | Path, rows: Mapping[str, Sequence[Latent]], granularities: Mapping[str, str], model: LatentDecoder
+) -> None:
+    """Refuse a file whose latents are not the model's. Raises UserError."""
+    for name in rows:
+        if name not in model.latents:
+            unnamed = " (a file without names holds the only latent of its model)" if name == "z" else ""
+            raise unknown_name("latent", name, model.latents, remedy=f"{path} holds it{unnamed}.")
+    for name, values in rows.items():
+        check_events(values, model, name)
+        said, own = granularities.get(name), model.latents[name].granularity_text
+        if said not in (None, own):
+            raise UserError(f'The latents of {path} are "{said}" latents, but those of this model are "{own}".')
+
+
+def check_events(latents: Latent | Latents | Sequence[Latent], model: LatentDecoder, name: str | None = None) -> None:
+    """Refuse values that do not belong to a latent of the model (its only one where none is named). Raises UserError."""
     if not model.has_latents:
         raise UserError("This model has no latents, so none can be given to it.")
+    name = model.name_of(name)
+    if name not in model.latents:
+        raise unknown_name("latent", name, model.latents)
+    dims, whose = model.latents[name].dims, "the model's" if len(model.latents) == 1 else f"{name}'s"
     for row in rows_of(latents):
-        if row.shape[-1] != model.event_dims:
-            raise UserError(f"The given latents have {row.shape[-1]} events per site, but the model's have {model.event_dims}.")
+        if row.shape[-1] != dims:
+            raise UserError(f"The given latents have {row.shape[-1]} events per site, but {whose} have {dims}.")

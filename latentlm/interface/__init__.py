@@ -18,28 +18,64 @@ consecutive positions of a document (`chunk:n`) or a whole document (`document`)
 tap 0 is the embedding.
 """
 
-from latentlm.interface.batches import PADDING, Batch, Context, site_mask
-from latentlm.interface.conditions import SLOTS, BlockCondition, Condition, Cross, Prefix, ValueMap
-from latentlm.interface.decoder import LatentDecoder, Latents, Loss, State
-from latentlm.interface.distributions import Bits, Codes, Distribution, Gaussian, Latent, code_bits, sampled_kl
-from latentlm.interface.generation import Finish, Generation, Given, OnToken
+from latentlm.interface.batches import PADDING, Batch, Context, SiteMap, site_mask
+from latentlm.interface.conditions import SLOTS, BlockCondition, Condition, Cross, Prefix, ValueMap, listed, merged, owned
+from latentlm.interface.decoder import (
+    LatentDecoder,
+    LatentInfo,
+    LatentLoss,
+    LatentSource,
+    Loss,
+    Met,
+    State,
+    StepSource,
+)
+from latentlm.interface.distributions import (
+    Bits,
+    Categorical,
+    Codes,
+    Distribution,
+    Gaussian,
+    Latent,
+    Point,
+    Product,
+    code_bits,
+    sampled_kl,
+)
+from latentlm.interface.generation import Finish, Generation, Given, OnToken, Wanted
+from latentlm.interface.granularity import (
+    Granularity,
+    assign_sites,
+    begins_now,
+    from_previous,
+    parse_granularity,
+    recent_tokens,
+    site_starts,
+)
+from latentlm.interface.latents import Latents, by_name, noise_of, only
 from latentlm.interface.noise import Noise
 from latentlm.interface.parts import (
     CONTRACT_VERSION,
     Encoder,
     Injection,
     KLSchedule,
+    LatentShape,
     Objective,
+    Operations,
     Part,
+    Parts,
     Prior,
     Shape,
     Sockets,
 )
-from latentlm.interface.sites import assign_sites, begins_site, chunk_length
+from latentlm.interface.token_sets import TokenIds, TokenSet, pack_ids
 
 __all__ = [
-    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "Bits", "BlockCondition", "Codes", "Condition", "Context", "Cross",
-    "Distribution", "Encoder", "Finish", "Gaussian", "Generation", "Given", "Injection", "KLSchedule", "Latent",
-    "LatentDecoder", "Latents", "Loss", "Noise", "Objective", "OnToken", "Part", "Prefix", "Prior", "Shape",
-    "Sockets", "State", "ValueMap", "assign_sites", "begins_site", "chunk_length", "code_bits", "sampled_kl", "site_mask",
+    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "Bits", "BlockCondition", "Categorical", "Codes", "Condition", "Context",
+    "Cross", "Distribution", "Encoder", "Finish", "Gaussian", "Generation", "Given", "Granularity", "Injection", "KLSchedule",
+    "Latent", "LatentDecoder", "LatentInfo", "LatentLoss", "LatentShape", "LatentSource", "Latents", "Loss", "Met", "Noise",
+    "Objective", "OnToken", "Operations", "Part", "Parts", "Point", "Prefix", "Prior", "Product", "Shape", "SiteMap",
+    "Sockets", "State", "StepSource", "TokenIds", "TokenSet", "ValueMap", "Wanted", "assign_sites", "begins_now", "by_name",
+    "code_bits", "from_previous", "listed", "merged", "noise_of", "only", "owned", "pack_ids", "parse_granularity",
+    "recent_tokens", "sampled_kl", "site_mask", "site_starts",
 ]  # fmt: skip

@@ -6,12 +6,13 @@ Legend: B rows, T tokens, D width, S latent sites. Indices are those of `latentl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from latentlm.errors import UserError
+from latentlm.interface.conditions import Condition
 
 PADDING = -1
 """Document number of a padding position."""
@@ -40,6 +41,8 @@ class Batch:
     target_mask: Tensor
     """True where the target counts. Bool."""
     given: Tensor | None = None
+    sites: Mapping[str, int] | None = None
+    """S of each latent, where it was counted while the batch lay on the CPU (`LatentDecoder.counted`): a GPU would wait."""
 
     @classmethod
     def of(
@@ -75,7 +78,7 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows, in that order."""
-        return self._map(lambda tensor: tensor.index_select(0, rows))
+        return replace(self._map(lambda tensor: tensor.index_select(0, rows)), sites=None)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor changed alike."""
@@ -86,7 +89,26 @@ class Batch:
             positions=change(self.positions),
             target_mask=change(self.target_mask),
             given=None if self.given is None else change(self.given),
+            sites=self.sites,
         )
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """Where the sites of one latent lie."""
+
+    site_of: Tensor
+    """(B, T) long: index of the site that conditions each position (some index below S at padding, where it means nothing)."""
+    mask: Tensor
+    """(B, S) bool: sites that condition at least one real position."""
+
+    def before(self, documents: Tensor) -> SiteMap:
+        """The map with some positions hidden, from documents (B, T) in which they are padding."""
+        return SiteMap(self.site_of, site_mask(self.site_of, documents, self.mask.shape[1]))
+
+    def select(self, rows: Tensor) -> SiteMap:
+        """The given rows."""
+        return SiteMap(self.site_of.index_select(0, rows), self.mask.index_select(0, rows))
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,9 @@ class Context:
     """What the trunk saw: the z-free part of a forward pass, which encoders, priors and injections read.
 
     The trunk is causal, so hiding later tokens (`before`) changes the masks only and the trunk is not run again.
+
+    A part sees the context of its own latent: `site_of`, `site_mask` and what follows from them are that latent's. In a
+    decoder of several latents, `of(name)` is one latent's view; that of the decoder as a whole belongs to none: no sites.
 
     Example::
 
@@ -116,6 +141,25 @@ class Context:
     """(B, S) bool: sites that condition at least one real position."""
     given: Tensor
     """(B,) long: prompt tokens, 0 = none. A prior's site may see tokens up to max(its first position, given)."""
+    above: Mapping[str, Tensor] = field(default_factory=dict)
+    """{name: (B, T, E)}: of each latent that the part names in `above`, the value open at each position. A prior's site reads
+    it at its own first position (`at_first_positions`); an encoder may read all of it."""
+    maps: Mapping[str, SiteMap] = field(default_factory=dict)
+    """The sites of every latent, in a decoder of several."""
+    reach: int | None = None
+    """The block whose incoming stream is the last that was computed; None: the end of the trunk. The frame's own."""
+    made: Mapping[str, Condition] = field(default_factory=dict)
+    """Conditions under which the blocks up to `reach` ran. The frame's own."""
+
+    def of(self, name: str) -> Context:
+        """The same context as the parts of one latent see it."""
+        if not self.maps:
+            return self
+        return replace(self, site_of=self.maps[name].site_of, site_mask=self.maps[name].mask)
+
+    def sites_of(self, name: str) -> SiteMap:
+        """Where the sites of one latent lie."""
+        return self.maps[name] if self.maps else SiteMap(self.site_of, self.site_mask)
 
     @property
     def rows(self) -> int:
@@ -148,15 +192,36 @@ class Context:
         first = self.first_positions().clamp(max=x.shape[1] - 1)
         return x.gather(1, first[..., None].expand(-1, -1, x.shape[-1]))
 
+    def at_positions(self, x: Tensor) -> Tensor:
+        """x (R, S, D) of the site that is open at each position: (R, T, D)."""
+        return x.gather(1, self.site_of[..., None].expand(-1, -1, x.shape[-1]))
+
+    def site_means(self, x: Tensor) -> Tensor:
+        """Mean of x (B, T, D) over the real positions of each site: (B, S, D); zero where there is none."""
+        real = (self.documents >= 0).to(x.dtype)[..., None]  # (B, T, 1)
+        index = self.site_of[..., None]
+        sums = x.new_zeros(x.shape[0], self.sites, x.shape[-1]).scatter_add(1, index.expand_as(x), x * real)
+        counts = real.new_zeros(x.shape[0], self.sites, 1).scatter_add(1, index, real)
+        return sums / counts.clamp(min=1)
+
+    def seen_by(self, slots: int) -> Tensor:
+        """(R, S * M) long: the document that sees each of the M `slots` of each site, -1 where the site is padding; what a
+        prefix or a memory says. Blocks that share it share their mask."""
+        first = self.first_positions().clamp(max=self.tokens.shape[1] - 1)  # (R, S)
+        documents = self.documents.gather(1, first).masked_fill(~self.site_mask, PADDING)
+        return documents.repeat_interleave(slots, dim=1)
+
     def before(self, lengths: Tensor) -> Context:
         """Hide from encoders and priors everything at row positions >= lengths (B,). The taps stay: they are causal."""
         index = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         hidden = index[None, :] >= lengths[:, None]
         documents = self.documents.masked_fill(hidden, PADDING)
-        return replace(self, documents=documents, site_mask=site_mask(self.site_of, documents, self.sites))
+        own = self.site_mask if self.sites == 0 else site_mask(self.site_of, documents, self.sites)
+        maps = {name: sites.before(documents) for name, sites in self.maps.items()}
+        return replace(self, documents=documents, site_mask=own, maps=maps)
 
     def select(self, rows: Tensor) -> Context:
-        """The given rows, in that order; rows may repeat."""
+        """The given rows, in that order; rows may repeat. What was made for the old rows is not kept."""
         return Context(
             tokens=self.tokens.index_select(0, rows),
             taps={k: tap.index_select(0, rows) for k, tap in self.taps.items()},
@@ -165,6 +230,9 @@ class Context:
             site_of=self.site_of.index_select(0, rows),
             site_mask=self.site_mask.index_select(0, rows),
             given=self.given.index_select(0, rows),
+            above={name: value.index_select(0, rows) for name, value in self.above.items()},
+            maps={name: sites.select(rows) for name, sites in self.maps.items()},
+            reach=self.reach,
         )
 
 

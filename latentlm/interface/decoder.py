@@ -6,16 +6,19 @@ Legend: that of `latentlm.interface`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from latentlm.errors import UserError, unknown_name
 from latentlm.interface.batches import Batch, Context
 from latentlm.interface.distributions import Distribution, Latent
-from latentlm.interface.generation import Generation, Given, OnToken
+from latentlm.interface.generation import Generation, Given, OnToken, Wanted
+from latentlm.interface.granularity import Granularity, assign_sites
+from latentlm.interface.latents import Latents, only
 from latentlm.interface.noise import Noise
 from latentlm.interface.parts import KLSchedule
 
@@ -24,26 +27,94 @@ if TYPE_CHECKING:
     from latentlm.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Loss:
-    """One training forward pass."""
+class LatentInfo(Protocol):
+    """What one of a decoder's latents is."""
 
-    total: Tensor
-    """Scalar, nats per target token, with gradient: mean cross-entropy + penalty + auxiliary."""
-    reconstruction: Tensor
-    """(B, T) cross-entropy under the posterior's z in nats, zero outside `target_mask`. Not a language-model loss."""
-    kl: Tensor | None
-    """(B, S, E) or (B, S, 1) nats; None without latents."""
+    @property
+    def name(self) -> str:
+        """Of the latent."""
+
+    @property
+    def dims(self) -> int:
+        """E."""
+
+    @property
+    def granularity(self) -> Granularity:
+        """Where its sites begin."""
+
+    @property
+    def granularity_text(self) -> str:
+        """The granularity as a recipe writes it: "token", "chunk:8", "line"."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """False: its posterior is its prior."""
+
+    @property
+    def sees_future(self) -> bool:
+        """The posterior of a site depends on tokens after the site's first position."""
+
+    @property
+    def autoregressive(self) -> bool:
+        """A site's prior depends on the latents of earlier sites."""
+
+    kl_schedule: KLSchedule | None
+
+
+@dataclass(frozen=True)
+class LatentLoss:
+    """What one latent adds to a training forward pass."""
+
+    kl: Tensor
+    """(B, S, E) or (B, S, 1) nats."""
     site_mask: Tensor
     """(B, S) bool."""
+    posterior: Distribution
+    normalised: bool = True
+    """False: the prior's density is known up to a constant only, and so is the KL."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One training forward pass. With a single latent, `kl`, `site_mask` and `posterior` are that one's; without, None."""
+
+    total: Tensor
+    """Scalar, nats per target token, with gradient: mean cross-entropy + penalties + auxiliary."""
+    reconstruction: Tensor
+    """(B, T) cross-entropy under the posterior's z in nats, zero outside `target_mask`. Not a language-model loss."""
     target_mask: Tensor
     """(B, T) bool."""
-    posterior: Distribution | None
-    """None without latents."""
-    logs: dict[str, Tensor]
-    """What the schedule did, and what the parts say of losses of their own."""
+    latents: Mapping[str, LatentLoss] = field(default_factory=dict)
+    """By latent, in the decoder's order."""
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the schedules did, and what the parts say of losses of their own; "name/key" in a decoder of several latents."""
     auxiliary: Tensor | None = None
     """Scalar, nats per target token: the parts' own losses, in training; None where there are none."""
+
+    @property
+    def kl(self) -> Tensor | None:
+        """(B, S, E) or (B, S, 1) nats."""
+        return only(self.latents, "kl").kl if self.latents else None
+
+    @property
+    def site_mask(self) -> Tensor | None:
+        """(B, S) bool."""
+        return only(self.latents, "site_mask").site_mask if self.latents else None
+
+    @property
+    def posterior(self) -> Distribution | None:
+        """q(z | x)."""
+        return only(self.latents, "posterior").posterior if self.latents else None
+
+
+@dataclass(frozen=True)
+class Met:
+    """The sites of one latent that a generation has met so far."""
+
+    value: Tensor
+    """(B, S, E); rows shorter than S are padded with zeros."""
+    counts: Tensor
+    """(B,) long: sites met so far in each row."""
 
 
 @dataclass(frozen=True)
@@ -54,45 +125,99 @@ class State:
     """(B, V) float32: next-token logits."""
     lengths: Tensor
     """(B,) long: tokens fed so far."""
-    latents: Tensor | None
-    """(B, S, E) latents of the sites met so far (None without latents); rows shorter than S are padded with zeros."""
-    site_counts: Tensor
-    """(B,) long: sites met so far in each row."""
+    met: Mapping[str, Met]
+    """By latent, in the decoder's order."""
+
+    @property
+    def latents(self) -> Tensor | None:
+        """(B, S, E) latents of the sites met so far, of a decoder with one latent; None without."""
+        return only(self.met, "latents").value if self.met else None
+
+    @property
+    def site_counts(self) -> Tensor:
+        """(B,) long: sites met so far in each row, of a decoder with one latent; zeros without."""
+        return only(self.met, "site_counts").counts if self.met else torch.zeros_like(self.lengths)
 
 
-Latents = Literal["posterior", "prior"] | Latent
+LatentSource = Literal["posterior", "prior"] | Latent
+"""Who says what a latent is: the encoder, the prior, or the caller."""
+StepSource = Literal["prior"] | Tensor
+"""Likewise for the next token: the prior, or the caller (B, E)."""
 
 
 class LatentDecoder(nn.Module, ABC):
     """The one interface that training, generation, likelihood, zoo and evaluation talk to.
 
-    Most plugins use `latentlm.composed.ComposedDecoder`, which builds this from a backbone and four parts.
+    A decoder has latents z^1 .. z^N in order, N = 0 for a plain decoder:
+
+        p(x, z) = prod_t p(x_(t+1) | x_<=t, z begun by t)
+                  prod_n prod_(s of z^n that begins at t) p(z^n_s | x_<=max(t, given), z^n_<s, z^m begun by t, m above n)
+        q(z | x) = prod_n q(z^n | x, z^m for m above n)
+
+    Methods take latents by name; where there is one latent, its name may be left out, and a `Latent` stands for `Latents`.
+    Most plugins use `latentlm.composed.ComposedDecoder`, which builds this from a backbone and the parts of its latents.
 
     Example::
 
         backbone = BackboneConfig(width=32, blocks=2, heads=2, context=32)
         model = build(ModelConfig(decoder="free", event_dims=4, backbone=backbone))
         context = model.context(Batch.of([[256, 100, 101, 102]]))  # the trunk, free of z
-        posterior, latent = model.posterior(context), model.sample_prior(context, Noise.keyed(0, ["row"]))
-        logits = model.logits(model.hidden(context, latent))  # (1, 4, 257): p(next token | tokens, z)
-        nats = posterior.kl(model.prior(context, latent), latent)  # (1, 4, 4)
+        posterior, latents = model.posterior(context), model.sample_prior(context, Noise.keyed(0, ["row"]))
+        logits = model.logits(model.hidden(context, latents))  # (1, 4, 257): p(next token | tokens, z)
+        nats = posterior.kl(model.prior(context, latents=latents), latents["z"])  # (1, 4, 4)
     """
 
     config: ModelConfig
-    has_latents: bool
-    """False: a plain decoder; every likelihood method is exact and latents arguments are ignored."""
-    has_encoder: bool
-    """False: `posterior` is the prior."""
-    sees_future: bool
-    """The posterior of a site depends on later tokens."""
-    event_dims: int
-    """E, 0 without latents."""
-    granularity: str
-    kl_schedule: KLSchedule | None
+    latents: Mapping[str, LatentInfo]
+    """By name, in order; empty for a plain decoder, whose likelihood is exact under every method."""
     card: Card | None = None
     """Where the weights came from; set by `zoo.load`, None for a model built by hand."""
     tokenizer: Tokenizer | None = None
     """Set by `zoo.load`; None where the card has none."""
+
+    @property
+    def has_latents(self) -> bool:
+        """False: a plain decoder."""
+        return bool(self.latents)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Some latent has one. False: `posterior` is the prior."""
+        return any(latent.has_encoder for latent in self.latents.values())
+
+    @property
+    def sees_future(self) -> bool:
+        """The posterior of a site of some latent depends on later tokens."""
+        return any(latent.sees_future for latent in self.latents.values())
+
+    @property
+    def event_dims(self) -> int:
+        """E of the only latent, 0 without latents."""
+        return only(self.latents, "dims").dims if self.latents else 0
+
+    @property
+    def granularity(self) -> str:
+        """Of the only latent, as a recipe writes it; "token" without latents."""
+        return only(self.latents, "granularity").granularity_text if self.latents else "token"
+
+    @property
+    def kl_schedules(self) -> dict[str, KLSchedule]:
+        """By latent; those without one are left out."""
+        return {name: latent.kl_schedule for name, latent in self.latents.items() if latent.kl_schedule is not None}
+
+    @property
+    def kl_schedule(self) -> KLSchedule | None:
+        """Of the only latent; None without latents."""
+        return only(self.latents, "kl_schedule").kl_schedule if self.latents else None
+
+    def name_of(self, name: str | None = None) -> str:
+        """The name of a latent; of the only one where it is left out. Raises UserError where there are several."""
+        if name is None and len(self.latents) != 1:
+            listed = ", ".join(self.latents) or "none"
+            raise UserError(f"This decoder has the latents {listed}: say which one is meant.")
+        if name is not None and name not in self.latents:
+            raise unknown_name("latent", name, self.latents)
+        return next(iter(self.latents)) if name is None else name
 
     @classmethod
     def complete(cls, config: ModelConfig) -> ModelConfig:
@@ -103,35 +228,63 @@ class LatentDecoder(nn.Module, ABC):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Set every parameter (after a build on the meta device nothing may stay unset)."""
 
+    def counted(self, batch: Batch) -> Batch:
+        """The batch with the number of sites of each latent, counted where the batch lies: on the CPU, before it is moved."""
+        counts = {
+            name: assign_sites(latent.granularity, batch.inputs, batch.documents, batch.positions)[1]
+            for name, latent in self.latents.items()
+        }
+        return replace(batch, sites=counts)
+
     @abstractmethod
     def context(self, batch: Batch, cache: Any = None) -> Context:
         """Run the trunk: everything below the first injected block, free of z."""
 
     @abstractmethod
-    def posterior(self, context: Context) -> Distribution:
-        """q(z | x) for every site, (B, S, E); the prior where there is no encoder."""
+    def posterior(
+        self, context: Context, name: str | None = None, above: Latent | Latents | None = None
+    ) -> Distribution:
+        """q(z^n | x, z above) for every site, (B, S, E), or (R, S, E) where it depends on the latents before, `above`; the
+        prior where there is no encoder."""
 
     @abstractmethod
-    def prior(self, context: Context, latent: Latent | None = None) -> Distribution:
-        """p(z | ...) for every site, (R, S, E); teacher-forced on `latent` where autoregressive."""
+    def prior(
+        self, context: Context, name: str | None = None, latents: Latent | Latents | None = None
+    ) -> Distribution:
+        """p(z^n | ...) for every site, (R, S, E); teacher-forced on `latents` where autoregressive or below others."""
 
     @abstractmethod
-    def sample_prior(self, context: Context, noise: Noise) -> Latent:
-        """Draw every site from the prior given the tokens of `context`; one row of noise per row."""
+    def infer(self, context: Context, noise: Noise) -> Latents:
+        """Draw all latents in order from their posteriors; one row of noise per row."""
 
-    def sample_sites(self, context: Context, noise: Noise, *, held: Tensor, needed: Tensor) -> Latent:
-        """Draw the sites in `needed` (R, S) from the prior, one after another, given the others' values in `held` (R, S, E) and
-        those drawn before; R rows of context and noise, site s draws `noise.at(s)`. By one pass of the whole prior per site; a
-        decoder whose prior steps does it by one step per token."""
+    @abstractmethod
+    def sample_prior(self, context: Context, noise: Noise) -> Latents:
+        """Draw all latents in order from their priors given the tokens of `context`; one row of noise per row."""
+
+    def sample_sites(
+        self,
+        context: Context,
+        noise: Noise,
+        *,
+        held: Tensor,
+        needed: Tensor,
+        name: str | None = None,
+        above: Latents | None = None,
+    ) -> Latent:
+        """Draw the sites in `needed` (R, S) of one latent from its prior, one after another, given the others' values in `held`
+        (R, S, E), those drawn before and the latents `above`; R rows of context and noise, site s draws `noise.at(s)`. By one
+        pass of the whole prior per site; a decoder whose prior steps does it by one step per token."""
+        name = self.name_of(name)
         value = held.clone()
         for site in needed.any(0).nonzero()[:, 0].tolist():
-            one = self.prior(context, Latent(value)).narrow(site, 1)
+            given = (above or Latents({})).plus(name, Latent(value))
+            one = self.prior(context, name, given).narrow(site, 1)
             drawn = one.sample(noise.at([site])).value[:, 0].to(value)  # (R, E)
             value[:, site] = torch.where(needed[:, site, None], drawn, value[:, site])
         return Latent(value)
 
     @abstractmethod
-    def hidden(self, context: Context, latent: Latent | None, cache: Any = None) -> Tensor:
+    def hidden(self, context: Context, latents: Latent | Latents | None, cache: Any = None) -> Tensor:
         """Run the blocks above the trunk: (R, T, D), final norm included. R is a multiple of B; latent row b*K + k uses
         context row b."""
 
@@ -143,22 +296,28 @@ class LatentDecoder(nn.Module, ABC):
     def loss(self, batch: Batch, *, step: int, noise: Noise) -> Loss:
         """Training loss; `noise` has one row per row of the batch."""
 
+    def advance(self, step: int) -> None:
+        """Called once after optimiser step `step`, counted from 0: schedules and parts move."""
+        for schedule in self.kl_schedules.values():
+            schedule.advance(step)
+
     @abstractmethod
     def prefill(
         self,
         tokens: Tensor,
         lengths: Tensor,
         *,
-        latents: Latents = "posterior",
-        noise: Noise,
-        last_latent: Literal["posterior", "prior"] = "posterior",
-        prior_temperature: float = 1.0,
+        latents: LatentSource | Mapping[str, LatentSource] = "posterior",
+        noise: Noise | Mapping[str, Noise],
+        last_latent: Literal["posterior", "prior"] | Mapping[str, Literal["posterior", "prior"]] = "posterior",
+        prior_temperature: float | Mapping[str, float] = 1.0,
         capacity: int | None = None,
     ) -> State:
         """Feed prompts (B, T), right-padded, of lengths (B,) >= 1. Latents from the encoder run on the prompt, from the prior,
         or given (B, S', E) with S' >= the prompt's sites. `last_latent` says whose draw the site at the last prompt token takes
-        when the rest comes from the posterior. Sites draw `noise.at(site index)`. `capacity` reserves cache for that many
-        tokens in all."""
+        when the rest comes from the posterior. Settings are one for all latents, or by name (what is not named takes the
+        default). Sites draw `noise.at(site index)`; noise by name is taken as it is, one for all is split by latent. `capacity`
+        reserves cache for that many tokens in all."""
 
     @abstractmethod
     def step(
@@ -166,9 +325,9 @@ class LatentDecoder(nn.Module, ABC):
         state: State,
         tokens: Tensor,
         *,
-        latents: Literal["prior"] | Tensor = "prior",
-        noise: Noise,
-        prior_temperature: float = 1.0,
+        latents: StepSource | Mapping[str, StepSource] = "prior",
+        noise: Noise | Mapping[str, Noise],
+        prior_temperature: float | Mapping[str, float] = 1.0,
     ) -> State:
         """Feed tokens (B,) together with their latents: drawn from the prior where the token begins a site, or given (B, E).
         The site with index s draws `noise.at(s)`. The state passed in is used up."""
@@ -193,11 +352,11 @@ class LatentDecoder(nn.Module, ABC):
         stop: str | Sequence[str] = (),
         seed: int = 0,
         samples: int = 1,
-        latents: Literal["fresh", "shared"] | Given = "fresh",
-        continuation_latents: Given | None = None,
-        prefill: Literal["posterior", "prior"] = "posterior",
-        last_latent: Literal["posterior", "prior"] = "posterior",
-        prior_temperature: float = 1.0,
+        latents: Wanted | Mapping[str, Wanted] | Sequence[Latents] = "fresh",
+        continuation_latents: Given | Mapping[str, Given] | Sequence[Latents] | None = None,
+        prefill: Literal["posterior", "prior"] | Mapping[str, Literal["posterior", "prior"]] = "posterior",
+        last_latent: Literal["posterior", "prior"] | Mapping[str, Literal["posterior", "prior"]] = "posterior",
+        prior_temperature: float | Mapping[str, float] = 1.0,
         truncate: Literal["left"] | None = None,
         keys: Sequence[Hashable] | None = None,
         batch_size: int = 32,
@@ -229,8 +388,8 @@ class LatentDecoder(nn.Module, ABC):
 
     def encode(
         self, text: str | Sequence[int], *, temperature: float = 1.0, samples: int = 1, seed: int = 0
-    ) -> Latent:
-        """Latents of a text, (K, S, E), drawn by the encoder; see `latentlm.generation.encode`."""
+    ) -> Latents:
+        """Latents of a text, (K, S, E) each, drawn by the encoder; see `latentlm.generation.encode`."""
         from latentlm.generation import encode
 
         return encode(self, text, temperature=temperature, samples=samples, seed=seed)

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latentlm.interface.distributions import Latent
+from latentlm.interface.latents import Latents
 
 Finish = Literal["stop", "length", "end_of_text"]
 Given = Latent | Sequence[Latent]
+"""Values of one latent: one for all rows, or several, one for each prompt or row."""
+Wanted = Literal["fresh", "shared"] | Given
+"""Where a latent of a generation comes from."""
 OnToken = Callable[[int, int, int], None]
 """Called with (prompt number, sample number, token) as each token is drawn; not for end-of-text."""
 
@@ -27,8 +31,9 @@ class Generation:
     """Every token drawn but end-of-text (the stop string's included)."""
     prompt: list[int]
     """Tokens fed before them."""
-    latents: Latent | None
-    """(1, S, E): every site met, from the first of the prompt on. Give it back as `latents` to meet the same ones again."""
+    latents: Latents | None
+    """(1, S, E) each: every site met, from the first of the prompt on. Give it back as `latents` to meet the same ones again.
+    None without latents."""
     finish: Finish
     sample: int
     """Number of this sample among those of its prompt."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 _WORDS_PER_COUNT = 4  # Philox-4x64 makes four 64-bit words per counter value
 _RESOLUTION = 2.0**-23  # (k + 1/2) * 2^-23 is exact in float32 and lies strictly inside (0, 1)
+_LATENT = "latent/"  # begins the names of the streams of latents, and of no others
 _AHEAD = 16  # sites drawn at a time where they are asked for one by one: making a generator costs more than its numbers
 
 
@@ -61,7 +62,13 @@ class Noise:
 
     def stream(self, name: str) -> Noise:
         """An independent stream of the same rows ("tokens", "prior", ...)."""
+        if name.startswith(_LATENT):
+            raise ValueError(f'streams whose names begin with "{_LATENT}" are those of latents: choose another name.')
         return Noise([_key((key, name)) for key in self.keys], offsets=self.offsets)
+
+    def latent(self, name: str) -> Noise:
+        """The stream of one latent in a decoder of several."""
+        return Noise([_key((key, f"{_LATENT}{name}")) for key in self.keys], offsets=self.offsets)
 
     def at(self, offsets: Sequence[int] | Tensor) -> Noise:
         """The same rows with their first site moved by `offsets` (one per row, or one number for all)."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -27,25 +27,39 @@ from latentlm.interface.distributions import Distribution, Latent
 if TYPE_CHECKING:
     from latentlm.config import BackboneConfig
 
-CONTRACT_VERSION = 1
-"""Version of these contracts. A plugin states the one it was written for (`latentlm_contract = 1`); see docs/plugins.md."""
+CONTRACT_VERSION = 2
+"""Version of these contracts. A plugin states the one it was written for (`latentlm_contract = 2`); see docs/plugins.md."""
 
-Sockets = Literal["decoder", "encoder", "prior", "injection", "kl_schedule"]
+Sockets = Literal["decoder", "encoder", "prior", "injection", "kl_schedule", "granularity"]
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """What a part is told about its latent."""
+
+    name: str
+    dims: int
+    """E."""
+    granularity: str
+    """Name of the part that says where its sites begin: "token", "chunk", "document", "line", ..."""
+    length: int | None = None
+    """Tokens of a site where all have as many: 1 for `token`, n for `chunk:n`."""
+    above: Mapping[str, LatentShape] = field(default_factory=dict)
+    """The latents that the part names in `above`."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a part is told about the decoder it is built into.
+    """What a part is told about the decoder that it is built into.
 
     Example::
 
-        shape = Shape(backbone=BackboneConfig(width=32, blocks=2, heads=2), event_dims=4, granularity="token")
-        assert (shape.width, shape.blocks) == (32, 2)
+        shape = Shape(BackboneConfig(width=32, blocks=2, heads=2), LatentShape("z", dims=4, granularity="token"))
+        assert (shape.width, shape.blocks, shape.latent.dims) == (32, 2, 4)
     """
 
     backbone: BackboneConfig
-    event_dims: int
-    granularity: str
+    latent: LatentShape
 
     @property
     def width(self) -> int:
@@ -56,6 +70,16 @@ class Shape:
     def blocks(self) -> int:
         """L."""
         return self.backbone.blocks
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations that a count of matrices does not show."""
+
+    training_per_site: float = 0.0
+    """What the gradient of a site's latent takes beyond that of the part's Linear layers."""
+    fitting_passes: float = 0.0
+    """How often fitting a posterior runs the blocks above the trunk, forward and back to the latents."""
 
 
 class Part(nn.Module, ABC):
@@ -74,18 +98,20 @@ class Part(nn.Module, ABC):
 
             def __init__(self, config, shape):
                 super().__init__(config, shape)
-                self.weight = nn.Parameter(torch.empty(2**shape.event_dims, shape.width))
+                self.weight = nn.Parameter(torch.empty(2**shape.latent.dims, shape.width))
 
             def init_weights(self, generator=None):
                 self.weight.data.normal_(0.0, self.config.init_std, generator=generator)
     """
 
     Config: ClassVar[type[BaseModel]]
-    latents: ClassVar[str | None] = None
-    """What the values of z are: "bits" (zeros and ones), "real" (any numbers), or a word of your own. Parts of one decoder must
-    agree, which is checked when it is built; None is not checked."""
-    granularities: ClassVar[tuple[str, ...]] = ("token", "chunk", "document")
-    """The granularities that the part serves."""
+    family: ClassVar[str | None] = None
+    """What the values of z are: "bits" (zeros and ones), "real" (any numbers), "codes", or a word of your own. The parts of one
+    latent must agree, which is checked when the decoder is built; None is not checked."""
+    granularities: ClassVar[tuple[str, ...] | None] = None
+    """Names of the granularities that the part serves; None: any."""
+    reads_above: ClassVar[bool] = False
+    """The part can read other latents, those that its `above` names: see `Context.above`."""
 
     def __init__(self, config: Any, shape: Shape) -> None:
         super().__init__()
@@ -100,6 +126,19 @@ class Part(nn.Module, ABC):
         logs. The latent carries the distribution that it was drawn from. None: it has none."""
         return None
 
+    def bind(self, parts: Parts) -> None:
+        """Called once, when the decoder is put together, with all parts of the part's latent. One that keeps another must not
+        keep it as a module of its own: its parameters are the other's. Raises UserError where they do not fit."""
+
+    def advance(self, step: int) -> None:
+        """Called once after optimiser step `step`, counted from 0, whatever its micro-batches: moving averages, restarts,
+        annealed temperatures. What a part gathers over the micro-batches of a step (in `auxiliary`, called once for each) lies
+        in tensors that are no persistent buffers, and is empty again when this returns; `loss` moves no persistent buffer."""
+
+    def operations(self) -> Operations:
+        """What a count of the part's Linear layers leaves out."""
+        return Operations()
+
 
 Objective = Callable[[Distribution], Tensor]
 """q -> (B,) nats: the reconstruction plus KL of each row under q with the decoder frozen; for encoders without a network."""
@@ -112,14 +151,14 @@ class Encoder(Part):
 
         class Linear(Encoder):
             Config = Strict
-            latents = "bits"
+            family = "bits"
             granularities = ("token",)
             sees_future = False
 
             def __init__(self, config, shape):
                 super().__init__(config, shape)
                 self.taps = (shape.blocks // 2,)
-                self.readout = nn.Linear(shape.width, shape.event_dims)
+                self.readout = nn.Linear(shape.width, shape.latent.dims)
 
             def forward(self, context, objective=None):
                 return Bits(self.readout(context.taps[self.taps[0]]))
@@ -128,14 +167,13 @@ class Encoder(Part):
     """
 
     taps: tuple[int, ...]
-    """Blocks whose incoming residual stream the encoder reads; all <= the first injected block."""
+    """Blocks whose incoming residual stream the encoder reads: none above the first block that its own latent, or a later one,
+    is injected into. Above an earlier latent's injection the stream depends on that latent, as if `above` named it."""
     sees_future: bool
     """A site's posterior depends on tokens after the site's first position, which are targets of the positions that it
     conditions. If so, scores must never mix it with targets it has seen."""
     needs_objective: ClassVar[bool] = False
     """`forward` wants `objective` (posteriors fitted by gradient, not by a network)."""
-    fitting_passes: int = 0
-    """How often that fitting runs the blocks above the trunk, forward and back to the latents; for the count of operations."""
 
     @abstractmethod
     def forward(self, context: Context, objective: Objective | None = None) -> Distribution:
@@ -149,11 +187,11 @@ class Prior(Part):
 
         class LearnedBits(Prior):
             Config = Strict
-            latents = "bits"
+            family = "bits"
 
             def __init__(self, config, shape):
                 super().__init__(config, shape)
-                self.logits = nn.Parameter(torch.empty(shape.event_dims))
+                self.logits = nn.Parameter(torch.empty(shape.latent.dims))
 
             def init_weights(self, generator=None):
                 self.logits.data.zero_()
@@ -161,7 +199,7 @@ class Prior(Part):
             def forward(self, context, latent=None):
                 return Bits(self.logits.expand(context.rows, context.sites, -1))
 
-            def step(self, state, taps, previous, starts):
+            def step(self, state, taps, previous, starts, above):
                 return Bits(self.logits.expand(len(starts), 1, -1)), state
 
         plugins.register("prior", "learned_example", LearnedBits)
@@ -171,10 +209,6 @@ class Prior(Part):
     """Blocks whose incoming residual stream the prior reads."""
     autoregressive: bool = False
     """A site depends on the latents of earlier sites: it is sampled site by site through `step`."""
-
-    def bind(self, encoder: Encoder | None) -> None:
-        """Called once, when the decoder is put together, with its encoder (None: it has none). A prior made of posteriors keeps
-        it, but not as a module of its own: its parameters are the encoder's."""
 
     @abstractmethod
     def forward(self, context: Context, latent: Latent | None = None) -> Distribution:
@@ -189,47 +223,62 @@ class Prior(Part):
 
     @abstractmethod
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self,
+        state: Any,
+        taps: Mapping[int, Tensor],
+        previous: Tensor | None,
+        starts: Tensor,
+        above: Mapping[str, Tensor],
     ) -> tuple[Distribution, Any]:
         """Feed one token: taps {k: (B, D)} at it, `previous` (B, E) the latent of the site before (None at the first),
-        `starts` (B,) bool, true where this token begins a new site. Returns the prior of that site, (B, 1, E), meaningless
-        where `starts` is false, and the new state."""
+        `starts` (B,) bool, true where this token begins a new site, `above` {name: (B, E')} the latents that the part names in
+        `above`, open at this token. Returns the prior of that site, (B, 1, E), meaningless where `starts` is false, and the new
+        state."""
 
 
 class Injection(Part):
-    """Where latents enter. The condition of position t depends on the latent of its own site only.
+    """Where latents enter. The condition of position t depends on the latent of its own site only, and, through a prefix, of
+    earlier sites.
 
     Example::
 
         class AddBits(Injection):
             Config = Strict
-            latents = "bits"
+            family = "bits"
             slots = ("residual",)
 
             def __init__(self, config, shape):
                 super().__init__(config, shape)
-                self.sites = (shape.blocks // 2,)
-                self.map = nn.Linear(shape.event_dims, shape.width)
+                self.blocks = (shape.blocks // 2,)
+                self.map = nn.Linear(shape.latent.dims, shape.width)
 
             def forward(self, latent, context):
                 rows = self.map(latent.value)  # (R, S, D)
-                rows = rows.gather(1, context.site_of[..., None].expand(-1, -1, rows.shape[-1]))  # (R, T, D)
-                return Condition({self.sites[0]: BlockCondition(residual=rows)})
+                return Condition({self.blocks[0]: BlockCondition(residual=context.at_positions(rows))})
 
         plugins.register("injection", "add_example", AddBits)
     """
 
-    sites: tuple[int, ...]
+    blocks: tuple[int, ...]
     """Blocks that get a condition."""
     slots: tuple[str, ...]
     """The condition slots used, from `SLOTS`."""
-    surrogate_operations: float = 0.0
-    """Floating-point operations that the gradient of a site's latent takes beyond those of the part's Linear layers."""
+    prefix_since: ClassVar[bool] = False
+    """Its prefixes say since when they are seen (`Prefix.since`), so that any granularity can have them."""
 
     @abstractmethod
     def forward(self, latent: Latent, context: Context) -> Condition:
         """Condition for every position of `context`, whose rows are those of the latent (R). In generation it is called with
-        one position and one site, except for prefixes and memory slots, which are made once at prefill."""
+        one position and one site, except for prefixes without `since` and memory slots, which are made once at prefill."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one latent, for `Part.bind`."""
+
+    encoder: Encoder | None
+    prior: Prior
+    injection: Injection
 
 
 class KLSchedule(ABC):
@@ -248,6 +297,8 @@ class KLSchedule(ABC):
     """
 
     Config: ClassVar[type[BaseModel]]
+    steers_reconstruction: ClassVar[bool] = False
+    """It aims at a value of the reconstruction, which all latents of a decoder share: only one of its schedules can."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -261,8 +312,8 @@ class KLSchedule(ABC):
         kl (B, S, E) or (B, S, 1) nats; reconstruction (B, T) nats, zero outside `target_mask`; site_mask (B, S);
         target_mask (B, T); `step` counts optimiser steps from 0."""
 
-    def advance(self) -> None:  # noqa: B027 - a schedule without state has nothing to move
-        """Move the state by one optimiser step (called once per step, however many micro-batches it had)."""
+    def advance(self, step: int) -> None:  # noqa: B027 - a schedule without state has nothing to move
+        """Move the state after optimiser step `step`, counted from 0 (called once, however many micro-batches it had)."""
 
     def state_dict(self) -> dict[str, float | int]:
         """State to resume from, plain numbers."""

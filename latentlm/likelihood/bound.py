@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentlm.errors import UserError
 from latentlm.interface import Batch, LatentDecoder, Loss, Noise
 
 
@@ -32,11 +33,14 @@ class Bound:
 
 
 def bound_of(loss: Loss) -> Bound:
-    """The bound of a forward pass that was made for training: it costs nothing more."""
+    """The bound of a forward pass that was made for training: it costs nothing more. Raises UserError where a prior is not
+    normalised."""
+    if unknown := [name for name, own in loss.latents.items() if not own.normalised]:
+        raise UserError(f"The prior of {unknown[0]} is not normalised: its KL is known up to a constant and bounds nothing.")
     reconstruction = loss.reconstruction.detach().double().sum(-1)
     kl = torch.zeros_like(reconstruction)
-    if loss.kl is not None:
-        kl = loss.kl.detach().double().sum(-1).masked_fill(~loss.site_mask, 0.0).sum(-1)
+    for own in loss.latents.values():
+        kl = kl + own.kl.detach().double().sum(-1).masked_fill(~own.site_mask, 0.0).sum(-1)
     return Bound(-(reconstruction + kl), reconstruction, kl, loss.target_mask.sum(-1))
 
 
@@ -50,8 +54,11 @@ def elbo(model: LatentDecoder, batch: Batch, noise: Noise) -> Bound:
 @contextmanager
 def without_schedule(model: LatentDecoder) -> Iterator[None]:
     """The loss without a penalty, so that an evaluation leaves the schedule's state alone."""
-    schedule, model.kl_schedule = model.kl_schedule, None
+    schedules = model.kl_schedules
+    for name in schedules:
+        model.latents[name].kl_schedule = None
     try:
         yield
     finally:
-        model.kl_schedule = schedule
+        for name, schedule in schedules.items():
+            model.latents[name].kl_schedule = schedule

@@ -17,28 +17,23 @@ Legend: B texts, S sites, E event dimensions (units), N sites pooled over the te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from latentlm.errors import UserError
-from latentlm.interface import Bits, Codes, Distribution, Gaussian, Latent, LatentDecoder, Noise
+from latentlm.interface import Distribution, Latent, LatentDecoder, Latents, Noise
 from latentlm.likelihood.paths import draw_paths
 from latentlm.likelihood.scoring import windows
 from latentlm.likelihood.weights import Texts, path_likelihood
 
 ACTIVE_VARIANCE = 0.01
-_PARAMETERS: dict[type, Callable[[Any], tuple[Tensor, ...]]] = {
-    Bits: lambda q: (q.logits,),
-    Codes: lambda q: (q.log_probs,),
-    Gaussian: lambda q: (q.mean, q.log_std),
-}
-"""What the families whose mutual information is known are made of."""
 _POOL = 2048
 """Sites that the mutual information compares pairwise; it cannot exceed log2 of their number."""
+_PAIRS = 2**16
+"""... of which so many at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,9 @@ class Diagnostics:
     """Of each unit, -1 to 1."""
     ablation: list[float] = field(default_factory=list)
     """Nats per token for each unit; empty unless asked for."""
+    latents: dict[str, Diagnostics] = field(default_factory=dict)
+    """Of each of several latents: everything above is then empty but tokens, the KL of all together, and the cross-entropy with
+    all of them exchanged; a latent's own cross-entropies are those with it alone exchanged."""
 
 
 @torch.no_grad()
@@ -92,117 +90,161 @@ class _Tally:
     def __init__(self) -> None:
         self.tokens = 0
         self.nats: dict[str, float] = {}
-        self.ablated: list[float] = []
-        self.kl: list[Tensor] = []  # (B, S) bits, NaN where there is no site
-        self.means: list[Tensor] = []  # (N, E)
-        self.neighbours: list[tuple[Tensor, Tensor]] = []  # (N', E) twice
-        self.parameters: list[tuple[Tensor, ...]] = []  # of the posteriors, (N, E) each
-        self.family: type[Distribution] | None = None
+        self.units: dict[str, _Units] = {}
 
     def add(self, model: LatentDecoder, batch: list[list[int]], noise: Noise, *, ablate: bool) -> None:
         """One batch of texts."""
         texts = Texts.of(model, batch, [1] * len(batch))
         self.tokens += int(texts.mask.sum())
         if not model.has_latents:
-            self._count(model, texts, "exact", None)
+            _count(self.nats, model, texts, "exact", None)
             return
-        context, real = texts.context, texts.context.site_mask
-        prior = draw_paths(model, context, texts.lengths, noise, target="prior", proposal="target").latent.value
-        posterior = model.posterior(context) if model.has_encoder else model.prior(context, Latent(prior))
-        value = posterior.sample(noise).value if model.has_encoder else prior
-        value = value * real[..., None]
-        pooled = value[real]  # (N, E)
-        shuffled = value.clone()
-        shuffled[real] = pooled.roll(len(pooled) // 2, dims=0)
-        latents = {"posterior": value, "prior": prior, "constant": torch.zeros_like(value), "shuffled": shuffled}
-        for name, latent in latents.items():
-            self._count(model, texts, name, latent)
-        kl = posterior.kl(model.prior(context, Latent(value)), Latent(value)).sum(-1) / math.log(2)
-        self.kl.append(torch.where(real, kl, torch.nan).cpu())
-        self._moments(posterior, real)
-        if ablate:
-            self._ablate(model, texts, value, prior)
-
-    def _count(self, model: LatentDecoder, texts: Texts, name: str, latent: Tensor | None) -> float:
-        """Add the nats of all targets under a latent."""
-        nats, _ = path_likelihood(model, texts, None if latent is None else Latent(latent), greedy=False)
-        self.nats[name] = self.nats.get(name, 0.0) - float(nats.sum())
-        return -float(nats.sum())
-
-    def _ablate(self, model: LatentDecoder, texts: Texts, value: Tensor, prior: Tensor) -> None:
-        """Nats with one unit at a time from the prior."""
-        units = value.shape[-1]
-        self.ablated = self.ablated or [0.0] * units
-        for unit in range(units):
-            mixed = value.clone()
-            mixed[..., unit] = prior[..., unit]
-            nats, _ = path_likelihood(model, texts, Latent(mixed), greedy=False)
-            self.ablated[unit] -= float(nats.sum())
-
-    def _moments(self, posterior: Distribution, real: Tensor) -> None:
-        """Posterior means, where the family has them, and what the mutual information needs, where it is known how."""
-        mean = posterior.expected()
-        if mean is None:
-            return
-        self.means.append(mean[real].double().cpu())
-        if type(posterior) in _PARAMETERS:
-            self.family = type(posterior)
-            parameters = _PARAMETERS[self.family](posterior)
-            self.parameters.append(tuple(parameter[real].double().cpu() for parameter in parameters))
-        both = real[:, 1:] & real[:, :-1]
-        self.neighbours.append((mean[:, :-1][both].double().cpu(), mean[:, 1:][both].double().cpu()))
+        context = texts.context
+        prior = draw_paths(model, context, texts.lengths, noise, target="prior", proposal="target").latents
+        drawn = model.infer(context, noise) if model.has_encoder else prior
+        sources = {"posterior": Latents({}), "prior": prior, "constant": Latents({}), "shuffled": Latents({})}
+        for name in model.latents:
+            real = context.sites_of(name).mask
+            value = drawn[name].value * real[..., None]
+            pooled = value[real]  # (N, E)
+            shuffled = value.clone()
+            shuffled[real] = pooled.roll(len(pooled) // 2, dims=0)
+            made = {"posterior": value, "constant": torch.zeros_like(value), "shuffled": shuffled}
+            sources |= {source: sources[source].plus(name, Latent(one)) for source, one in made.items()}
+        for source, latents in sources.items():
+            _count(self.nats, model, texts, source, latents)
+        for name in model.latents:
+            units = self.units.setdefault(name, _Units())
+            units.add(model, texts, name, sources["posterior"])
+            if len(model.latents) > 1:
+                for source, latents in sources.items():
+                    _count(units.nats, model, texts, source, sources["posterior"].plus(name, latents[name]))
+            if ablate:
+                units.ablate(model, texts, name, sources["posterior"], prior)
 
     def result(self, has_latents: bool, seed: int) -> Diagnostics:
         """Everything, averaged."""
         cross_entropy = {name: nats / self.tokens for name, nats in self.nats.items()}
         if not has_latents:
             return Diagnostics(tokens=self.tokens, cross_entropy=cross_entropy)
+        if len(self.units) == 1:
+            return next(iter(self.units.values())).result(self.tokens, cross_entropy, seed)
+        each = {
+            name: units.result(self.tokens, {source: nats / self.tokens for source, nats in units.nats.items()}, seed)
+            for name, units in self.units.items()
+        }
+        total = sum(own.kl_bits_per_token for own in each.values())
+        return Diagnostics(tokens=self.tokens, kl_bits_per_token=total, cross_entropy=cross_entropy, latents=each)
+
+
+def _count(
+    nats: dict[str, float], model: LatentDecoder, texts: Texts, source: str, latents: Latents | None
+) -> None:
+    """Add the nats of all targets under these latents."""
+    found, _ = path_likelihood(model, texts, latents, greedy=False)
+    nats[source] = nats.get(source, 0.0) - float(found.sum())
+
+
+class _Units:
+    """Of one latent."""
+
+    def __init__(self) -> None:
+        self.nats: dict[str, float] = {}
+        self.ablated: dict[str, float] = {}
+        self.kl: list[Tensor] = []  # (B, S) bits, NaN where there is no site
+        self.means: list[Tensor] = []  # (N, E)
+        self.neighbours: list[tuple[Tensor, Tensor]] = []  # (N', E) twice
+        self.device = torch.device("cpu")  # of the model, once it is met
+        self.posteriors: list[Distribution] = []  # (N, 1, E) each, on the CPU
+
+    def add(self, model: LatentDecoder, texts: Texts, name: str, latents: Latents) -> None:
+        """One batch, whose latents were drawn from their posteriors."""
+        context, real = texts.context, texts.context.sites_of(name).mask
+        p = model.prior(context, name, latents)
+        posterior = model.posterior(context, name, latents) if model.latents[name].has_encoder else p
+        kl = posterior.kl(p, latents[name]).sum(-1) / math.log(2)
+        kl = kl if p.normalised else torch.full_like(kl, torch.nan)
+        self.kl.append(torch.where(real, kl, torch.nan).cpu())
+        self._moments(posterior, real)
+
+    def ablate(self, model: LatentDecoder, texts: Texts, name: str, latents: Latents, prior: Latents) -> None:
+        """Nats with one unit at a time from the prior."""
+        for unit in range(model.latents[name].dims):
+            mixed = latents[name].value.clone()
+            mixed[..., unit] = prior[name].value[..., unit]
+            _count(self.ablated, model, texts, str(unit), latents.plus(name, Latent(mixed)))
+
+    def _moments(self, posterior: Distribution, real: Tensor) -> None:
+        """Posteriors, where they can tell each other's latents apart, and their means, where the family has them."""
+        if posterior.parameters and posterior.normalised and not posterior.deterministic:
+            self.device = real.device
+            self.posteriors.append(posterior.mapped(lambda parameter: parameter[real][:, None].cpu()))
+        mean = posterior.expected()
+        if mean is None:
+            return
+        self.means.append(mean[real].double().cpu())
+        both = real[:, 1:] & real[:, :-1]
+        self.neighbours.append((mean[:, :-1][both].double().cpu(), mean[:, 1:][both].double().cpu()))
+
+    def result(self, tokens: int, cross_entropy: dict[str, float], seed: int) -> Diagnostics:
+        """Everything, averaged."""
         longest = max(part.shape[1] for part in self.kl)
         curves = [torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=torch.nan) for part in self.kl]
         kl = torch.cat(curves).double()  # (texts, S)
-        ablation = [nats / self.tokens - cross_entropy["posterior"] for nats in self.ablated]
-        if not self.means:
-            return Diagnostics(
-                self.tokens, float(kl.nansum()) / self.tokens, kl.nanmean(0).tolist(), cross_entropy, ablation=ablation
-            )
-        variances = torch.cat(self.means).var(0, unbiased=False)
-        return Diagnostics(
-            tokens=self.tokens,
-            kl_bits_per_token=float(kl.nansum()) / self.tokens,
+        found = Diagnostics(
+            tokens=tokens,
+            kl_bits_per_token=float(kl.nansum()) / tokens if not bool(kl.isnan().all()) else math.nan,
             kl_curve=kl.nanmean(0).tolist(),
             cross_entropy=cross_entropy,
+            mutual_information_bits=_mutual_information(self._pool(), seed) if self.posteriors else None,
+            ablation=[nats / tokens - cross_entropy["posterior"] for nats in self.ablated.values()],
+        )
+        if not self.means:
+            return found
+        variances = torch.cat(self.means).var(0, unbiased=False)
+        return replace(
+            found,
             active_units=int((variances > ACTIVE_VARIANCE).sum()),
             variances=variances.tolist(),
-            mutual_information_bits=None if self.family is None else _mutual_information(self.family, self._pool(), seed),
             persistence=_correlations(*(torch.cat(part) for part in zip(*self.neighbours, strict=True))),
-            ablation=ablation,
         )
 
-    def _pool(self) -> tuple[Tensor, ...]:
-        """Parameters of at most `_POOL` posteriors, evenly spread over the data."""
-        whole = tuple(torch.cat(parts) for parts in zip(*self.parameters, strict=True))
-        stride = -(-len(whole[0]) // _POOL)
-        return tuple(part[::stride] for part in whole)
+    def _pool(self) -> list[Distribution]:
+        """At most `_POOL` posteriors, evenly spread over the data."""
+        stride = -(-sum(posterior.shape[0] for posterior in self.posteriors) // _POOL)
+        pool, before = [], 0
+        for posterior in self.posteriors:
+            rows = torch.arange(-before % stride, posterior.shape[0], stride)
+            pool.append(posterior.select(rows).mapped(lambda parameter: parameter.to(self.device)))
+            before += posterior.shape[0]
+        return pool
 
 
-def _mutual_information(family: type[Distribution], parameters: tuple[Tensor, ...], seed: int) -> float:
-    """Mean of log2 q_i(z_i) / mean_j q_j(z_i) over pooled posteriors, z_i ~ q_i; bits."""
-    count = len(parameters[0])
+def _mutual_information(pool: Sequence[Distribution], seed: int) -> float:
+    """Mean of log2 q_i(z_i) / mean_j q_j(z_i) over posteriors of one site each, z_i ~ q_i; bits."""
+    count = sum(posterior.shape[0] for posterior in pool)
     noise = Noise.keyed(seed, [("mutual information", row) for row in range(count)])
-    one = family(*(part[:, None] for part in parameters))  # type: ignore[call-arg]
-    value = one.sample(noise).value.double()[:, 0]  # (N, E)
-    if isinstance(one, Bits):
-        (logits,) = parameters
-        pairs = value @ logits.T - torch.nn.functional.softplus(logits).sum(-1)  # (N, N): log q_j(z_i)
-    elif isinstance(one, Codes):
-        pairs = one.log_probs[:, 0].T[one.index(value)]
-    else:
-        mean, log_std = parameters
-        precision = torch.exp(-2 * log_std)
-        squares = value.square() @ precision.T - 2 * value @ (mean * precision).T + (mean.square() * precision).sum(-1)
-        pairs = -0.5 * squares - log_std.sum(-1)  # constants drop out
-    gain = pairs.diagonal() - (pairs.logsumexp(-1) - math.log(count))
+    drawn: list[Tensor] = []
+    for posterior in pool:
+        before = sum(map(len, drawn))
+        drawn.append(posterior.sample(noise.select(range(before, before + posterior.shape[0]))).value)
+    value = torch.cat(drawn)[:, 0]  # (N, E)
+    blocks = [
+        _log_probs(posterior.select(rows), value)
+        for posterior in pool
+        for rows in torch.arange(posterior.shape[0], device=value.device).split(max(1, _PAIRS // count))
+    ]
+    pairs = torch.cat(blocks)  # (N, N): log q_j(z_i) at j, i
+    gain = pairs.diagonal() - (pairs.logsumexp(0) - math.log(count))
     return float(gain.mean()) / math.log(2)
+
+
+def _log_probs(posteriors: Distribution, value: Tensor) -> Tensor:
+    """log q_j(z_i) at j, i of posteriors (n, 1, E) and values (N, E): (n, N) float64. Each posterior stands at N sites, without
+    a copy of its parameters."""
+    count = len(value)
+    wide = posteriors.mapped(lambda parameter: parameter.expand(-1, count, *parameter.shape[2:]))
+    return wide.log_prob(Latent(value.expand(posteriors.shape[0], -1, -1))).double().cpu()
 
 
 def _correlations(first: Tensor, second: Tensor) -> list[float]:

@@ -1,22 +1,24 @@
-"""Latent paths: draw every site of a text, and say how much more often the target would have drawn them than the proposal did.
+"""Latent paths: draw every site of every latent of a text, and say how much more often the target would have drawn them than
+the proposal did.
 
-Positions count from 0. A context of m tokens stands at row positions 0..m-1. A *context site* conditions a position < m; every
-other site is a *later site*. Two targets r(z):
+Positions count from 0. A context of m tokens stands at row positions 0..m-1. Each latent sorts its own sites: a *context site*
+conditions a position < m; every other site is a *later site*. Two targets r(z), products over the latents in order:
 
-    generation   context sites ~ q(z | context alone), later sites ~ p(z | tokens so far, z of earlier sites)
-    prior        every site ~ p(z | tokens so far, z of earlier sites)
+    generation   context sites ~ q(z^n | context alone, z above), later sites ~ p(z^n | tokens and sites so far, z above)
+    prior        every site ~ p(z^n | tokens and sites so far, z above)
 
-and two proposals g(z):
+and two proposals g(z), likewise:
 
     target       r itself
-    posterior    sites that r draws from the prior come from q(z | all inputs) if they condition a position >= m-1, which
-                 predicts a target; so do context sites that condition a position >= m. It has seen the targets but the
-                 last (of one target it has seen nothing, and nothing comes from it); the ratio r / q over exactly
-                 those sites makes up for that. All other sites come from r: what the posterior has learnt
-                 about them from the context is not what the target asks for.
+    posterior    sites that r draws from the prior come from q(z^n | all inputs, z above) if they condition a position >= m-1,
+                 which predicts a target; so do context sites that condition a position >= m. It has seen the targets but the
+                 last (of one target it has seen nothing, and nothing comes from it); the ratio r / q over exactly those sites
+                 makes up for that. All other sites come from r: what the posterior has learnt about them from the context is
+                 not what the target asks for. A latent whose posterior is a point mass comes from r; the others do not.
 
-With a *defensive mixture*, a path comes from r with probability eps, from g otherwise; its ratio r / ((1-eps) g + eps r) is at
-most 1/eps (Hesterberg 1995). The choice is made for whole paths: site by site it would bound nothing useful.
+log r and log g are summed over all latents and sites. With a *defensive mixture*, a path comes from r with probability eps,
+from g otherwise; its ratio r / ((1-eps) g + eps r) is at most 1/eps (Hesterberg 1995). The choice is made for whole paths: site
+by site it would bound nothing useful.
 
 Legend: B rows, T tokens, S sites, E event dimensions, K samples, R = B*K latent rows.
 """
@@ -24,13 +26,27 @@ Legend: B rows, T tokens, S sites, E event dimensions, K samples, R = B*K latent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latentlm.interface import PADDING, Context, Distribution, Latent, LatentDecoder, Noise, site_mask
+from latentlm.errors import UserError
+from latentlm.interface import (
+    PADDING,
+    Context,
+    Distribution,
+    Latent,
+    LatentDecoder,
+    Latents,
+    Noise,
+    SiteMap,
+    by_name,
+    noise_of,
+    site_mask,
+)
 
 Target = Literal["generation", "prior"]
 Proposal = Literal["posterior", "target"]
@@ -42,7 +58,7 @@ _ROUNDING = 3e-6
 
 @dataclass(frozen=True)
 class Sites:
-    """Which distribution draws each site; (B, S) bool."""
+    """Which distribution draws each site of a latent; (B, S) bool."""
 
     encoded: Tensor
     """The target draws it from q(z | context alone); it draws the other real sites from the prior."""
@@ -56,38 +72,67 @@ class Sites:
         return Sites(self.encoded[rows], self.proposed[rows], self.real[rows])
 
 
-def classify(context: Context, lengths: Tensor, *, target: Target, last_latent: LastLatent, has_encoder: bool) -> Sites:
-    """Sort the sites of contexts of lengths (B,) tokens. `last_latent` "prior" takes the site of the last context token from
-    the prior."""
-    continues = _conditions_from(context, lengths)
-    predicts = _conditions_from(context, lengths - 1)
+def classify(
+    model: LatentDecoder,
+    context: Context,
+    lengths: Tensor,
+    *,
+    target: Target,
+    last_latent: LastLatent | Mapping[str, LastLatent],
+) -> dict[str, Sites]:
+    """Sort the sites of every latent, in contexts of lengths (B,) tokens. `last_latent` "prior" takes the site of the last
+    context token from the prior."""
+    last: dict[str, LastLatent] = by_name(last_latent, list(model.latents), default="posterior", what="last_latent")
+    return {
+        name: _classified(context, lengths, context.sites_of(name), target, last[name], has_encoder=latent.has_encoder)
+        for name, latent in model.latents.items()
+    }
+
+
+def _classified(
+    context: Context, lengths: Tensor, sites: SiteMap, target: Target, last_latent: LastLatent, *, has_encoder: bool
+) -> Sites:
+    """The sites of one latent."""
+    index = torch.arange(context.tokens.shape[1], device=lengths.device)[None]
+
+    def conditioning(hidden: Tensor) -> Tensor:
+        """Sites that condition a real position which is not hidden (B, T): (B, S)."""
+        return site_mask(sites.site_of, context.documents.masked_fill(hidden, PADDING), sites.mask.shape[1])
+
+    continues = conditioning(index < lengths[:, None])
+    predicts = conditioning(index < lengths[:, None] - 1)
     predicts &= ((context.documents >= 0).sum(1) > lengths)[:, None]  # of one target, the posterior has seen nothing
-    encoded = context.before(lengths).site_mask
+    encoded = conditioning(index >= lengths[:, None])
     if target == "prior" or not has_encoder:
         encoded = torch.zeros_like(encoded)
     elif last_latent == "prior":
-        last = context.site_of.gather(1, (lengths - 1)[:, None])  # (B, 1)
-        encoded = encoded & (torch.arange(context.sites, device=last.device)[None] != last)
-    return Sites(encoded=encoded, proposed=torch.where(encoded, continues, predicts), real=context.site_mask)
-
-
-def _conditions_from(context: Context, start: Tensor) -> Tensor:
-    """Sites that condition a real position >= start (B,): (B, S) bool."""
-    index = torch.arange(context.tokens.shape[1], device=start.device)
-    documents = context.documents.masked_fill(index[None] < start[:, None], PADDING)
-    return site_mask(context.site_of, documents, context.sites)
+        newest = sites.site_of.gather(1, (lengths - 1)[:, None])  # (B, 1)
+        encoded = encoded & (torch.arange(encoded.shape[1], device=newest.device)[None] != newest)
+    return Sites(encoded=encoded, proposed=torch.where(encoded, continues, predicts), real=sites.mask)
 
 
 @dataclass(frozen=True)
 class Paths:
     """K draws of the latents of each row."""
 
-    latent: Latent
-    """(R, S, E), zero at sites that condition nothing."""
+    latents: Latents
+    """(R, S, E) each, zero at sites that condition nothing."""
     log_ratio: Tensor
     """(R,) float64 nats: log target - log proposal."""
     near_ties: Tensor
-    """(B,) long: bits that rounding can flip."""
+    """(B,) long: bits that rounding can flip. ((R,) while the paths are made.)"""
+    proposals: Mapping[str, str]
+    """Latent -> "posterior" where some of its sites came from a posterior that has seen the targets; else "target"."""
+
+    @property
+    def proposed(self) -> bool:
+        """Some site came from such a posterior."""
+        return "posterior" in self.proposals.values()
+
+    @property
+    def latent(self) -> Latent:
+        """Of the only latent."""
+        return Latent(self.latents.value)
 
 
 def draw_paths(
@@ -99,38 +144,157 @@ def draw_paths(
     target: Target,
     proposal: Proposal,
     defensive: float = 0.0,
-    last_latent: LastLatent = "posterior",
+    last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
 ) -> Paths:
     """Draw latents for `context`, whose first `lengths` (B,) tokens are given; `noise` has R rows."""
-    samples = len(noise) // context.rows
-    rows = torch.arange(context.rows, device=lengths.device).repeat_interleave(samples)  # (R,)
-    sites = classify(context, lengths, target=target, last_latent=last_latent, has_encoder=model.has_encoder)
-    encoder = model.posterior(context.before(lengths)) if bool(sites.encoded.any()) else None
-    posterior = None
-    if proposal == "posterior" and model.has_encoder and bool(sites.proposed.any()):
-        posterior = model.posterior(context)
-    if posterior is None or posterior.deterministic:  # a point mass has no density to divide by
-        value, ties = _reference(model, context, sites, encoder, rows, noise, sites.real)
-        return Paths(Latent(value), torch.zeros(len(noise), dtype=torch.float64, device=rows.device), _per_row(ties, samples))
+    walk = _Walk(model, context, lengths, noise, classify(model, context, lengths, target=target, last_latent=last_latent))
+    paths = walk.paths(from_posterior=proposal == "posterior")
+    if paths.proposed:
+        if defensive > 0:
+            chosen = noise.stream("path").uniform(1, 1, device=walk.rows.device)[:, 0, 0] < defensive
+            picked = chosen.nonzero()[:, 0]
+            if len(picked):
+                own = noise.select(picked.tolist())
+                other = _Walk(model, context, lengths, own, walk.sites, picked=(walk, picked))
+                paths = _exchanged(paths, other.paths(from_posterior=False), picked)
+        paths = walk.weighted(paths, defensive=defensive)
+    return replace(paths, near_ties=_per_row(paths.near_ties, len(noise) // context.rows))
 
-    wide = sites.select(rows)
-    value, ties = _reference(model, context, sites, encoder, rows, noise, sites.real & ~sites.proposed)
-    drawn, more = draw(posterior.select(rows), noise, wide.proposed)  # (R, S, E)
-    value, ties = value + drawn, ties + more
-    if defensive > 0:
-        chosen = noise.stream("path").uniform(1, 1, device=rows.device)[:, 0, 0] < defensive
-        picked = chosen.nonzero()[:, 0]
-        if len(picked):
-            own = noise.select(picked.tolist())
-            drawn, more = _reference(model, context, sites, encoder, rows[picked], own, sites.real)
-            value, ties = value.index_copy(0, picked, drawn), ties.index_copy(0, picked, more)
-    latent = Latent(value)
-    log_target = model.prior(context, latent).log_prob(latent).double()  # (R, S)
-    if encoder is not None:
-        log_target = torch.where(wide.encoded, encoder.select(rows).log_prob(latent).double(), log_target)
-    log_target = (log_target.masked_fill(~wide.proposed, 0.0)).sum(-1)
-    log_posterior = posterior.select(rows).log_prob(latent).double().masked_fill(~wide.proposed, 0.0).sum(-1)
-    return Paths(latent, log_target - _mixture(log_posterior, log_target, defensive), _per_row(ties, samples))
+
+def _exchanged(paths: Paths, other: Paths, picked: Tensor) -> Paths:
+    """Paths with the rows `picked` taken from others."""
+    latents = {
+        name: Latent(latent.value.index_copy(0, picked, other.latents[name].value)) for name, latent in paths.latents.items()
+    }
+    ties = paths.near_ties.index_copy(0, picked, other.near_ties)
+    return replace(paths, latents=Latents(latents), near_ties=ties)
+
+
+class _Walk:
+    """Through the latents in order. `rows` (R',): the context row of each row of noise; by default K rows for each."""
+
+    def __init__(
+        self,
+        model: LatentDecoder,
+        context: Context,
+        lengths: Tensor,
+        noise: Noise,
+        sites: dict[str, Sites],
+        *,
+        picked: tuple[_Walk, Tensor] | None = None,
+    ) -> None:
+        self.model, self.context, self.lengths, self.noise, self.sites = model, context, lengths, noise, sites
+        each = torch.arange(context.rows, device=lengths.device)
+        self.rows: Tensor = each.repeat_interleave(len(noise) // context.rows) if picked is None else picked[0].rows[picked[1]]
+        self.whole = picked is None
+        self.names = list(model.latents)
+        # Posteriors that depend on no latent: they are made once per text, for picked rows too.
+        self.free: dict[tuple[str, str], Distribution] = {} if picked is None else picked[0].free
+
+    def paths(self, *, from_posterior: bool) -> Paths:
+        """One path for each row of noise. `log_ratio` is zero still; `near_ties` are those of each row of noise."""
+        latents, ties = Latents({}), torch.zeros(len(self.noise), dtype=torch.long, device=self.rows.device)
+        proposals: dict[str, str] = {}
+        for name in self.names:
+            sites, own = self.sites[name], noise_of(self.noise, name, self.names)
+            posterior = self.posterior(name, latents) if from_posterior else None
+            proposals[name] = "target" if posterior is None else "posterior"
+            wanted = sites.real if posterior is None else sites.real & ~sites.proposed
+            value, more = self._reference(name, own, wanted, latents)
+            ties = ties + more
+            if posterior is not None:
+                drawn, more = draw(posterior, own, sites.proposed[self.rows])  # (R', S, E)
+                value, ties = value + drawn, ties + more
+            latents = latents.plus(name, Latent(value))
+        return Paths(latents, self._zeros(), ties, proposals)
+
+    def weighted(self, paths: Paths, *, defensive: float) -> Paths:
+        """The paths with their log-ratio."""
+        log_target, log_proposal = self._zeros(), self._zeros()
+        for name in self.names:
+            above = paths.latents.before(name)
+            posterior = self.posterior(name, above)
+            if posterior is None:
+                continue
+            sites, latent = self.sites[name].select(self.rows), paths.latents[name]
+            p = self.model.prior(self.context, name, above.plus(name, latent))
+            log_r = p.log_prob(latent).double()  # (R, S)
+            encoder = self.encoder(name, above)
+            if encoder is not None:
+                log_r = torch.where(sites.encoded, encoder.log_prob(latent).double(), log_r)
+            log_target = log_target + log_r.masked_fill(~sites.proposed, 0.0).sum(-1)
+            log_q = posterior.log_prob(latent).double()
+            log_proposal = log_proposal + log_q.masked_fill(~sites.proposed, 0.0).sum(-1)
+        return replace(paths, log_ratio=log_target - _mixture(log_proposal, log_target, defensive))
+
+    def posterior(self, name: str, above: Latents) -> Distribution | None:
+        """q(z^n | all inputs, z above) for each row of noise; None where nothing comes from it: no encoder, no site that is
+        proposed, or a point mass, which has no density to divide by."""
+        if not self.model.latents[name].has_encoder or not bool(self.sites[name].proposed.any()):
+            return None
+        found = self._once("posterior", name, above, self._context(above))
+        return None if found.deterministic else found
+
+    def encoder(self, name: str, above: Latents) -> Distribution | None:
+        """q(z^n | context alone, z above) for each row of noise; None where the target draws nothing from it."""
+        if not bool(self.sites[name].encoded.any()):
+            return None
+        lengths = self.lengths if self._context(above) is self.context else self.lengths[self.rows]
+        return self._once("encoder", name, above, self._context(above).before(lengths))
+
+    def _once(self, kind: str, name: str, above: Latents, context: Context) -> Distribution:
+        """A posterior for each row of noise. What depends on no latent has the rows of the texts, and is kept."""
+        if (kind, name) not in self.free:
+            found = self.model.posterior(context, name, above)
+            if above and found.shape[0] == len(self.rows):
+                return found
+            self.free[kind, name] = found
+        return self.free[kind, name].select(self.rows)
+
+    def _context(self, above: Latents) -> Context:
+        """With the texts' rows, but for picked rows below other latents: these are no whole number for each text."""
+        return self.context if self.whole or not above else self.context.select(self.rows)
+
+    def _reference(self, name: str, noise: Noise, wanted: Tensor, above: Latents) -> tuple[Tensor, Tensor]:
+        """Draw the sites in `wanted` (B, S) from the target itself: (R', S, E), zero elsewhere, and near ties (R',)."""
+        sites = self.sites[name]
+        encoded = (sites.encoded & wanted)[self.rows]
+        needed = (wanted & ~sites.encoded)[self.rows]
+        held = torch.zeros(len(self.rows), wanted.shape[1], self.model.latents[name].dims, device=self.rows.device)
+        ties = torch.zeros(len(self.rows), dtype=torch.long, device=self.rows.device)
+        encoder = self.encoder(name, above)
+        if encoder is not None:
+            held, ties = draw(encoder, noise, encoded)
+        if not bool(needed.any()):
+            return held, ties
+        stream = noise.stream("prior")
+        if self.model.latents[name].autoregressive:
+            wide = self.context.select(self.rows)
+            drawn = self.model.sample_sites(wide, stream, held=held, needed=needed, name=name, above=above)
+            return drawn.value, ties
+        p = self.model.prior(self._context(above), name, above)
+        more_value, more = draw(p if above else p.select(self.rows), stream, needed)
+        return held + more_value, ties + more
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(self.noise), dtype=torch.float64, device=self.rows.device)
+
+
+@torch.no_grad()
+def check_normalised(model: LatentDecoder, context: Context) -> None:
+    """Raise UserError where the density of some prior is known up to a constant only: it makes no likelihood."""
+    one = context.select(torch.zeros(1, dtype=torch.long, device=context.tokens.device))
+    latents = Latents({})
+    for name, latent in model.latents.items():
+        value = torch.zeros(1, one.sites_of(name).mask.shape[1], latent.dims, device=one.tokens.device)
+        latents = latents.plus(name, Latent(value))
+        p = model.prior(one, name, latents)
+        if not p.normalised:
+            raise UserError(
+                f"The prior of {name} ({type(p).__name__}) is not normalised: its density is known up to a constant only, so "
+                "there is no likelihood to print. Generation and cross-entropy under the posterior work; for a likelihood, "
+                "choose another prior."
+            )
 
 
 def _mixture(log_posterior: Tensor, log_target: Tensor, defensive: float) -> Tensor:
@@ -138,38 +302,6 @@ def _mixture(log_posterior: Tensor, log_target: Tensor, defensive: float) -> Ten
     if defensive <= 0:
         return log_posterior
     return torch.logaddexp(log_posterior + math.log1p(-defensive), log_target + math.log(defensive))
-
-
-def _reference(
-    model: LatentDecoder,
-    context: Context,
-    sites: Sites,
-    encoder: Distribution | None,
-    rows: Tensor,
-    noise: Noise,
-    wanted: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Draw the sites in `wanted` (B, S) from the target itself, for context rows `rows` (R',): (R', S, E), zero elsewhere, and
-    near ties (R',)."""
-    encoded = (sites.encoded & wanted)[rows]
-    needed = (wanted & ~sites.encoded)[rows]
-    held = torch.zeros(len(rows), context.sites, model.event_dims, device=rows.device)
-    ties = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    if encoder is not None:
-        held, ties = draw(encoder.select(rows), noise, encoded)
-    if not bool(needed.any()):
-        return held, ties
-    stream = noise.stream("prior")
-    if _autoregressive(model):
-        return model.sample_sites(context.select(rows), stream, held=held, needed=needed).value, ties
-    drawn, more = draw(model.prior(context).select(rows), stream, needed)
-    return held + drawn, ties + more
-
-
-def _autoregressive(model: LatentDecoder) -> bool:
-    """Whether a site's prior depends on earlier latents. A decoder that does not say is taken to (slower, never wrong)."""
-    part = getattr(model, "prior_part", None)
-    return bool(getattr(part, "autoregressive", True))
 
 
 def draw(distribution: Distribution, noise: Noise, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,10 @@ class Score:
     near_ties: int = 0
     """Bits whose uniform number fell so near its threshold that floating-point rounding can flip them."""
     warnings: tuple[str, ...] = ()
+    proposal: str = ""
+    """What latents were drawn from: "posterior" (and weighted), or "target" (a prior, an encoder of the context alone), where
+    there is no encoder, its posterior is a point mass, or no site predicts a target that it has seen; by latent where they
+    differ. Empty without latents. Of a text in windows, the first one's."""
 
     def plus(self, other: Score) -> Score:
         """The next window of the same text: nats add up, errors in quadrature."""
@@ -113,6 +117,7 @@ def make_scores(
     tokens: Sequence[int],
     greedy: Sequence[bool] | None,
     near_ties: Sequence[int],
+    proposal: str = "",
 ) -> list[Score]:
     """One Score per row of (B, K) log-weights (per-sample bounds for `elbo`)."""
     count = log_weights.shape[1]
@@ -134,6 +139,7 @@ def make_scores(
             method=method,
             greedy=None if greedy is None else bool(greedy[row]),
             near_ties=int(near_ties[row]),
+            proposal="" if exact else proposal,
             warnings=() if exact else _warnings(float(effective[row]), count),
         )
         for row in range(len(tokens))

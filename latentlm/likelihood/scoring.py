@@ -10,16 +10,16 @@ the key of a text is the text.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
 
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder, Noise
-from latentlm.likelihood.paths import LastLatent, Target
+from latentlm.likelihood.paths import LastLatent, Target, check_normalised
 from latentlm.likelihood.results import Method, Score, make_scores
 from latentlm.likelihood.weights import Texts, Weights, bound_samples, fitting_rows, log_weights
 
@@ -48,7 +48,7 @@ def score_continuations(
     samples: int = 16,
     seed: int = 0,
     batch_size: int | None = None,
-    last_latent: LastLatent = "posterior",
+    last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
     defensive: float = DEFENSIVE,
     greedy: bool = False,
     keys: Sequence[Hashable] | None = None,
@@ -157,12 +157,13 @@ def _request(context: list[int], continuation: list[int], method: Method, key: H
     return _Request(context + continuation, given, len(context), target, key)
 
 
-def _check(method: str, samples: int, defensive: float, last_latent: str) -> None:
+def _check(method: str, samples: int, defensive: float, last_latent: str | Mapping[str, str]) -> None:
     """Refuse settings that mean nothing."""
     if method not in get_args(Method):
         raise unknown_name("scoring method", method, get_args(Method))
-    if last_latent not in get_args(LastLatent):
-        raise unknown_name("last_latent", last_latent, get_args(LastLatent))
+    for given in [last_latent] if isinstance(last_latent, str) else last_latent.values():
+        if given not in get_args(LastLatent):
+            raise unknown_name("last_latent", given, get_args(LastLatent))
     if samples < 1:
         raise UserError(f"samples={samples}: a score needs at least 1 sample, and a standard error at least 2.")
     if not 0 <= defensive < 1:
@@ -186,7 +187,7 @@ def _score(
     samples: int,
     seed: int,
     batch_size: int | None,
-    last_latent: LastLatent,
+    last_latent: LastLatent | Mapping[str, LastLatent],
     defensive: float,
     greedy: bool,
 ) -> list[Score]:
@@ -198,6 +199,8 @@ def _score(
         for numbers in _batches(model, order, requests, batch_size, count):
             batch = [requests[number] for number in numbers]
             texts = Texts.of(model, [request.tokens for request in batch], [request.given for request in batch])
+            if not scores:
+                check_normalised(model, texts.context)
             noise = Noise.keyed(seed, [request.key for request in batch], samples=count)
             if method == "elbo":
                 found = bound_samples(model, texts, noise)
@@ -214,7 +217,7 @@ def _score(
                 )
             if greedy and found.greedy is None:
                 unseeing = log_weights(model, texts, noise, target="prior", proposal="target", greedy=True)
-                found = Weights(found.log_weights, found.near_ties, unseeing.greedy)
+                found = replace(found, greedy=unseeing.greedy)
             made = make_scores(
                 found.log_weights.cpu(),
                 method=method,
@@ -222,9 +225,16 @@ def _score(
                 tokens=[len(request.tokens) - request.given for request in batch],
                 greedy=_all_greedy(found, batch),
                 near_ties=found.near_ties.tolist(),
+                proposal=_proposal(found.proposals),
             )
             scores.update(zip(numbers, made, strict=True))
     return [scores[number] for number in range(len(requests))]
+
+
+def _proposal(by_latent: Mapping[str, str]) -> str:
+    """What latents were drawn from, in a word where it is the same for all."""
+    kinds = set(by_latent.values())
+    return next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_latent.items())
 
 
 def _all_greedy(found: Weights, batch: list[_Request]) -> list[bool] | None:

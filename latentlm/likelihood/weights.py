@@ -14,15 +14,15 @@ Legend: B texts, K samples, R = B*K, T inputs, N targets, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from latentlm.interface import Batch, Context, Latent, LatentDecoder, Noise
-from latentlm.likelihood.paths import LastLatent, Proposal, Target, classify, draw, draw_paths
+from latentlm.interface import Batch, Context, Latent, LatentDecoder, Latents, Noise, noise_of
+from latentlm.likelihood.paths import LastLatent, Paths, Proposal, Target, classify, draw, draw_paths
 
 LATENT_TOKENS = 2**16
 """Latent rows times tokens that one pass of the upper blocks takes."""
@@ -70,6 +70,8 @@ class Weights:
     """(B,) long."""
     greedy: Tensor | None = None
     """(B, N) bool: the target is the argmax of the predictive mixture; true outside the mask."""
+    proposals: Mapping[str, str] = field(default_factory=dict)
+    """Latent -> what its sites were drawn from, "posterior" or "target" (see `Paths`)."""
 
 
 def log_weights(
@@ -80,17 +82,15 @@ def log_weights(
     target: Target,
     proposal: Proposal,
     defensive: float = 0.0,
-    last_latent: LastLatent = "posterior",
+    last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
     greedy: bool = False,
 ) -> Weights:
     """K = len(noise) / B log-weights of each text; see the module's docstring. Without latents K is 1 and the weight exact."""
     if not model.has_latents:
         nats, chosen = path_likelihood(model, texts, None, greedy=greedy)
         return Weights(nats, torch.zeros_like(texts.lengths), chosen)
-    sites = classify(
-        texts.context, texts.lengths, target=target, last_latent=last_latent, has_encoder=model.has_encoder
-    )
-    if not bool(sites.proposed.any()):  # nothing to weight: the same draws serve the greedy check
+    sites = classify(model, texts.context, texts.lengths, target=target, last_latent=last_latent)
+    if not any(bool(own.proposed.any()) for own in sites.values()):  # nothing to weight: the same draws serve the greedy check
         proposal = "target"
     paths = draw_paths(
         model,
@@ -103,13 +103,13 @@ def log_weights(
         last_latent=last_latent,
     )
     at_once = greedy and proposal == "target"
-    nats, chosen = path_likelihood(model, texts, paths.latent, greedy=at_once)
+    nats, chosen = path_likelihood(model, texts, paths.latents, greedy=at_once)
     if greedy and not at_once:
         unseeing = draw_paths(
             model, texts.context, texts.lengths, noise, target=target, proposal="target", last_latent=last_latent
         )
-        _, chosen = path_likelihood(model, texts, unseeing.latent, greedy=True)
-    return Weights(nats + paths.log_ratio.view_as(nats), paths.near_ties, chosen)
+        _, chosen = path_likelihood(model, texts, unseeing.latents, greedy=True)
+    return Weights(nats + paths.log_ratio.view_as(nats), paths.near_ties, chosen, paths.proposals)
 
 
 def bound_samples(model: LatentDecoder, texts: Texts, noise: Noise) -> Weights:
@@ -117,17 +117,42 @@ def bound_samples(model: LatentDecoder, texts: Texts, noise: Noise) -> Weights:
     distributions have one. Sites that condition given tokens alone come from the prior and cost nothing."""
     if not model.has_latents or not model.has_encoder:
         return log_weights(model, texts, noise, target="prior", proposal="target")
-    context = texts.context
+    context, names = texts.context, list(model.latents)
     rows = torch.arange(context.rows, device=model.device).repeat_interleave(len(noise) // context.rows)
-    sites = classify(context, texts.lengths, target="prior", last_latent="prior", has_encoder=True).select(rows)
+    sites = classify(model, context, texts.lengths, target="prior", last_latent="prior")
     unseeing = draw_paths(model, context, texts.lengths, noise, target="prior", proposal="target")
-    posterior = model.posterior(context).select(rows)
-    drawn, ties = draw(posterior, noise, sites.proposed)
-    latent = Latent(torch.where(sites.proposed[..., None], drawn, unseeing.latent.value))
-    kl = posterior.kl(model.prior(context, latent), latent).double().sum(-1)  # (R, S)
-    kl = kl.masked_fill(~sites.proposed, 0.0).sum(-1)
-    nats, _ = path_likelihood(model, texts, latent, greedy=False)
-    return Weights(nats - kl.view_as(nats), unseeing.near_ties + ties.view_as(nats).sum(-1))
+    latents, cost, ties = Latents({}), torch.zeros(len(noise), dtype=torch.float64, device=model.device), unseeing.near_ties
+    for name in names:
+        own, latent = sites[name].select(rows), model.latents[name]
+        if not latent.has_encoder:  # from its prior, given the latents above it in these very paths
+            latents = latents.plus(name, _from_prior(model, texts, name, noise_of(noise, name, names), latents, unseeing))
+            continue
+        posterior = model.posterior(context, name, latents)
+        posterior = posterior.select(rows) if posterior.shape[0] == context.rows else posterior
+        drawn, near = draw(posterior, noise_of(noise, name, names), own.proposed)
+        seen = _from_prior(model, texts, name, noise_of(noise, name, names), latents, unseeing)
+        latents = latents.plus(name, Latent(torch.where(own.proposed[..., None], drawn, seen.value)))
+        kl = posterior.kl(model.prior(context, name, latents), latents[name]).double().sum(-1)  # (R, S)
+        cost = cost + kl.masked_fill(~own.proposed, 0.0).sum(-1)
+        ties = ties + near.view(context.rows, -1).sum(-1)
+    nats, _ = path_likelihood(model, texts, latents, greedy=False)
+    proposals = {name: "posterior" if latent.has_encoder else "target" for name, latent in model.latents.items()}
+    return Weights(nats - cost.view_as(nats), ties, proposals=proposals)
+
+
+def _from_prior(
+    model: LatentDecoder, texts: Texts, name: str, noise: Noise, above: Latents, unseeing: Paths
+) -> Latent:
+    """A draw of one latent from its prior, (R, S, E): that of `unseeing` for the first latent, which has none above it."""
+    if not above:
+        return unseeing.latents[name]
+    each = torch.arange(texts.context.rows, device=model.device)
+    wide = texts.context.select(each.repeat_interleave(len(noise) // texts.context.rows))
+    every = wide.sites_of(name).mask
+    held = torch.zeros(*every.shape, model.latents[name].dims, device=model.device)
+    if model.latents[name].autoregressive:
+        return model.sample_sites(wide, noise.stream("prior"), held=held, needed=every, name=name, above=above)
+    return Latent(draw(model.prior(texts.context, name, above), noise.stream("prior"), every)[0])
 
 
 def fitting_rows(model: LatentDecoder, *, samples: int, tokens: int | None) -> int:
@@ -140,10 +165,10 @@ def fitting_rows(model: LatentDecoder, *, samples: int, tokens: int | None) -> i
 
 
 def path_likelihood(
-    model: LatentDecoder, texts: Texts, latent: Latent | None, *, greedy: bool
+    model: LatentDecoder, texts: Texts, latents: Latent | Latents | None, *, greedy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """log p(targets | z_k), (B, K) float64, and with `greedy` the (B, N) check of the module's docstring."""
-    hidden = _target_hidden(model, texts, latent)  # (B, K, N, D)
+    hidden = _target_hidden(model, texts, latents)  # (B, K, N, D)
     rows, samples, length, _ = hidden.shape
     total = torch.zeros(rows, samples, dtype=torch.float64, device=hidden.device)
     chosen = torch.ones(rows, length, dtype=torch.bool, device=hidden.device) if greedy else None
@@ -169,17 +194,20 @@ def path_likelihood(
     return total, chosen
 
 
-def _target_hidden(model: LatentDecoder, texts: Texts, latent: Latent | None) -> Tensor:
+def _target_hidden(model: LatentDecoder, texts: Texts, given: Latent | Latents | None) -> Tensor:
     """The upper blocks' output at the positions that predict targets: (B, K, N, D)."""
-    rows = texts.context.rows
-    if latent is None:
+    rows, latents = texts.context.rows, Latents.of(given, list(model.latents))
+    if not latents:
         return _at_targets(model.hidden(texts.context, None), texts)
-    value = rearrange(latent.value, "(b k) s e -> b k s e", b=rows)
+    values = {name: rearrange(latent.value, "(b k) s e -> b k s e", b=rows) for name, latent in latents.items()}
+    count = latents.rows // rows
     size = max(1, LATENT_TOKENS // texts.context.tokens.numel())
     pieces = []
-    for part in value.split(size, dim=1):
-        hidden = model.hidden(texts.context, Latent(rearrange(part, "b k s e -> (b k) s e")))
-        pieces.append(_at_targets(hidden, texts))
+    for start in range(0, count, size):
+        part = {
+            name: Latent(rearrange(value[:, start : start + size], "b k s e -> (b k) s e")) for name, value in values.items()
+        }
+        pieces.append(_at_targets(model.hidden(texts.context, Latents(part)), texts))
     return torch.cat(pieces, dim=1)
 
 

@@ -14,6 +14,7 @@ from latentlm.plugins.registry import (
     get,
     listing,
     names,
+    provider,
     register,
     register_module,
     reset,
@@ -21,6 +22,6 @@ from latentlm.plugins.registry import (
 )
 
 __all__ = [
-    "KNOWN", "SOCKETS", "Plugin", "PluginWarning", "cards", "clashes", "get", "hookimpl", "listing", "names", "register",
-    "register_module", "reset", "unregister",
+    "KNOWN", "SOCKETS", "Plugin", "PluginWarning", "cards", "clashes", "get", "hookimpl", "listing", "names", "provider",
+    "register", "register_module", "reset", "unregister",
 ]  # fmt: skip

@@ -18,13 +18,16 @@ from typing import Any, Literal
 import pluggy
 from pydantic import BaseModel
 
+from latentlm import __version__
 from latentlm.errors import PluginError, did_you_mean, unknown_name
-from latentlm.plugins import hookspecs
+from latentlm.plugins import hookspecs, moved
 
 GROUP = "latentlm"
 ALLOWED = "LATENTLM_PLUGINS"
 STRICT = "LATENTLM_STRICT_PLUGINS"
-SOCKETS = ("decoder", "encoder", "prior", "injection", "kl_schedule")
+SOCKETS = ("decoder", "encoder", "prior", "injection", "kl_schedule", "granularity")
+BUILTIN = EntryPoint(name="latentlm", value="latentlm.composed.builtin", group=GROUP)
+"""The frame's own parts, found as a plugin's are but by no metadata: always there."""
 Status = Literal["waiting", "loading", "ok", "failed", "disabled"]
 
 
@@ -47,10 +50,19 @@ class Plugin:
     entry: EntryPoint | None = field(default=None, repr=False)
     """None: registered in this process."""
     cause: BaseException | None = field(default=None, repr=False)
+    builtin: bool = False
+    """The frame's own parts, which no allow-list leaves out."""
+
+    @property
+    def installed(self) -> bool:
+        """A distribution's plugin, neither the frame's own parts nor a registration of this process."""
+        return self.entry is not None and not self.builtin
 
     @property
     def origin(self) -> str:
         """How messages call it."""
+        if self.builtin:
+            return f"{self.distribution} itself"
         return f'plugin "{self.name}" of {self.distribution} {self.version}'.rstrip()
 
     @property
@@ -70,6 +82,7 @@ class Plugin:
             "distribution": self.distribution,
             "version": self.version,
             "module": self.module,
+            "builtin": self.builtin,
             "status": self.status,
             "error": self.error,
             "parts": {socket: sorted(named) for socket, named in self.parts.items()},
@@ -78,13 +91,14 @@ class Plugin:
 
 
 def find() -> list[Plugin]:
-    """The installed plugins, from the metadata alone: nothing is imported."""
+    """The frame's own parts, then the installed plugins by name, from the metadata alone: nothing is imported."""
     found = [_record(entry) for entry in entry_points(group=GROUP)]
     names = {plugin.name for plugin in found}
     for name in sorted((allowed() or set()) - names):
         near = did_you_mean(name, names)
         warnings.warn(f'{ALLOWED} names "{name}", which is not installed.{near}', UserWarning, stacklevel=2)
-    return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution, plugin.module))
+    builtin = Plugin(BUILTIN.name, "latentlm", __version__, BUILTIN.value, entry=BUILTIN, builtin=True)
+    return [builtin, *sorted(found, key=lambda plugin: (plugin.name, plugin.distribution, plugin.module))]
 
 
 def allowed() -> set[str] | None:
@@ -114,7 +128,8 @@ def load(plugin: Plugin) -> None:
     try:
         take(plugin, plugin.entry.load())
     except (Exception, SystemExit) as error:
-        plugin.status, plugin.error, plugin.cause = "failed", f"{type(error).__name__}: {error}", error
+        plugin.status, plugin.cause = "failed", error
+        plugin.error = moved.explain(error) or f"{type(error).__name__}: {error}"
         if not strict():
             warnings.warn(plugin.failure, PluginWarning, stacklevel=2)
 
@@ -148,8 +163,9 @@ def _check_contract(plugin: Plugin, stated: object) -> None:
         said = "does not state the version of the contracts that it was written for"
     else:
         said = f"was written for version {stated!r} of the contracts"
+    changed = f" {moved.CHANGED}" if stated == 1 else ""
     remedy = f"set latentlm_contract = {CONTRACT_VERSION} in {plugin.module} once it fits, or install a matching version"
-    raise PluginError(f"{plugin.origin} {said}, and this latentlm has version {CONTRACT_VERSION}: {remedy}.")
+    raise PluginError(f"{plugin.origin} {said}, and this latentlm has version {CONTRACT_VERSION}: {remedy}.{changed}")
 
 
 def merge(plugin: Plugin, parts: Mapping[str, Mapping[str, type]], paths: Iterable[str | Path]) -> None:
@@ -172,7 +188,7 @@ def merge(plugin: Plugin, parts: Mapping[str, Mapping[str, type]], paths: Iterab
 
 
 def check_socket(socket: str) -> None:
-    """Raise UnknownNameError for a socket that no decoder has."""
+    """Raise UnknownNameError for a socket that there is not."""
     if socket not in SOCKETS:
         raise unknown_name("socket", str(socket), SOCKETS)
 
@@ -181,18 +197,21 @@ def check_part(plugin: Plugin, socket: str, name: object, cls: object) -> None:
     """Raise PluginError unless a part has a usable name and is a complete subclass of its socket's contract."""
     from latentlm import interface
 
-    bases: dict[str, type] = {
+    bases: dict[str, type | None] = {
         "decoder": interface.LatentDecoder,
         "encoder": interface.Encoder,
         "prior": interface.Prior,
         "injection": interface.Injection,
         "kl_schedule": interface.KLSchedule,
+        "granularity": getattr(interface, "Granularity", None),
     }
+    base = bases[socket]
     where = f"{plugin.origin}: {socket} {name!r}"
-    if not isinstance(name, str) or not name:
-        raise PluginError(f"{where}: a part's name is a string that is not empty.")
-    if not isinstance(cls, type) or not issubclass(cls, bases[socket]):
-        raise PluginError(f"{where} must be a subclass of latentlm.interface.{bases[socket].__name__}, not {cls!r}.")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise PluginError(f"{where}: a part's name is a string of printable characters that is not empty.")
+    if not isinstance(cls, type) or (base is not None and not issubclass(cls, base)):
+        wanted = f"latentlm.interface.{base.__name__}" if base is not None else "its socket's class"
+        raise PluginError(f"{where} must be a subclass of {wanted}, not {cls!r}.")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise PluginError(f"{where}: {cls.__name__} does not implement {missing}.")

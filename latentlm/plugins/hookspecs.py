@@ -2,7 +2,7 @@
 
     from latentlm.plugins.hookspecs import hookimpl
 
-    latentlm_contract = 1
+    latentlm_contract = 2
 
     @hookimpl
     def latentlm_parts():
@@ -23,7 +23,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def latentlm_parts() -> dict[str, dict[str, type]]:  # type: ignore[empty-body]
-    """Parts by socket (decoder, encoder, prior, injection, kl_schedule) and name.
+    """Parts by socket (decoder, encoder, prior, injection, kl_schedule, granularity) and name.
 
     Example::
 

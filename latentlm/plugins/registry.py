@@ -4,8 +4,11 @@
     plugins.register("prior", "mine", MyPrior)       in-process, for notebooks and tests; the same checks
     plugins.listing()                                what is installed, what failed and why
 
-Lazy: nothing is imported until a name is asked for. Where the plugins are named (a card or recipe does), only those are
-imported; otherwise all are, since a second claim to the name would go unseen. Once per process.
+Lazy: nothing is imported until a name is asked for. Where the plugins are named (a card or recipe does), those are looked into
+first, and the others are imported only if none of those has the name; otherwise all are, since a second claim to the name would
+go unseen. Once per process. To name plugins breaks ties and saves imports; it shuts none out.
+
+Built in: the frame's own parts (`latentlm.composed.builtin`) are no plugin's, and there whatever is installed or allowed.
 
 Isolated: a plugin is merged after both its hooks have returned and been checked; one that fails costs a warning.
 
@@ -14,8 +17,9 @@ Environment: `LATENTLM_PLUGINS` (comma-separated allow-list of plugin names; set
 
 Two plugins with one name for a part: both stay, and the name is an error wherever it is asked for, naming both distributions,
 until the request or the allow-list says which plugin it means. All their other parts work. An in-process registration is one
-more claim and never shadows an installed part; registering a name again in the process replaces the earlier registration,
-so that a notebook cell can be run twice. The same class under the same name, twice, is no clash.
+more claim and never shadows an installed part; where a request names a plugin, that plugin's part is meant. Registering a name
+again in the process replaces the earlier registration, so that a notebook cell can be run twice. The same class under the same
+name, twice, is no clash.
 
 Contract versions: a plugin module states `latentlm_contract`, the version of the contracts in `latentlm.interface` that it was
 written for, and loads only where it is `CONTRACT_VERSION`. Within a version, contracts grow only by optional members with
@@ -29,9 +33,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from latentlm.errors import PluginError, did_you_mean, unknown_name
+from latentlm.errors import PluginError, unknown_name
 from latentlm.plugins import discovery as _discovery
 from latentlm.plugins.discovery import SOCKETS, Plugin, PluginWarning, check_socket
+from latentlm.plugins.known import KNOWN, clash, not_installed, whereabouts
 
 __all__ = [
     "KNOWN",
@@ -43,6 +48,7 @@ __all__ = [
     "get",
     "listing",
     "names",
+    "provider",
     "register",
     "register_module",
     "reset",
@@ -51,26 +57,6 @@ __all__ = [
 
 IN_PROCESS = "this process"
 
-KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "vanilla": ("latentlm", ("vanilla", "composed")),
-    "free": ("latentlm", ("free", "uniform_bits")),
-    "gaussian": (
-        "latentlm", ("gaussian", "gaussian_tower", "gaussian_memory", "standard_normal", "mog", "vamp", "prompt_normal"),
-    ),
-    "causal": ("latentlm", ("causal", "trunk_bits", "causal_bits")),
-    "chunk": ("latentlm", ("chunk", "chunk_codes", "fsq", "causal_codes", "causal_levels", "uniform_levels")),
-    "ltm": ("latentlm", ("ltm", "fitted_thoughts", "thoughts")),
-    "della": ("latentlm", ("della",)),
-    "schedules": (
-        "latentlm",
-        (
-            "free_bits", "constant", "linear", "sigmoid", "cyclical", "optimus", "capacity", "minimum_desired_rate",
-            "control_vae", "geco",
-        ),
-    ),
-}
-"""Plugin -> (distribution known to have it, names of its parts), for the error about a name that is not there."""
-
 _lock = threading.RLock()
 _plugins: list[Plugin] | None = None
 
@@ -78,18 +64,37 @@ _plugins: list[Plugin] | None = None
 def get(socket: str, name: str, *, plugins: list[str] | None = None) -> Any:
     """The class that answers to `name` in `socket`.
 
-    plugins: look only into these (and what was registered in-process). Raises UnknownNameError, or PluginError where two
-    plugins claim the name or a named plugin is not installed.
+    plugins: those that a card or recipe names. They are looked into first, and where one has the name it is meant, whoever
+    else claims it; the others are loaded only if none has it. Raises UnknownNameError, or PluginError where two plugins claim
+    the name and neither is named, or a named plugin is not installed.
     """
+    return provider(socket, name, plugins=plugins).parts[socket][name]
+
+
+def provider(socket: str, name: str, *, plugins: list[str] | None = None) -> Plugin:
+    """The plugin whose part `get` returns, with the same errors."""
     check_socket(socket)
-    usable = _usable(plugins)
-    claims = [plugin for plugin in usable if name in plugin.parts.get(socket, {})]
+    if plugins is not None:
+        preferred = _usable(plugins)
+        for tier in ([plugin for plugin in preferred if not plugin.builtin], preferred):
+            if found := _claims(socket, name, tier):
+                return found[0]
+        if lost := [plugin for plugin in _found() if plugin.name in plugins and plugin.status == "failed"]:
+            # It may be the one that has the name; another's part of that name would not be what was asked for.
+            raise PluginError(f'Looking for the {socket} "{name}": {lost[0].failure}.') from lost[0].cause
+    usable = _usable(None)
+    if found := _claims(socket, name, usable):
+        return found[0]
+    offered = {other for plugin in usable for other in plugin.parts.get(socket, {})}
+    raise unknown_name(socket, name, offered, remedy=whereabouts(name, _found()))
+
+
+def _claims(socket: str, name: str, among: list[Plugin]) -> list[Plugin]:
+    """The plugins that offer the name. Raises PluginError where they mean different classes."""
+    claims = [plugin for plugin in among if name in plugin.parts.get(socket, {})]
     if len({plugin.parts[socket][name] for plugin in claims}) > 1:
-        raise PluginError(_clash(socket, name, claims))
-    if not claims:
-        offered = {other for plugin in usable for other in plugin.parts.get(socket, {})}
-        raise unknown_name(socket, name, offered, remedy=_where(name, plugins))
-    return claims[0].parts[socket][name]
+        raise PluginError(clash(socket, name, claims))
+    return claims
 
 
 def names(socket: str) -> list[str]:
@@ -178,50 +183,14 @@ def _load(chosen: list[Plugin]) -> None:
 
 
 def _usable(only: list[str] | None) -> list[Plugin]:
-    """Load what waits (only those named, where they are) and return those that work. Raises PluginError for a named plugin
-    that is not installed and, in strict mode, for one that failed."""
+    """Load what waits (only those named, and the frame's own) and return those that work. Raises PluginError for a named
+    plugin that is not installed and, in strict mode, for one that failed."""
     with _lock:
         known = _found()
-        installed = {plugin.name for plugin in known}
-        if only is not None and (missing := sorted(set(only) - installed)):
-            listed = ", ".join(sorted(installed)) or "none"
-            has_it = f" The distribution {KNOWN[missing[0]][0]} has it." if missing[0] in KNOWN else ""
-            near = did_you_mean(missing[0], installed)
-            raise PluginError(f'The plugin "{missing[0]}" is needed but not installed.{near} Installed: {listed}.{has_it}')
-        chosen = [plugin for plugin in known if only is None or plugin.name in only or plugin.entry is None]
+        if only is not None and (missing := sorted(set(only) - {plugin.name for plugin in known})):
+            raise PluginError(not_installed(missing[0], known))
+        chosen = [plugin for plugin in known if only is None or plugin.name in only or plugin.builtin]
         _load(chosen)
         if _discovery.strict() and (failed := [plugin for plugin in chosen if plugin.status == "failed"]):
             raise PluginError(failed[0].failure) from failed[0].cause
         return [plugin for plugin in chosen if plugin.status == "ok"]
-
-
-def _clash(socket: str, name: str, claims: list[Plugin]) -> str:
-    """The message about a name that several plugins claim."""
-    listed = " and ".join(plugin.origin for plugin in claims)
-    remedies = []
-    if any(plugin.entry is None for plugin in claims):
-        remedies.append(f'register yours under another name (plugins.unregister("{socket}", "{name}") takes it back)')
-    if sum(plugin.entry is not None for plugin in claims) > 1:
-        remedies.append(
-            "say which plugin you mean: in the card or recipe (plugins: [...]), with LATENTLM_PLUGINS=name,name, or by "
-            "uninstalling the other"
-        )
-    return f'{len(claims)} plugins offer the {socket} "{name}": {listed}. To go on, {"; ".join(remedies)}.'
-
-
-def _where(name: str, only: list[str] | None) -> str:
-    """Where a missing part might be: in another socket, in a plugin that failed, is left out or was not asked for, or in a
-    distribution that is known to have it."""
-    asked = [plugin for plugin in _found() if only is None or plugin.name in only]
-    hints = [f"It is the name of a {socket}." for socket in SOCKETS if any(name in p.parts.get(socket, {}) for p in asked)]
-    hints += [f"The {plugin.failure}." for plugin in asked if plugin.status == "failed"]
-    owner = next((plugin for plugin, (_, parts) in KNOWN.items() if name in parts), None)
-    disabled = {plugin.name for plugin in _found() if plugin.status == "disabled"}
-    if owner is not None and owner not in disabled and (only is None or owner in only) and not hints:
-        hints.append(f'The plugin "{owner}" of the distribution {KNOWN[owner][0]} has it: reinstall that.')
-    if owner is not None and only is not None and owner not in only:
-        hints.append(f'The plugin "{owner}" has it, but only {", ".join(only) or "no plugin"} was asked for: see `plugins`.')
-    if disabled:
-        hints.append(f"{_discovery.ALLOWED} leaves out: {', '.join(sorted(disabled))}.")
-    installed = ", ".join(f"{plugin.name} ({plugin.distribution})" for plugin in _found() if plugin.entry is not None)
-    return " ".join([*hints, f"Installed plugins: {installed or 'none'}."])

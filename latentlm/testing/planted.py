@@ -25,7 +25,7 @@ from torch import Tensor
 
 from latentlm.composed import ComposedDecoder
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Bits, Context, Distribution, Encoder, Latent, Noise, Objective, Shape
+from latentlm.interface import Batch, Bits, Context, Distribution, Encoder, Latent, Latents, Noise, Objective, Shape
 
 
 class PlantedEncoder(Encoder):
@@ -51,7 +51,7 @@ class PlantedEncoder(Encoder):
         follows = torch.zeros_like(real)
         follows[:, :-1] = real[:, :-1] & (context.documents[:, 1:] == context.documents[:, :-1])
         known = torch.where(follows, context.tokens.roll(-1, dims=1), context.tokens)
-        bits = known[..., None] >> torch.arange(self.shape.event_dims, device=known.device)
+        bits = known[..., None] >> torch.arange(self.shape.latent.dims, device=known.device)
         trust = torch.where(follows, 1.0, 1.0 / 3.0) * real
         return (2.0 * (bits & 1) - 1.0) * trust[..., None]
 
@@ -71,10 +71,11 @@ def plant(decoder: ComposedDecoder, *, strength: float = 4.0, steps: int = 150, 
     if not decoder.has_latents:
         raise UserError("A decoder without latents has no posterior to plant.")
     model = copy.deepcopy(decoder)
-    shape = Shape(backbone=model.config.backbone, event_dims=model.event_dims, granularity=model.granularity)
-    model.encoder = PlantedEncoder(None, shape, like=_prior_of(model), strength=strength)
-    model.has_encoder = model.sees_future = True
-    model.kl_schedule = None
+    likes = _priors_of(model)
+    for name, latent in model.latents.items():
+        shape = Shape(backbone=model.config.backbone, latent=latent.shape)
+        latent.plant(PlantedEncoder(None, shape, like=likes[name], strength=strength))
+        latent.kl_schedule = None
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=5e-3)
     generator = torch.Generator().manual_seed(seed)
@@ -89,12 +90,16 @@ def plant(decoder: ComposedDecoder, *, strength: float = 4.0, steps: int = 150, 
     return model.eval()
 
 
-def _prior_of(model: ComposedDecoder) -> Distribution:
-    """A distribution of the model's prior, without gradient."""
+def _priors_of(model: ComposedDecoder) -> dict[str, Distribution]:
+    """A distribution of the prior of each latent, without gradient."""
     with torch.no_grad():
         context = model.context(Batch.of([[0, 0]], device=model.device))
-        zeros = torch.zeros(1, context.sites, model.event_dims, device=model.device)
-        return model.prior(context, Latent(zeros))
+        latents, found = Latents({}), {}
+        for name, latent in model.latents.items():
+            zeros = torch.zeros(1, context.sites_of(name).mask.shape[1], latent.dims, device=model.device)
+            latents = latents.plus(name, Latent(zeros))
+            found[name] = model.prior(context, name, latents)
+        return found
 
 
 def _language(rows: int, length: int, vocabulary: int, generator: torch.Generator) -> Tensor:

@@ -18,20 +18,23 @@ from latentlm.errors import UserError, unknown_name
 from latentlm.testing.subject import Subject
 
 GROUPS: dict[str, str] = {
-    "structure": "configuration, building, initialisation, shapes, saving",
+    "structure": "configuration, building, initialisation, declarations, shapes, saving",
+    "granularity": "where sites begin",
     "causality": "who may see what",
     "masks": "padding, documents, batches",
     "randomness": "where random numbers come from",
+    "several": "latents beside one another: numbers, values and settings by name",
     "divergence": "densities and KL",
     "gradients": "training reaches every part",
+    "advance": "what parts gather in training, and move once per step",
     "decoding": "generation with a cache",
     "likelihood": "scores are log-probabilities, by enumeration on a small model with a planted posterior",
     "engine": "compiling, stopping and resuming",
 }
 """Every group of checks with one line on what it is about."""
 
-QUICK: tuple[str, ...] = ("structure", "causality", "masks", "randomness", "divergence", "gradients", "decoding")
-"""The groups that take about a second together at the kit's sizes."""
+QUICK: tuple[str, ...] = tuple(group for group in GROUPS if group not in ("likelihood", "engine"))
+"""The groups that take a few seconds together at the kit's sizes."""
 
 _FUNCTIONS: dict[str, Check] = {}
 

@@ -9,8 +9,10 @@ the mutual information
 
     information = sum_h [entropy(mean of p_h) - mean of entropy(p_h)],   bits per site
 
-which a posterior that is the same for every text has none of, whatever its KL. For honest likelihoods of whole documents see
-latentlm.likelihood.
+which a posterior that is the same for every text has none of, whatever its KL. A latent has collapsed when its KL vanishes, or
+what KL is left tells nothing about the text (posterior collapse; Bowman et al. 2016): a watch over the evaluations warns of it,
+once. One poor evaluation is no proof, least of all at the start: it takes three in a row. For honest likelihoods of whole
+documents see latentlm.likelihood.
 
 Legend: B rows, T tokens, S sites, E event dimensions.
 """
@@ -19,24 +21,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from latentlm.config import TrainConfig
-from latentlm.interface import Batch, Bits, Codes, LatentDecoder, Loss, Noise, assign_sites
+from latentlm.interface import Batch, Bits, Codes, Granularity, LatentDecoder, LatentLoss, Loss, Noise, assign_sites
 from latentlm.likelihood.bound import without_schedule
 from latentlm.likelihood.results import Score
 from latentlm.likelihood.summary import bits_per_byte
 from latentlm.tokenizer import Tokenizer
-from latentlm.training.data import HeldOut
-from latentlm.training.metrics import likelihood_keys
-from latentlm.training.packing import Window
+from latentlm.training.data.packing import Window
+from latentlm.training.data.prepared import HeldOut
+from latentlm.training.record.metrics import kl_keys, likelihood_keys
 from latentlm.training.trainer import autocast, full_kl
 
 LIVE_VARIANCE = 0.01
+THRESHOLD_BITS = 0.01
+"""Bits per site below which a latent carries nothing."""
+_PATIENCE = 3
 _CURVE_POINTS = 64
 
 
@@ -60,7 +65,7 @@ def excerpts(documents: Sequence[HeldOut], tokenizer: Tokenizer, *, context: int
 
 
 def evaluate(model: LatentDecoder, texts: Sequence[Excerpt], config: TrainConfig) -> dict[str, Any]:
-    """The likelihood keys of metrics.py over the texts, with their error, and the state of the latents."""
+    """The likelihood keys of record/metrics.py over the texts, with their error, and the state of the latents."""
     sums = _Sums()
     model.eval()
     with torch.no_grad(), without_schedule(model):
@@ -71,53 +76,34 @@ def evaluate(model: LatentDecoder, texts: Sequence[Excerpt], config: TrainConfig
             batch = batch.to(model.device)
             with autocast(model, config):
                 loss = model.loss(batch, step=0, noise=noise)
-            sums.add(loss, batch, granularity=model.granularity)
+            sums.add(model, loss, batch)
     model.train()
     return sums.report([text.bytes for text in texts])
 
 
 @dataclass
-class _Sums:
-    """What is added up over the batches of an evaluation; nats, float64."""
+class _Latent:
+    """What is added up of one latent."""
 
-    cross_entropy: list[float] = field(default_factory=list)  # per document
-    kl: list[float] = field(default_factory=list)  # per document
-    targets: list[int] = field(default_factory=list)
+    kl: float = 0.0
     means: list[Tensor] = field(default_factory=list)  # of the posterior, (sites, E) each
     bits: bool = False  # the means are those of bits
     sites: list[Tensor] = field(default_factory=list)  # [(first position, nats)], (2, sites) each
 
-    def add(self, loss: Loss, batch: Batch, *, granularity: str) -> None:
-        """Add a batch with one document per row."""
-        kl = full_kl(loss).cpu()
-        self.cross_entropy += loss.reconstruction.double().sum(-1).tolist()
-        self.kl += kl.sum(-1).tolist()
-        self.targets += loss.target_mask.sum(-1).tolist()
-        if loss.kl is None or loss.posterior is None:
-            return
-        mask = loss.site_mask.cpu()
-        means = loss.posterior.expected()
+    def add(self, own: LatentLoss, kl: Tensor, first: Tensor | None) -> None:
+        """Add a batch: kl (B, S) nats on the CPU, the first position of each site."""
+        mask = own.site_mask.cpu()
+        self.kl += float(kl.sum())
+        means = own.posterior.expected()
         if means is not None:
             self.means.append(means.double().cpu()[mask])
-            self.bits = isinstance(loss.posterior, Bits | Codes)
-        first = _first_positions(batch, granularity, sites=mask.shape[1])
+            self.bits = isinstance(own.posterior, Bits | Codes)
         if first is not None:
             self.sites.append(torch.stack([first.double()[mask], kl[mask]]))
 
-    def report(self, sizes: list[int]) -> dict[str, Any]:
-        """The keys of a held-out line."""
-        scores = [
-            Score(-(nats + kl), 0.0, 1.0, 1, targets, "elbo")
-            for nats, kl, targets in zip(self.cross_entropy, self.kl, self.targets, strict=True)
-        ]
-        total = sum(self.targets)
-        keys = likelihood_keys(sum(self.cross_entropy) / total, sum(self.kl) / total, bytes_per_target=sum(sizes) / total)
-        report: dict[str, Any] = {
-            **keys,
-            "standard_error": bits_per_byte(scores, sizes).standard_error,
-            "documents": len(sizes),
-            "bytes": sum(sizes),
-        }
+    def report(self) -> dict[str, Any]:
+        """Its keys of a held-out line."""
+        report: dict[str, Any] = {}
         if self.sites:
             report["kl_by_position"] = _curve(torch.cat(self.sites, dim=1))
             report["kl_bits_per_site"] = float(torch.cat(self.sites, dim=1)[1].mean()) / math.log(2)
@@ -127,6 +113,58 @@ class _Sums:
             report["dimensions"] = means.shape[1]
             if self.bits:
                 report["information_bits_per_site"] = _information(means)
+        return report
+
+
+@dataclass
+class _Sums:
+    """What is added up over the batches of an evaluation; nats, float64."""
+
+    cross_entropy: list[float] = field(default_factory=list)  # per document
+    kl: list[float] = field(default_factory=list)  # per document
+    targets: list[int] = field(default_factory=list)
+    latents: dict[str, _Latent] = field(default_factory=dict)
+    normalised: bool = True
+
+    def add(self, model: LatentDecoder, loss: Loss, batch: Batch) -> None:
+        """Add a batch with one document per row."""
+        self.cross_entropy += loss.reconstruction.double().sum(-1).tolist()
+        self.targets += loss.target_mask.sum(-1).tolist()
+        rows = torch.zeros(len(loss.target_mask), dtype=torch.float64)
+        for name, own in loss.latents.items():
+            kl = full_kl(own).cpu()
+            rows = rows + kl.sum(-1)
+            first = _first_positions(batch, model.latents[name].granularity, sites=kl.shape[1])
+            self.latents.setdefault(name, _Latent()).add(own, kl, first)
+            self.normalised = self.normalised and own.normalised
+        self.kl += rows.tolist()
+
+    def report(self, sizes: list[int]) -> dict[str, Any]:
+        """The keys of a held-out line; those of several latents lie under `latents`, by name, their live units are summed."""
+        scores = [
+            Score(-(nats + kl), 0.0, 1.0, 1, targets, "elbo")
+            for nats, kl, targets in zip(self.cross_entropy, self.kl, self.targets, strict=True)
+        ]
+        total = sum(self.targets)
+        keys = likelihood_keys(
+            sum(self.cross_entropy) / total,
+            sum(self.kl) / total,
+            bytes_per_target=sum(sizes) / total,
+            normalised=self.normalised,
+        )
+        report: dict[str, Any] = {
+            **keys,
+            "standard_error": bits_per_byte(scores, sizes).standard_error,
+            "documents": len(sizes),
+            "bytes": sum(sizes),
+        }
+        each = {name: own.report() for name, own in self.latents.items()}
+        if len(each) == 1:
+            return report | next(iter(each.values()))
+        if each:
+            report["latents"] = {name: kl_keys(self.latents[name].kl / total) | own for name, own in each.items()}
+            for key in ("live_bits", "dimensions"):
+                report[key] = sum(own.get(key, 0) for own in each.values())
         return report
 
 
@@ -141,9 +179,9 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
 
 
-def _first_positions(batch: Batch, granularity: str, *, sites: int) -> Tensor | None:
+def _first_positions(batch: Batch, granularity: Granularity, *, sites: int) -> Tensor | None:
     """(B, S) long, on the CPU: the first position of each site; None where the decoder numbers its sites in its own way."""
-    site_of, count = assign_sites(batch.documents.cpu(), batch.positions.cpu(), granularity)
+    site_of, count = assign_sites(granularity, batch.inputs.cpu(), batch.documents.cpu(), batch.positions.cpu())
     if count != sites:
         return None
     length = site_of.shape[1]
@@ -159,3 +197,51 @@ def _curve(sites: Tensor) -> list[list[float]]:
     counts = torch.bincount(ranges).double()
     bits = torch.bincount(ranges, weights=nats) / counts / math.log(2)
     return [[float(place * width), float(bits[place])] for place in counts.nonzero().flatten().tolist()]
+
+
+# ------------------------------------------------------------------------------------------------------------- collapse
+
+
+@dataclass
+class CollapseWatch:
+    """Counts poor evaluations; part of a checkpoint."""
+
+    poor: int = 0
+    """In a row."""
+    warned: bool = False
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Self:
+        """From `state_dict`."""
+        return cls(**state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def check(self, report: dict[str, Any]) -> str | None:
+        """Look at a held-out report; the warning when this evaluation makes a collapse certain, once per run."""
+        each = report.get("latents", {"the latent": report})
+        known = {name: own for name, own in each.items() if "kl_bits_per_site" in own}
+        if not known:
+            return None
+        quiet = [name for name, own in known.items() if _silent(own)]
+        silent = bool(quiet)
+        self.poor = self.poor + 1 if silent else 0
+        if self.warned or self.poor < _PATIENCE:
+            return None
+        self.warned = True
+        name = quiet[0]
+        bits, told = known[name]["kl_bits_per_site"], known[name].get("information_bits_per_site")
+        about = "" if told is None else f", of which {told:.4f} tell about the text"
+        return (
+            f"{name} has collapsed: KL {bits:.4f} bits per site{about}, in {_PATIENCE} evaluations in a row. The decoder "
+            "does without it so far. Allow it more bits (the KL schedule's allowance), warm the KL weight up, or give "
+            "the encoder more gradient (the Free Transformer's additive table)."
+        )
+
+
+def _silent(report: dict[str, Any]) -> bool:
+    """Whether a latent's KL, or what of it tells about the text, is next to nothing."""
+    bits, told = report["kl_bits_per_site"], report.get("information_bits_per_site")
+    return bool(bits < THRESHOLD_BITS or (report.get("live_bits") == 0 if told is None else told < THRESHOLD_BITS))

@@ -10,21 +10,34 @@ batches are numbered, noise is keyed, and weights, moments, the KL schedule and 
 from __future__ import annotations
 
 import shlex
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 
 from latentlm.config import Recipe
-from latentlm.training.artefacts import RunResult, read_result
+from latentlm.plugins.provenance import changes, explained
+from latentlm.tokenizer import FILE as TOKENIZER
+from latentlm.tokenizer import load_tokenizer
+from latentlm.training.data.prepared import prepare
 from latentlm.training.plan import check_memory, estimate_memory
-from latentlm.training.reporting import Reporter
+from latentlm.training.recipes import RECIPE
+from latentlm.training.record.folder import check_free, check_same_recipe, is_finished, is_started, locked, saved_recipe
+from latentlm.training.record.manifest import read_manifest
+from latentlm.training.record.reporting import Reporter
+from latentlm.training.record.result import RunResult, read_result
 from latentlm.training.run import Run
-from latentlm.training.runfolder import check_free, check_same_recipe, is_finished, is_started, locked, saved_recipe
-from latentlm.training.setup import make_model, make_stream, pick_device, read_data, resolve
-from latentlm.training.signals import InterruptedRun, StopRequest
+from latentlm.training.setup import make_model, make_stream, pick_device, resolve
 from latentlm.training.trainer import DivergedError, Trainer
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """The run was asked to stop, and saved; the message says how to go on."""
 
 
 def train(
@@ -63,11 +76,15 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:
     """Everything up to the first step; refuses before the long work what can be refused."""
     device = pick_device(recipe.train.device)
     if is_started(out):
-        recipe = _resumed(recipe, out)
+        before = read_manifest(out).get("plugins", {})
+        with explained(before, what=f"{out} was started"):
+            recipe = _resumed(recipe, out)
+        if said := changes(before):
+            reporter.warn(f"since {out} was started, {'; '.join(said)}: what follows may not continue what came before.")
     resolve(recipe)  # wrong parts and settings are found before the data are read
     reporter.note("reading the data")
-    prepared = read_data(recipe, folder=out if is_started(out) else None)
-    recipe = resolve(recipe, vocabulary=prepared.tokenizer.vocabulary)
+    prepared = prepare(recipe.data, folder=out if is_started(out) else None)
+    recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
     check_memory(estimate_memory(recipe), device)
     if recipe.train.dtype == "bfloat16" and device.type == "cpu":
@@ -78,6 +95,9 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:
 
 def _resumed(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with the vocabulary of the run in `out`. Raises UserError where it is not the run's recipe."""
+    if recipe.data.tokenizer == "bytes" or (out / TOKENIZER).is_file():
+        spec = "bytes" if recipe.data.tokenizer == "bytes" else TOKENIZER
+        recipe = resolve(recipe, tokenizer=load_tokenizer(spec, folder=out))
     recipe = resolve(recipe, vocabulary=saved_recipe(out).model.backbone.vocabulary)
     check_same_recipe(out, recipe)
     return recipe
@@ -99,11 +119,37 @@ def _steps(run: Run) -> None:
 
 def _how_to_go_on(run: Run) -> str:
     folder = shlex.quote(str(run.out))
-    recipe = shlex.quote(str(run.out / "recipe.yaml"))
+    recipe = shlex.quote(str(run.out / RECIPE))
     return (
         f"stopped and saved at step {run.trainer.step} of {run.recipe.train.steps}. Go on with:\n"
         f"  latentlm train {recipe} --out {folder} --resume"
     )
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM end a run between two steps, with a checkpoint; a second Ctrl-C ends it at once.
+
+    Within the block, a first SIGINT or SIGTERM sets `requested`; a second one raises KeyboardInterrupt. Signals belong to the
+    main thread: in another one the block changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
 
 
 @contextmanager

@@ -8,7 +8,7 @@ backward pass keeps, per token of a micro-batch
     (16 D + 6 F) per block,  4 V at the readout,  8 E at the latent
 
 in numbers of 4 bytes (2 with bfloat16; the readout's stay at 4). Time is measured, on two real steps, where a step is short;
-else it follows from the operations (accounting.py) at half the speed of a large matrix product.
+else it follows from the operations (zoo/accounting.py) at half the speed of a large matrix product.
 
 Legend: D width, F feed-forward width, V vocabulary, E event dimensions.
 """
@@ -24,14 +24,12 @@ import torch
 
 from latentlm.config import Recipe
 from latentlm.errors import UserError
-from latentlm.interface import LatentDecoder
-from latentlm.training.data import Prepared
-from latentlm.training.setup import make_model, make_stream, pick_device, read_data, resolve
+from latentlm.training.data.prepared import Prepared, prepare
+from latentlm.training.setup import make_model, make_stream, parameters_by_socket, pick_device, resolve
 from latentlm.training.trainer import Trainer
 from latentlm.zoo import memory
 from latentlm.zoo.accounting import cost_of
 
-_SOCKETS = {"encoder": "encoder", "prior_part": "prior", "injection": "injection"}
 _LONGEST_TRIAL = 10.0  # seconds that a trial step may take by the operations' count
 
 
@@ -104,8 +102,8 @@ def make_plan(recipe: Recipe) -> Plan:
     """Plan a run of `recipe`; reads the data, writes nothing. Raises UserError for all that would stop the run at its start."""
     device = pick_device(recipe.train.device)
     resolve(recipe)
-    prepared = read_data(recipe, folder=None)
-    recipe = resolve(recipe, vocabulary=prepared.tokenizer.vocabulary)
+    prepared = prepare(recipe.data)
+    recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
     needed, free = estimate_memory(recipe), memory.available(device)
     seconds, measured = _step_time(recipe, prepared, device, fits=free is None or needed.total < free)
@@ -125,16 +123,6 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
-def parameters_by_socket(model: LatentDecoder) -> dict[str, int]:
-    """Parameters of the backbone and of each part, shared ones once, and their total."""
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        child = name.partition(".")[0]
-        socket = _SOCKETS.get(child, child)
-        counts[socket] = counts.get(socket, 0) + parameter.numel()
-    return {**counts, "total": sum(counts.values())}
-
-
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
@@ -144,9 +132,10 @@ def estimate_memory(recipe: Recipe) -> Memory:
     backbone = recipe.model.backbone
     assert backbone.feed_forward is not None
     assert recipe.train.context is not None, "the recipe is resolved"
-    blocks = backbone.blocks + (recipe.model.encoder is not None)
+    latents = recipe.model.by_latent.values()
+    blocks = backbone.blocks + sum(latent.encoder is not None for latent in latents)
     kept = blocks * (16 * backbone.width + 6 * backbone.feed_forward) * (2 if recipe.train.dtype == "bfloat16" else 4)
-    ends = 4 * (4 * backbone.vocabulary + 8 * recipe.model.event_dims)
+    ends = 4 * (4 * backbone.vocabulary + 8 * sum(latent.dims for latent in latents))
     tokens = recipe.train.batch * recipe.train.context
     return Memory(4 * parameters, 4 * parameters, 8 * parameters, tokens * (kept + ends))
 

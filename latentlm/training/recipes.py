@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentlm import plugins
 from latentlm.config import Recipe, apply_overrides, parse, read_yaml
 from latentlm.errors import UserError, did_you_mean, unknown_name
+from latentlm.zoo.shelves import is_card, is_model, zoo_recipes
 
 RECIPE = "recipe.yaml"
 
@@ -20,7 +20,10 @@ RECIPE = "recipe.yaml"
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe of a name, a YAML file or a run folder, with `key=value` overrides applied. Raises UserError."""
     path = find_recipe(name)
-    data = apply_overrides(read_yaml(path), overrides or [])
+    data = read_yaml(path)
+    if is_card(data):
+        raise UserError(f"{path} is a card, that of a model, not a recipe: see `latentlm zoo describe {path}`.")
+    data = apply_overrides(data, overrides or [])
     _follow_tokenizer(data, overrides or [])
     data.setdefault("name", path.parent.name if path.name == RECIPE else path.stem)
     return parse(Recipe, data, source=f"recipe {path}")
@@ -50,21 +53,11 @@ def find_recipe(name: str) -> Path:
     known = zoo_recipes()
     if name in known:
         return known[name]
+    if is_model(name):
+        remedy = f"`latentlm zoo describe {name}` says what it is; recipes by name: {', '.join(sorted(known)) or 'none'}."
+        raise UserError(f'"{name}" is a model, not a recipe. {remedy}')
     if path.suffix in (".yaml", ".yml") or path.is_dir():
         near = did_you_mean(path.stem, [*known, *(other.stem for other in path.parent.glob("*.y*ml"))])
         problem = f"the folder {path} holds no {RECIPE}." if path.is_dir() else f"the recipe {path} does not exist."
         raise UserError(f"{problem}{near} Recipes by name: {', '.join(sorted(known)) or 'none'}.")
     raise unknown_name("recipe", name, known, remedy="A recipe of your own is given by its path (my.yaml).")
-
-
-def zoo_recipes() -> dict[str, Path]:
-    """Recipes by name, from the folders `recipes` beside the zoo's cards."""
-    folders: dict[Path, None] = {}
-    for card in plugins.cards():
-        for folder in (card.parent / "recipes", card.parent.parent / "recipes"):
-            folders.setdefault(folder)
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found

@@ -9,17 +9,16 @@ from typing import Any
 
 from latentlm.config import Recipe
 from latentlm.errors import UserError
-from latentlm.training.artefacts import RunResult, held_out_scores, read_result, training_facts, write_model
-from latentlm.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_newer
-from latentlm.training.collapse import CollapseWatch
-from latentlm.training.data import Prepared
-from latentlm.training.evaluation import evaluate, excerpts
-from latentlm.training.manifest import make_manifest, now, read_manifest, write_manifest
-from latentlm.training.metrics import MetricsFile, Tally, read_metrics, rewind
+from latentlm.training.data.prepared import Prepared
+from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
 from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from latentlm.training.plan import parameters_by_socket
-from latentlm.training.reporting import Reporter, TensorBoard
-from latentlm.training.runfolder import CHECKPOINTS, METRICS, is_started, write_recipe
+from latentlm.training.record.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_newer
+from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, write_recipe
+from latentlm.training.record.manifest import make_manifest, now, read_manifest, write_manifest
+from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read_metrics, rewind
+from latentlm.training.record.reporting import Reporter, TensorBoard
+from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
 from latentlm.training.trainer import StepFacts, Trainer
 from latentlm.zoo.weights import load_into, weights_of
 
@@ -76,8 +75,9 @@ class Run:
             )
         load_into(model, checkpoint.file("model"))
         load_optimizer_tensors(self.trainer.optimizer, model, checkpoint.tensors("optimizer"))
-        if model.kl_schedule is not None:
-            model.kl_schedule.load_state_dict(state["schedule"])
+        schedules = model.kl_schedules
+        for name, schedule in schedules.items():
+            schedule.load_state_dict(state["schedule"] if len(model.latents) == 1 else state["schedule"][name])
         set_aside_newer(checkpoint.path.parent, step=checkpoint.step)
         self.trainer.step = self.saved_step = checkpoint.step
         self.tokens, self.seconds = state["tokens"], state["seconds"]
@@ -145,12 +145,13 @@ class Run:
         """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.trainer.step:
             return
-        model, schedule = self.trainer.model, self.trainer.model.kl_schedule
+        model = self.trainer.model
+        schedules = {name: schedule.state_dict() for name, schedule in model.kl_schedules.items()}
         state = {
             "tokens": self.tokens,
             "seconds": self.seconds,
             "next_batch": self.trainer.step * self.recipe.train.accumulate,
-            "schedule": {} if schedule is None else schedule.state_dict(),
+            "schedule": next(iter(schedules.values()), {}) if len(model.latents) <= 1 else schedules,
             "tally": self.tally.state_dict(),
             "watch": self.watch.state_dict(),
             "data": self.prepared.fingerprint,
@@ -172,20 +173,15 @@ class Run:
             "finished": now(),
             "device": read_manifest(self.out).get("device", {}).get("name", self.trainer.model.device.type),
         }
-        held_out = self._last_held_out()
         write_model(
             self.out,
             recipe=self.recipe,
             model=self.trainer.model,
             tokenizer=self.prepared.tokenizer.save(self.out),
             training=training_facts(self.recipe, data=self.prepared.summary(), facts=facts),
-            scores=held_out_scores(held_out),
+            scores=held_out_scores(last_line(read_metrics(self.out / METRICS), "held_out")),
         )
         return read_result(self.out)
-
-    def _last_held_out(self) -> dict[str, Any]:
-        lines = read_metrics(self.out / METRICS)
-        return next((line for line in reversed(lines) if line["split"] == "held_out"), {})
 
     def close(self) -> None:
         """Close the files."""

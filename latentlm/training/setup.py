@@ -6,19 +6,19 @@ where the recipe does not say), the length of the sequences.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from latentlm import plugins
-from latentlm.composed import build, complete
-from latentlm.config import ModelConfig, Recipe
+from latentlm.composed import build, complete, fill_granularities
+from latentlm.config import SOCKETS, ModelConfig, Recipe
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
-from latentlm.tokenizer import check_vocabulary
-from latentlm.training.data import Prepared, prepare
-from latentlm.training.packing import PackedStream
-from latentlm.training.prompted import check_prompts
+from latentlm.tokenizer import Tokenizer, check_vocabulary
+from latentlm.training.data.packing import PackedStream
+from latentlm.training.data.prepared import Prepared
+from latentlm.training.data.prompted import check_prompts
+
+_SOCKETS = {"encoder": "encoder", "prior_part": "prior", "injection": "injection"}
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,8 +34,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def resolve(recipe: Recipe, *, vocabulary: int | None = None) -> Recipe:
-    """The recipe with nothing left open. `vocabulary` is taken where the recipe does not set one. Raises UserError."""
+def resolve(recipe: Recipe, *, vocabulary: int | None = None, tokenizer: Tokenizer | None = None) -> Recipe:
+    """The recipe with nothing left open. `vocabulary` (or the tokenizer's) is taken where the recipe does not set one; what
+    only a tokenizer can fill in, stays open without one. Raises UserError."""
+    vocabulary = vocabulary if tokenizer is None else tokenizer.vocabulary
     check_prompts(recipe)
     model = _with_vocabulary(recipe.model, vocabulary)
     context = recipe.train.context or model.backbone.context
@@ -45,24 +47,31 @@ def resolve(recipe: Recipe, *, vocabulary: int | None = None) -> Recipe:
             "model.backbone.context."
         )
     completed = complete(model, plugin_names=recipe.plugins or None)
+    if tokenizer is not None:
+        completed = fill_granularities(completed, tokenizer, plugin_names=recipe.plugins or None)
     return recipe.model_copy(
         update={
-            "plugins": recipe.plugins or _plugins_of(completed),
+            "plugins": _plugins_of(completed, recipe.plugins),
             "model": completed,
             "train": recipe.train.model_copy(update={"context": context}),
         }
     )
 
 
-def _plugins_of(model: ModelConfig) -> list[str]:
-    """Names of the installed plugins that the model's parts come from; parts registered in this process have none."""
-    parts = {socket: getattr(model, socket) for socket in ("encoder", "prior", "injection", "kl_schedule")}
-    wanted = {"decoder": model.decoder, **{socket: spec.name for socket, spec in parts.items() if spec is not None}}
-    return sorted(
-        plugin.name
-        for plugin in plugins.listing()
-        if plugin.entry is not None and any(name in plugin.parts.get(socket, {}) for socket, name in wanted.items())
-    )
+def _plugins_of(model: ModelConfig, named: list[str]) -> list[str]:
+    """The plugins that the recipe names, then the other installed ones that the model's parts come from. What is built in or
+    registered in this process has none."""
+    wanted: dict[tuple[str, str], None] = {("decoder", model.decoder): None}
+    for latent in model.by_latent.values():
+        for socket in SOCKETS:
+            if (spec := getattr(latent, socket)) is not None:
+                wanted[socket, spec.name] = None
+        if latent.like is not None:
+            wanted["decoder", latent.like] = None
+        scale = latent.granularity
+        wanted["granularity", scale.partition(":")[0] if isinstance(scale, str) else str(scale.name)] = None
+    sources = [plugins.provider(socket, name, plugins=named or None) for socket, name in wanted]
+    return [*named, *sorted({plugin.name for plugin in sources if plugin.installed and plugin.name not in named})]
 
 
 def _with_vocabulary(model: ModelConfig, vocabulary: int | None) -> ModelConfig:
@@ -71,14 +80,23 @@ def _with_vocabulary(model: ModelConfig, vocabulary: int | None) -> ModelConfig:
     return model.model_copy(update={"backbone": model.backbone.model_copy(update={"vocabulary": vocabulary})})
 
 
-def read_data(recipe: Recipe, *, folder: Path | None) -> Prepared:
-    """The recipe's data; `folder` is that of a run being resumed, whose tokenizer is used."""
-    return prepare(recipe.data, folder=folder)
-
-
 def make_model(recipe: Recipe, device: torch.device | str) -> LatentDecoder:
     """The resolved recipe's model, initialised from train.seed, in float32 (also for bfloat16 training)."""
     return build(recipe.model, device=device, seed=recipe.train.seed, plugin_names=recipe.plugins or None)
+
+
+def parameters_by_socket(model: LatentDecoder) -> dict[str, int]:
+    """Parameters of the backbone and of each part, shared ones once, and their total."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        child, _, rest = name.partition(".")
+        if child == "latents":  # of several: latents.NAME.encoder. ...
+            owner, part = rest.split(".")[:2]
+            child, socket = part, f"{owner}.{_SOCKETS.get(part, part)}"
+        else:
+            socket = _SOCKETS.get(child, child)
+        counts[socket] = counts.get(socket, 0) + parameter.numel()
+    return {**counts, "total": sum(counts.values())}
 
 
 def make_stream(recipe: Recipe, prepared: Prepared) -> PackedStream:

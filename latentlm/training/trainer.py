@@ -18,10 +18,10 @@ from torch import Tensor
 
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
-from latentlm.interface import Batch, LatentDecoder, Loss, Noise
+from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise
+from latentlm.training.data.packing import PackedStream
+from latentlm.training.data.prompted import with_prompts
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
-from latentlm.training.packing import PackedStream
-from latentlm.training.prompted import with_prompts
 
 
 class DivergedError(UserError):
@@ -37,6 +37,10 @@ class StepFacts:
     """Sum over targets, under a sample of the posterior where there are latents."""
     kl: float = 0.0
     """Sum over sites of the full KL, whatever the schedule charged."""
+    kl_of: dict[str, float] = field(default_factory=dict)
+    """The same by latent, in a decoder of several."""
+    normalised: bool = True
+    """False: some prior's density is known up to a constant only, and so is the KL."""
     penalty: float = 0.0
     """Nats per target token that the schedule charged, summed over targets."""
     auxiliary: float = 0.0
@@ -75,8 +79,7 @@ class Trainer:
         self._check("gradient norm", facts.gradient_norm)
         set_learning_rate(self.optimizer, facts.learning_rate)
         self.optimizer.step()
-        if self.model.kl_schedule is not None:
-            self.model.kl_schedule.advance()
+        self.model.advance(self.step)
         self.step += 1
         return facts
 
@@ -84,6 +87,7 @@ class Trainer:
         """Micro-batch `number` of the stream, some of its rows with a prompt where the recipe says so."""
         batch = self.stream.batch(number)
         first = number * batch.inputs.shape[0]
+        batch = self.model.counted(batch)
         return with_prompts(batch, share=self.config.prompts, seed=self.config.seed, first=first)
 
     def _accumulate(self, batch: Batch, number: int, facts: StepFacts) -> None:
@@ -95,11 +99,14 @@ class Trainer:
         with autocast(self.model, self.config):
             loss = self.model.loss(batch, step=self.step, noise=noise)
         total, cross_entropy, kl, auxiliary, logs = _read(loss)
+        facts.normalised = all(own.normalised for own in loss.latents.values())
         self._check("loss", total)
         (loss.total * (targets / facts.targets)).backward()
         facts.cross_entropy += cross_entropy
-        facts.kl += kl
-        if loss.kl is not None:
+        facts.kl += sum(kl.values())
+        if len(kl) > 1:
+            facts.kl_of = {name: facts.kl_of.get(name, 0.0) + nats for name, nats in kl.items()}
+        if loss.latents:
             facts.penalty += (total - auxiliary) * targets - cross_entropy
             facts.auxiliary += auxiliary * targets
         for name, value in logs.items():
@@ -118,19 +125,18 @@ def autocast(model: LatentDecoder, config: TrainConfig) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.dtype == "bfloat16")
 
 
-def _read(loss: Loss) -> tuple[float, float, float, float, dict[str, float]]:
-    """Total, summed cross-entropy, summed KL, auxiliary losses, logs: brought to the CPU in one transfer."""
+def _read(loss: Loss) -> tuple[float, float, dict[str, float], float, dict[str, float]]:
+    """Total, summed cross-entropy, summed KL by latent, auxiliary losses, logs: brought to the CPU in one transfer."""
     cross_entropy = loss.reconstruction.detach().double().sum()
-    kl = full_kl(loss).sum()
+    kl = [full_kl(own).sum() for own in loss.latents.values()]
     logs = {name: value.detach().double().mean() for name, value in loss.logs.items()}
     total = loss.total.detach().double()
     auxiliary = torch.zeros_like(total) if loss.auxiliary is None else loss.auxiliary.detach().double()
-    values = torch.stack([total, cross_entropy, kl, auxiliary, *logs.values()]).tolist()
-    return values[0], values[1], values[2], values[3], dict(zip(logs, values[4:], strict=True))
+    values = torch.stack([total, cross_entropy, auxiliary, *kl, *logs.values()]).tolist()
+    by_latent = dict(zip(loss.latents, values[3:], strict=False))
+    return values[0], values[1], by_latent, values[2], dict(zip(logs, values[3 + len(kl) :], strict=True))
 
 
-def full_kl(loss: Loss) -> Tensor:
-    """(B, S) nats, float64, zero where there is no site; (B, 1) zeros without latents."""
-    if loss.kl is None:
-        return loss.reconstruction.new_zeros(loss.reconstruction.shape[0], 1, dtype=torch.float64)
-    return loss.kl.detach().double().sum(-1).masked_fill(~loss.site_mask, 0.0)
+def full_kl(latent: LatentLoss) -> Tensor:
+    """(B, S) nats, float64, zero where there is no site."""
+    return latent.kl.detach().double().sum(-1).masked_fill(~latent.site_mask, 0.0)

@@ -25,9 +25,9 @@ from torch import nn
 
 from latentlm.backbone.block import Block
 from latentlm.backbone.cross import CrossAttention
-from latentlm.composed import build
+from latentlm.composed import ComposedDecoder, build
 from latentlm.config import ModelConfig
-from latentlm.interface import LatentDecoder, chunk_length
+from latentlm.interface import LatentDecoder
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,21 @@ def cost_of(model: LatentDecoder, *, dtype: torch.dtype) -> Cost:
     assert backbone.head_dim is not None
     assert backbone.kv_heads is not None
     total, parts = count(model), _parts(model)
-    encoder = getattr(model, "encoder", None)
-    encoder_blocks = _blocks(encoder)
+    latents = model.latents.values() if isinstance(model, ComposedDecoder) else ()
+    encoders = [latent.encoder for latent in latents]
+    encoder_blocks = [block for encoder in encoders for block in _blocks(encoder)]
     per_block = 2.0 * backbone.context * backbone.heads * backbone.head_dim  # causal attention, a token
-    encoding = 2.0 * _multiplied(encoder) + 2 * per_block * len(encoder_blocks)
+    encoding = 2.0 * sum(map(_multiplied, encoders)) + 2 * per_block * len(encoder_blocks)
     readout = parts.get("embedding", 0) if backbone.tie_embeddings else 0
-    injection, prior = getattr(model, "injection", None), getattr(model, "prior_part", None)
-    by_site = _multiplied(injection) - _reading(injection) + _multiplied(prior)
-    rare = (1.0 - _sites_per_token(model)) * by_site
-    generation = 2.0 * (_multiplied(model) - _multiplied(encoder) + readout - rare) + backbone.blocks * per_block
-    surrogate = getattr(injection, "surrogate_operations", 0.0) * _sites_per_token(model)
-    fitting = getattr(encoder, "fitting_passes", 0)
+    rare, surrogate, fitting = 0.0, 0.0, 0.0
+    for latent in latents:
+        often = latent.granularity.sites_per_token(backbone.context)
+        by_site = _multiplied(latent.injection) - _reading(latent.injection) + _multiplied(latent.prior)
+        rare += (1.0 - often) * by_site
+        for _, part in latent.named_parts():
+            more = part.operations()
+            surrogate, fitting = surrogate + more.training_per_site * often, fitting + more.fitting_passes
+    generation = 2.0 * (_multiplied(model) - sum(map(_multiplied, encoders)) + readout - rare) + backbone.blocks * per_block
     return Cost(
         parameters=total,
         by_part=parts,
@@ -105,12 +109,6 @@ def _reading(module: nn.Module | None) -> int:
     return sum(_multiplied(layer.query) + _multiplied(layer.output) for layer in layers)
 
 
-def _sites_per_token(model: LatentDecoder) -> float:
-    """1 for a latent per token, 1/n for one per n tokens, 1/T for one per document of a full context."""
-    length = chunk_length(model.granularity) if model.has_latents else 1
-    return 1.0 / (model.config.backbone.context if length is None else length)
-
-
 def _blocks(module: nn.Module | None) -> list[Block]:
     """The transformer blocks in a module."""
     return [] if module is None else [inner for inner in module.modules() if isinstance(inner, Block)]
@@ -126,10 +124,17 @@ def _parts(model: LatentDecoder) -> dict[str, int]:
         "blocks": count(backbone.blocks),
         "norm": count(backbone.norm),
         "readout": count(backbone.readout),
-        "encoder": count(getattr(model, "encoder", None)),
-        "prior": count(getattr(model, "prior_part", None)),
-        "injection": count(getattr(model, "injection", None)),
+        **_by_socket(model),
     }
+
+
+def _by_socket(model: LatentDecoder) -> dict[str, int]:
+    """Parameters of encoder, prior and injection; "NAME.encoder", ... in a decoder of several latents."""
+    latents = model.latents if isinstance(model, ComposedDecoder) else {}
+    if len(latents) < 2:
+        parts = dict(next(iter(latents.values())).named_parts()) if latents else {}
+        return {socket: count(parts.get(socket)) for socket in ("encoder", "prior", "injection")}
+    return {f"{name}.{socket}": count(part) for name, own in latents.items() for socket, part in own.named_parts()}
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from latentlm.config import Card
+from latentlm.config import SOCKETS, Card
 from latentlm.zoo.accounting import Cost, Overhead
-
-_SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,15 @@ class Description:
         )
 
     def _parts(self) -> Iterator[tuple[str, str]]:
-        for socket in _SOCKETS:
-            if (spec := getattr(self.card.model, socket)) is not None:
-                settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items() if value is not None)
-                yield socket, f"{spec.name} ({settings})" if settings else spec.name
+        latents: dict[str, Any] = {**self.card.model.latents} or {"": self.card.model}
+        for name, latent in latents.items():
+            for socket in SOCKETS:
+                if (spec := getattr(latent, socket)) is not None:
+                    settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items() if value is not None)
+                    if spec.above:
+                        settings = ", ".join((f"above {' and '.join(spec.above)}", *([settings] if settings else [])))
+                    label = f"{name} {socket}".lstrip()
+                    yield label, f"{spec.name} ({settings})" if settings else str(spec.name)
 
     def _overhead(self) -> Iterator[tuple[str, str]]:
         if (extra := self.overhead) is None:

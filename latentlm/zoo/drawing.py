@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from latentlm.composed import ComposedDecoder
+from latentlm.composed.sockets import Sockets, needs
 from latentlm.config import PartSpec
 from latentlm.interface import LatentDecoder
 
@@ -40,58 +41,70 @@ def draw(model: LatentDecoder) -> str:
 
 
 def _lines(model: ComposedDecoder) -> Iterator[str]:
-    config, injection = model.config, model.injection
-    blocks = config.backbone.blocks
-    embedded = injection is not None and "embedding" in injection.slots
-    yield _box("embedding") + (_IN + _injection(model, ("embedding",)) if embedded else "")
+    blocks = model.config.backbone.blocks
+    latents = list(model.latents.values())
+    several = len(latents) > 1
+    embedded = [own for own in latents if "embedding" in own.injection.slots]
+    yield from _entered(_box("embedding"), embedded, several, ("embedding",))
     yield _STEM
-    if injection is None:
+    if not latents:
         yield _box(_span(0, blocks - 1))
     else:
-        yield from _latent_lines(model)
+        yield from _latent_lines(model, latents)
     yield _STEM
-    biased = injection is not None and "logit_bias" in injection.slots
-    yield _box("norm, readout") + (_IN + _injection(model, ("logit_bias",)) if biased else "")
+    biased = [own for own in latents if "logit_bias" in own.injection.slots]
+    yield from _entered(_box("norm, readout"), biased, several, ("logit_bias",))
 
 
-def _latent_lines(model: ComposedDecoder) -> Iterator[str]:
+def _latent_lines(model: ComposedDecoder, latents: list[Sockets]) -> Iterator[str]:
     """From the trunk to the last block."""
-    injection, cut = model.injection, model.cut
-    assert injection is not None
-    blocks = model.config.backbone.blocks
+    blocks, cut = model.config.backbone.blocks, model.cut
     if cut > 0:
         yield f"{_box(_span(0, cut - 1))}{_GAP}the trunk, free of z"
-    for socket, part, about in _readers(model):
-        yield f"{_OUT}{_name(socket, part):{_NAME}} {about}"
-    z, margin = f"z: {_kind(model)}", f"{_STEM:{_LEFT}}{_GAP}"
-    if len(z) > _NAME:
-        yield margin + z
-        z = ""
-    yield f"{margin}{z:{_NAME}} {_price(model)}"
-    inner = tuple(slot for slot in injection.slots if slot not in ("embedding", "logit_bias"))
-    spans = _spans(injection.sites if inner else (), cut, blocks)
-    for number, (first, last, injected) in enumerate(spans):
+    for own in latents:
+        for socket, part, about in _readers(model, own):
+            yield f"{_OUT}{_name(socket, part):{_NAME}} {about}"
+        z, margin = f"{own.name}: {_kind(own)}", f"{_STEM:{_LEFT}}{_GAP}"
+        if len(z) > _NAME:
+            yield margin + z
+            z = ""
+        yield f"{margin}{z:{_NAME}} {_price(own)}"
+    inner = {own.name: own.injection.blocks if _inner(own) else () for own in latents}
+    for number, (first, last, entering) in enumerate(_spans(inner, cut, blocks)):
         if number:
             yield _STEM
-        yield _box(_span(first, last)) + (_IN + _injection(model, inner) if injected else "")
+        yield from _entered(_box(_span(first, last)), [own for own in latents if own.name in entering], len(latents) > 1)
 
 
-def _readers(model: ComposedDecoder) -> Iterator[tuple[str, PartSpec, str]]:
+def _entered(box: str, latents: list[Sockets], several: bool, slots: tuple[str, ...] | None = None) -> Iterator[str]:
+    """A box, and what enters it: a line for each latent, through the slots named or its inner ones."""
+    if not latents:
+        yield box
+    for number, own in enumerate(latents):
+        assert own.config.injection is not None
+        name, through = _name("injection", own.config.injection), ", ".join(slots or _inner(own))
+        whose = f" of {own.name}" if several else ""
+        yield f"{box if number == 0 else _STEM:{_LEFT}}{_IN}{name:{_NAME}} {through}{whose}"
+
+
+def _inner(own: Sockets) -> tuple[str, ...]:
+    """Slots of blocks."""
+    return tuple(slot for slot in own.injection.slots if slot not in ("embedding", "logit_bias"))
+
+
+def _readers(model: ComposedDecoder, own: Sockets) -> Iterator[tuple[str, PartSpec, str]]:
     """Encoder and prior: socket, specification, what they are and read."""
-    config, encoder, prior = model.config, model.encoder, model.prior_part
+    config, encoder, prior = own.config, own.encoder, own.prior
     if config.encoder is not None and encoder is not None:
         seen = "sees ahead" if encoder.sees_future else "causal"
         how = "fitted" if encoder.needs_objective else _taps(encoder.taps)
-        yield "encoder", config.encoder, ", ".join(text for text in ("q(z | x)", seen, how) if text)
-    if config.prior is not None and prior is not None:
-        given = [text for text, holds in (("x so far", prior.taps), ("z before", prior.autoregressive)) if holds]
-        what = f"p(z | {', '.join(given)})" if given else "p(z)"
-        yield "prior", config.prior, ", ".join(text for text in (what, _taps(prior.taps)) if text)
-
-
-def _injection(model: ComposedDecoder, slots: tuple[str, ...]) -> str:
-    assert model.config.injection is not None
-    return f"{_name('injection', model.config.injection):{_NAME}} {', '.join(slots)}"
+        what = f"q({own.name} | {', '.join(('x', *needs(model.latents, own.name, 'encoder')[1]))})"
+        yield "encoder", config.encoder, ", ".join(text for text in (what, seen, how) if text)
+    assert config.prior is not None
+    given = [text for text, holds in (("x so far", prior.taps), (f"{own.name} before", prior.autoregressive)) if holds]
+    given += needs(model.latents, own.name, "prior")[1]
+    what = f"p({own.name} | {', '.join(given)})" if given else f"p({own.name})"
+    yield "prior", config.prior, ", ".join(text for text in (what, _taps(prior.taps)) if text)
 
 
 def _name(socket: str, part: PartSpec) -> str:
@@ -102,26 +115,26 @@ def _taps(taps: tuple[int, ...]) -> str:
     return "" if not taps else f"tap {', '.join(map(str, taps))}"
 
 
-def _kind(model: ComposedDecoder) -> str:
+def _kind(own: Sockets) -> str:
     """What a latent is, and how many there are."""
-    kinds = {part.latents for part in (model.prior_part, model.injection) if part is not None and part.latents}
-    word = {"bits": "bits", "real": "real numbers", "levels": "levels"}.get(next(iter(kinds), ""), "dimensions")
-    scale, _, count = model.granularity.partition(":")
-    return f"{model.event_dims} {word} per {scale}" + (f" of {count}" if count else "")
+    families = {part.family for part in (own.prior, own.injection) if part.family}
+    word = {"bits": "bits", "real": "real numbers", "levels": "levels"}.get(next(iter(families), ""), "dimensions")
+    scale, _, count = own.granularity_text.partition(":")
+    return f"{own.dims} {word} per {scale}" + (f" of {count}" if count else "")
 
 
-def _price(model: ComposedDecoder) -> str:
-    schedule = model.config.kl_schedule
+def _price(own: Sockets) -> str:
+    schedule = own.config.kl_schedule
     return "no KL schedule" if schedule is None else f"KL schedule {schedule.name}"
 
 
-def _spans(sites: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
-    """The blocks start .. stop-1 as runs of injected ones and others: (first, last, injected)."""
+def _spans(entering: dict[str, tuple[int, ...]], start: int, stop: int) -> Iterator[tuple[int, int, frozenset[str]]]:
+    """The blocks start .. stop-1 as runs that the same latents enter: (first, last, their names)."""
     first = start
     for block in range(start, stop):
-        injected = block in sites
-        if block + 1 == stop or (block + 1 in sites) != injected:
-            yield first, block, injected
+        here, after = (frozenset(name for name, blocks in entering.items() if b in blocks) for b in (block, block + 1))
+        if block + 1 == stop or here != after:
+            yield first, block, here
             first = block + 1
 
 

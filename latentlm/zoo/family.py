@@ -4,6 +4,7 @@
     free, causal                 one latent per token
     chunk                        one latent per chunk of tokens
     gaussian, ltm, della         one latent per document
+    composed                     several latents
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from latentlm.composed import complete
 from latentlm.config import Card, ModelConfig, PartSpec
 from latentlm.errors import UserError
 
-_BRANCHES = ("no latents", "one latent per token", "one latent per chunk of tokens", "one latent per document")
+_BRANCHES = (
+    "no latents", "one latent per token", "one latent per chunk of tokens", "one latent per document",
+    "one latent per part of a text", "several latents",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,21 @@ def _completed(card: Card) -> ModelConfig:
 
 
 def _branch(config: ModelConfig) -> str:
-    if config.prior is None and config.event_dims == 0:
+    latents = config.by_latent
+    if not latents and config.event_dims == 0:
         return _BRANCHES[0]
+    if len(latents) > 1:
+        return _BRANCHES[5]
     scales = ("token", "chunk", "document")
-    return _BRANCHES[1 + scales.index(config.granularity.partition(":")[0])]
+    scale = config.granularity
+    name = scale.partition(":")[0] if isinstance(scale, str) else scale.name
+    return _BRANCHES[1 + scales.index(name)] if name in scales else _BRANCHES[4]
 
 
 def _parts(config: ModelConfig) -> str:
-    """Encoder, prior and injection by name."""
+    """Encoder, prior and injection by name; of several latents, what each is like."""
+    if config.latents:
+        return ", ".join(f"{name} like {latent.like}" if latent.like else name for name, latent in config.latents.items())
     specs: list[tuple[str, PartSpec | None]] = [
         ("encoder", config.encoder), ("prior", config.prior), ("injection", config.injection)
     ]  # fmt: skip

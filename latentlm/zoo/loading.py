@@ -12,10 +12,11 @@ without weights (status "architecture") loads freshly initialised and says so; r
 from __future__ import annotations
 
 import fnmatch
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from latentlm.composed import build, complete
 from latentlm.config import Card, WeightsSpec
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
+from latentlm.plugins.provenance import explained
 from latentlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from latentlm.zoo import memory
 from latentlm.zoo import weights as _weights
@@ -69,9 +71,10 @@ def load(
     entry = find(name_or_path)
     card, file = _weights_for(entry, weights)
     wanted, names = _dtype(dtype or card.dtype), card.plugins or None
-    skeleton = build(card.model, device="meta", plugin_names=names)
-    if file is not None:
-        _weights.check(skeleton, file)
+    with explained(_plugins_then(entry), what=f"{entry.folder} was trained"):
+        skeleton = build(card.model, device="meta", plugin_names=names)
+        if file is not None:
+            _weights.check(skeleton, file)
     tokenizer = _tokenizer(entry)
     memory.check(count(skeleton) * wanted.itemsize, target, what=f'"{card.name}" in {str(wanted).removeprefix("torch.")}')
     fresh = file is None or _has_unsaved(skeleton)
@@ -86,6 +89,15 @@ def load(
         )
     model.card, model.tokenizer = card, tokenizer
     return model.eval()
+
+
+def _plugins_then(entry: Entry) -> dict[str, Any]:
+    """What a run folder's manifest says of its plugins; nothing elsewhere, or where it cannot be read."""
+    try:
+        said = json.loads((entry.folder / "manifest.json").read_text(encoding="utf-8"))["plugins"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return said if isinstance(said, dict) and all(isinstance(each, dict) for each in said.values()) else {}
 
 
 def _weights_for(entry: Entry, weights: Weights) -> tuple[Card, Path | None]:

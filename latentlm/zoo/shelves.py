@@ -12,16 +12,14 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from latentlm import plugins
-from latentlm.config import Card, parse, read_yaml
+from latentlm.config import Card, as_yaml, parse, read_yaml
 from latentlm.errors import CheckpointError, UserError, unknown_name
-from latentlm.zoo import weights as _weights
+from latentlm.zoo.files import atomic_folder
 
 CARD = "card.yaml"
 ZOO_PATH = "LATENTLM_ZOO_PATH"
@@ -96,6 +94,8 @@ def only(claims: Sequence[Entry]) -> Entry:
 def find(name_or_path: str | Path) -> Entry:
     """The card of a name, of a folder with a card.yaml, or of a card file. A name goes before a folder of that name (which
     `./name` or a Path means). Raises UserError with the nearest names."""
+    from latentlm.zoo import weights as _weights  # imports torch
+
     path = Path(name_or_path).expanduser()
     is_name = isinstance(name_or_path, str) and name_or_path == path.name
     known = entries() if is_name else {}
@@ -110,7 +110,32 @@ def find(name_or_path: str | Path) -> Entry:
     if not is_name:
         raise UserError(f"{path} does not exist. Give the folder of a run, a card file, or a name (see `latentlm zoo list`).")
     _weights.refuse_pickle(path)
+    if path.name in zoo_recipes():
+        raise UserError(_a_recipe(path))
     raise unknown_name("model", path.name, known, remedy="A model of your own is given by its folder.")
+
+
+def zoo_recipes() -> dict[str, Path]:
+    """Recipes by name, from the folders `recipes` beside the zoo's cards."""
+    folders: dict[Path, None] = {}
+    for card in plugins.cards():
+        for folder in (card.parent / "recipes", card.parent.parent / "recipes"):
+            folders.setdefault(folder)
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def is_model(name: str) -> bool:
+    """Whether a name is a card's, or a folder has a card."""
+    return name in entries() or (Path(name).expanduser() / CARD).is_file()
+
+
+def is_card(data: Mapping[str, object]) -> bool:
+    """Whether a YAML file's contents are a card's, and not a recipe's."""
+    return bool({"card_version", "status"} & data.keys())
 
 
 def _card_files() -> list[Path]:
@@ -125,15 +150,24 @@ def _card_files() -> list[Path]:
 
 def _of_file(path: Path) -> Entry:
     """A card file; any other is an error that says what to give instead."""
+    from latentlm.zoo import weights as _weights  # imports torch
+
     if path.suffix in (".yaml", ".yml"):
-        if not {"card_version", "status"} & read_yaml(path).keys():
-            remedy = f"If it is a recipe, train it (latentlm train {path}) and give the folder of the run."
-            raise UserError(f"{path} is no card: it says neither card_version nor status. {remedy}")
-        return Entry(read_card(path), path)
+        data = read_yaml(path)
+        if is_card(data):
+            return Entry(read_card(path), path)
+        if {"model", "data", "train"} & data.keys():
+            raise UserError(_a_recipe(path))
+        raise UserError(f"{path} is no card: it says neither card_version nor status.")
     _weights.refuse_pickle(path)
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds weights alone: give the folder of their card, or a card and weights={path}.")
     raise UserError(f"{path} is no model. Give the folder of a run, a card file, or a name (see `latentlm zoo list`).")
+
+
+def _a_recipe(name: Path) -> str:
+    """What to do with a recipe where a model is wanted."""
+    return f'"{name}" is a recipe; train it with `latentlm train {name}`, then give the folder of the run.'
 
 
 def _no_model(folder: Path) -> str:
@@ -155,7 +189,7 @@ def add_run(run: Path, *, name: str | None = None, shelf: Path | None = None, re
     paper) is taken from it. Raises UserError where the run is not finished or damaged, the name is taken, or the shelf cannot
     be written to.
     """
-    from latentlm.training.files import atomic_folder
+    from latentlm.zoo import weights as _weights  # imports torch
 
     entry = find(Path(run))
     if entry.path.name != CARD or entry.card.weights is None:
@@ -172,8 +206,7 @@ def add_run(run: Path, *, name: str | None = None, shelf: Path | None = None, re
         with atomic_folder(target) as temporary:
             for file in (weights, *_beside(entry)):
                 shutil.copyfile(file, temporary / file.name)
-            text = yaml.safe_dump(card.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-            (temporary / CARD).write_text(text, encoding="utf-8")
+            (temporary / CARD).write_text(as_yaml(card, exclude_none=True), encoding="utf-8")
         if old is not None and old.folder != target.resolve():
             old.path.unlink()
     except (OSError, CheckpointError) as error:
@@ -205,6 +238,8 @@ def _merged(card: Card, old: Entry | None) -> dict[str, object]:
 
 def _beside(entry: Entry) -> list[Path]:
     """The files of a run that go with its weights."""
+    from latentlm.zoo import weights as _weights  # imports torch
+
     tokenizer = entry.card.tokenizer
     names = [*_BESIDE, tokenizer] if tokenizer not in (None, "bytes") else ["recipe.yaml"]
     return [path for path in (_weights.inside(entry.folder, str(name)) for name in names) if path.is_file()]

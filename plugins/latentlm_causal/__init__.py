@@ -22,7 +22,7 @@ from latentlm.plugins import hookimpl
 from latentlm_causal.memory import CausalBits
 from latentlm_causal.trunk import TrunkBits
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class CausalTransformer(ComposedDecoder):
@@ -42,8 +42,8 @@ class CausalTransformer(ComposedDecoder):
         """Fill the open sockets. A document has one site, with none before it: there the prior is `trunk_bits`."""
         if config.backbone.blocks < 2:
             raise UserError('The decoder "causal" needs at least 2 blocks: a trunk below and a block above the latent.')
-        if config.granularity == "document" and config.prior is None:
-            config = config.model_copy(update={"prior": PartSpec(name="trunk_bits")})
+        if config.granularity == "document":
+            config = config.model_copy(update={"prior": (config.prior or PartSpec()).over(PartSpec(name="trunk_bits"))})
         return super().complete(config)
 
 

@@ -54,13 +54,12 @@ class CausalBits(LearnedBits):
     Config = CausalBitsConfig
     config: CausalBitsConfig
     autoregressive = True
-    granularities = ("token", "chunk")
 
     def __init__(self, config: CausalBitsConfig, shape: Shape) -> None:
         memory = config.memory or shape.width
-        super().__init__(config, shape, features=shape.event_dims + memory)
-        self.gate = nn.Linear(shape.width + shape.event_dims, memory)
-        self.candidate = nn.Linear(shape.width + shape.event_dims, memory)
+        super().__init__(config, shape, features=shape.latent.dims + memory)
+        self.gate = nn.Linear(shape.width + shape.latent.dims, memory)
+        self.candidate = nn.Linear(shape.width + shape.latent.dims, memory)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -72,7 +71,8 @@ class CausalBits(LearnedBits):
         """(R, S, E), teacher-forced on the latent."""
         assert latent is not None, "an autoregressive prior needs the latents before"
         features, memory = self._remember(context, latent.value)
-        p: Bits | Codes = self.readout(torch.cat((features, memory), dim=-1))
+        both = torch.cat((features, memory), dim=-1)
+        p: Bits | Codes = self.readout(self.beside(both, self.above_at_sites(context)))
         return p
 
     def start(self, context: Context, latent: Latent | None) -> Remembered:
@@ -85,16 +85,21 @@ class CausalBits(LearnedBits):
         return Remembered(memory, self.prompt(context))
 
     def step(
-        self, state: Remembered, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self,
+        state: Remembered,
+        taps: Mapping[int, Tensor],
+        previous: Tensor | None,
+        starts: Tensor,
+        above: Mapping[str, Tensor],
     ) -> tuple[Bits | Codes, Any]:
         """(B, 1, E). The memory moves where a site begins."""
         stream, prompt = self.read_step(state.prompt, taps)
         if previous is None:
-            previous = torch.full((len(starts), self.shape.event_dims), 0.5, device=starts.device)
+            previous = torch.full((len(starts), self.shape.latent.dims), 0.5, device=starts.device)
         features = _features(stream, _signs(previous))
         keep, add = self._gates(features)
         memory = torch.where(starts[:, None], keep * state.memory + add, state.memory)
-        p = self.readout(torch.cat((features, memory), dim=-1)[:, None])
+        p = self.readout(self.beside(torch.cat((features, memory), dim=-1), above)[:, None])
         return p, Remembered(memory, prompt)
 
     def _remember(self, context: Context, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """A prior that reads the bits of a site off the trunk (ours):
 
-    p(z_s | x up to the site's first token) = readout(norm(tap at that token))
+    p(z_s | x up to the site's first token, z above) = readout(norm(tap at that token), the latents above that are open there)
 
 and what both learned priors have in common: where they read, how they are read out, and how they learn.
 
@@ -44,16 +44,19 @@ class LearnedPriorConfig(Strict):
 class LearnedBits(Prior):
     """What the two priors share; `distribution` is theirs."""
 
-    latents = "bits"
+    family = "bits"
+    reads_above = True
     config: LearnedPriorConfig
 
     def __init__(self, config: LearnedPriorConfig, shape: Shape, *, features: int) -> None:
-        """`features`: what the readout sees beside the stream."""
+        """`features`: what the readout sees beside the stream and the latents above."""
         super().__init__(config, shape)
         self.taps = (shape.blocks // 2 if config.tap is None else config.tap,)
         self.norm = nn.RMSNorm(shape.width, eps=shape.backbone.norm_eps)
         hidden = shape.width if config.hidden is None else config.hidden
-        self.readout = Readout(shape.width + features, shape.event_dims, hidden=hidden, within=config.within)
+        self.above = tuple(shape.latent.above)
+        features += sum(latent.dims for latent in shape.latent.above.values())
+        self.readout = Readout(shape.width + features, shape.latent.dims, hidden=hidden, within=config.within)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """The frame has set the Linear layers; the last starts at zero where the prior starts uniform."""
@@ -97,6 +100,17 @@ class LearnedBits(Prior):
         out: Tensor = self.norm(read_at(context.taps[self.taps[0]], context, self.config.reads))
         return out
 
+    def above_at_sites(self, context: Context) -> dict[str, Tensor]:
+        """The latents above that are open where each site begins, (B, S, E') each."""
+        return {name: context.at_first_positions(context.above[name]) for name in self.above}
+
+    def beside(self, features: Tensor, above: Mapping[str, Tensor]) -> Tensor:
+        """Features (..., F) and the latents above (..., E') side by side, float32 or wider; alone where there are none."""
+        if not self.above:
+            return features
+        wide = torch.promote_types(features.dtype, torch.float32)
+        return torch.cat([features.to(wide), *(above[name].to(wide) for name in self.above)], dim=-1)
+
     def prompt(self, context: Context) -> Prompt | None:
         """What later steps must know of the prompt; nothing where each site reads its own token."""
         return Prompt.of(context, context.taps[self.taps[0]]) if self.config.reads == "prompt" else None
@@ -119,7 +133,7 @@ class TrunkBits(LearnedBits):
 
     def distribution(self, context: Context, latent: Latent | None) -> Bits | Codes:
         """(R, S, E)."""
-        p: Bits | Codes = self.readout(self.read(context))
+        p: Bits | Codes = self.readout(self.beside(self.read(context), self.above_at_sites(context)))
         return p
 
     def start(self, context: Context, latent: Latent | None) -> Prompt | None:
@@ -127,8 +141,8 @@ class TrunkBits(LearnedBits):
         return self.prompt(context)
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Bits | Codes, Any]:
         """(B, 1, E)."""
         stream, state = self.read_step(state, taps)
-        return self.readout(stream[:, None]), state
+        return self.readout(self.beside(stream, above)[:, None]), state

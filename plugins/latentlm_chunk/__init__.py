@@ -24,7 +24,7 @@ from latentlm_chunk.encoder import ChunkCodes, FsqEncoder
 from latentlm_chunk.injection import CodeInjection, LevelsInjection
 from latentlm_chunk.prior import CausalCodes, CausalLevels, UniformLevels
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 _ON_GRID = {"encoder": ("fsq",), "prior": ("causal_levels", "uniform_levels"), "injection": ("fsq",)}
 
@@ -51,7 +51,8 @@ class ChunkDecoder(ComposedDecoder):
         sockets = {socket: getattr(config, socket) for socket in _ON_GRID}
         grid = any(spec is not None and spec.name in _ON_GRID[socket] for socket, spec in sockets.items())
         defaults = cls.grid_defaults if grid else cls.defaults
-        filled = {socket: getattr(config, socket) or spec for socket, spec in defaults.items()}
+        given = {socket: getattr(config, socket) for socket in defaults}
+        filled = {socket: spec if given[socket] is None else given[socket].over(spec) for socket, spec in defaults.items()}
         event_dims = config.event_dims or 8
         if grid:
             levels = _levels(filled)

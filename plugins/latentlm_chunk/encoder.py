@@ -40,12 +40,12 @@ class ChunkCodes(ChunkEncoder):
 
     Config = ChunkCodesConfig
     config: ChunkCodesConfig
-    latents = "bits"
+    family = "bits"
 
     def __init__(self, config: ChunkCodesConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        check_bits(shape.event_dims, "chunk_codes")
-        outputs = 2**shape.event_dims if config.family == "codes" else shape.event_dims
+        check_bits(shape.latent.dims, "chunk_codes")
+        outputs = 2**shape.latent.dims if config.family == "codes" else shape.latent.dims
         self.readout = nn.Linear(shape.width, outputs)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Codes | Bits:
@@ -68,11 +68,11 @@ class FsqEncoder(ChunkEncoder):
 
     Config = FsqConfig
     config: FsqConfig
-    latents = "levels"
+    family = "levels"
 
     def __init__(self, config: FsqConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.grid = grid_of(config.levels, shape.event_dims, "The encoder fsq")
+        self.grid = grid_of(config.levels, shape.latent.dims, "The encoder fsq")
         self.readout = nn.Linear(shape.width, self.grid.dims)
 
     def forward(self, context: Context, objective: Objective | None = None) -> PointLevels:

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentlm.config import Strict
-from latentlm.interface import Bits, BlockCondition, Codes, Condition, Context, Injection, Latent, Shape
+from latentlm.interface import Bits, BlockCondition, Codes, Condition, Context, Injection, Latent, Operations, Shape
 from latentlm_chunk.encoder import check_bits
 from latentlm_chunk.levels import OnGrid
 
@@ -55,11 +55,11 @@ class SlotInjection(Injection):
     def __init__(self, config: SlotConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         if config.slot == "logit_bias":
-            self.sites: tuple[int, ...] = (shape.blocks - 1,)  # the trunk ends below the last block, which has no condition
+            self.blocks: tuple[int, ...] = (shape.blocks - 1,)  # the trunk ends below the last block, which has no condition
         else:
-            self.sites = tuple(sorted(set(config.blocks or (shape.blocks // 2,))))
+            self.blocks = tuple(sorted(set(config.blocks or (shape.blocks // 2,))))
         self.slots = ("film_scale", "film_shift") if config.slot == "film" else (config.slot,)
-        self.size = shape.width * len(self.sites) * len(self.slots)
+        self.size = shape.width * len(self.blocks) * len(self.slots)
 
     @abstractmethod
     def vectors(self, latent: Latent) -> Tensor:
@@ -68,12 +68,12 @@ class SlotInjection(Injection):
     def forward(self, latent: Latent, context: Context) -> Condition:
         """Each position has its own site's."""
         rows = self.vectors(latent)
-        if self.shape.granularity != "token":
-            rows = rows.gather(1, context.site_of[..., None].expand(-1, -1, self.size))  # (R, T, W)
+        if self.shape.latent.granularity != "token":
+            rows = context.at_positions(rows)  # (R, T, W)
         if self.config.slot == "logit_bias":
             return Condition(logit_bias=rows)
-        parts = rearrange(rows, "r t (block slot d) -> block slot r t d", block=len(self.sites), slot=len(self.slots))
-        return Condition({site: self._condition(part) for site, part in zip(self.sites, parts, strict=True)})
+        parts = rearrange(rows, "r t (block slot d) -> block slot r t d", block=len(self.blocks), slot=len(self.slots))
+        return Condition({site: self._condition(part) for site, part in zip(self.blocks, parts, strict=True)})
 
     def _condition(self, part: Tensor) -> BlockCondition:
         """One block's, from (slots, R, T, D)."""
@@ -88,18 +88,20 @@ class CodeInjection(SlotInjection):
     """A row of a table for each code."""
 
     Config = SlotConfig
-    latents = "bits"
+    family = "bits"
 
     def __init__(self, config: SlotConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        check_bits(shape.event_dims, "chunk_codes")
-        self.table = nn.Embedding(2**shape.event_dims, self.size)
-        # The mean row and, backward, the score of each row, 2 for each entry; the table itself is detached there.
-        self.surrogate_operations = 4.0 * self.table.weight.numel()
+        check_bits(shape.latent.dims, "chunk_codes")
+        self.table = nn.Embedding(2**shape.latent.dims, self.size)
+
+    def operations(self) -> Operations:
+        """The mean row and, backward, the score of each row, 2 for each entry; the table itself is detached there."""
+        return Operations(training_per_site=4.0 * self.table.weight.numel())
 
     def vectors(self, latent: Latent) -> Tensor:
         """(R, S, W). The table's gradient is that of the drawn rows."""
-        weights = 2 ** torch.arange(self.shape.event_dims, device=latent.value.device)
+        weights = 2 ** torch.arange(self.shape.latent.dims, device=latent.value.device)
         rows: Tensor = self.table(torch.where(latent.value > 0.5, weights, 0).sum(-1))
         q = latent.distribution
         if not (torch.is_grad_enabled() and isinstance(q, Codes | Bits)):
@@ -114,11 +116,11 @@ class LevelsInjection(SlotInjection):
     """A linear map of the quantised vector."""
 
     Config = SlotConfig
-    latents = "levels"
+    family = "levels"
 
     def __init__(self, config: SlotConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.map = nn.Linear(shape.event_dims, self.size)
+        self.map = nn.Linear(shape.latent.dims, self.size)
 
     def vectors(self, latent: Latent) -> Tensor:
         """(R, S, W)."""

@@ -22,7 +22,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from latentlm.interface import Distribution, Latent, Noise, sampled_kl
+from latentlm.interface import Categorical, Distribution, Latent, Noise, sampled_kl
 from latentlm_chunk.grid import MOST_CODES, Grid
 
 
@@ -61,10 +61,6 @@ class CategoricalOnGrid(OnGrid):
     def slopes(self, index: Tensor, below: Tensor) -> Tensor:
         """(B, S, E): rise of log p from `below` to the level above it in dimension e, the others being at `index`."""
 
-    @abstractmethod
-    def detached(self) -> CategoricalOnGrid:
-        """The same distribution, out of the graph."""
-
     def log_prob(self, latent: Latent) -> Tensor:
         """(B, S) nats."""
         return self.log_probs_at(self.grid.index(latent.value)).sum(-1)
@@ -72,6 +68,8 @@ class CategoricalOnGrid(OnGrid):
 
 class Levels(CategoricalOnGrid):
     """Independent dimensions."""
+
+    parameters = ("log_probs",)
 
     def __init__(self, logits: Tensor, grid: Grid) -> None:
         """logits (B, S, sum_e L_e): those of the first dimension, then of the second, ..."""
@@ -121,11 +119,11 @@ class Levels(CategoricalOnGrid):
         return _kl(self.log_probs, prior.log_probs)
 
     def select(self, rows: Tensor) -> Levels:
-        """The given rows."""
+        """The given rows, normalised anew (as `Categorical.select` does)."""
         return Levels.of_log_probs(self.log_probs.index_select(0, rows), self.grid)
 
     def narrow(self, start: int, length: int) -> Levels:
-        """The given sites."""
+        """The given sites, likewise."""
         return Levels.of_log_probs(self.log_probs.narrow(1, start, length), self.grid)
 
     def tempered(self, temperature: float) -> Levels:
@@ -148,10 +146,6 @@ class Levels(CategoricalOnGrid):
         constant = real.amax(-1) == real.amin(-1)
         return (inside.any(-1) & ~constant).sum(-1)
 
-    def detached(self) -> Levels:
-        """Without gradient."""
-        return Levels.of_log_probs(self.log_probs.detach(), self.grid)
-
     def _cumulative(self) -> Tensor:
         """(B, S, E, M)."""
         return self.log_probs.detach().exp().cumsum(-1)
@@ -161,13 +155,13 @@ class Levels(CategoricalOnGrid):
         return self.log_probs.device
 
 
-class JointLevels(CategoricalOnGrid):
+class JointLevels(CategoricalOnGrid, Categorical):
     """Any distribution over the codes."""
 
     def __init__(self, logits: Tensor, grid: Grid) -> None:
         """logits (B, S, N), up to a constant."""
         assert logits.shape[-1] == grid.size, "one logit for each code"
-        self.log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        super().__init__(logits)
         self.grid = grid
 
     @classmethod
@@ -182,13 +176,17 @@ class JointLevels(CategoricalOnGrid):
         """(B, S, E)."""
         return self.log_probs.shape[0], self.log_probs.shape[1], self.grid.dims
 
-    def sample(self, noise: Noise, *, differentiable: bool = False) -> Latent:
-        """Values (B, S, E) of a code. No gradient through the value."""
-        rows, sites, _ = self.shape
-        assert len(noise) == rows, f"{len(noise)} rows of noise for {rows} rows"
-        code = (self._cumulative() <= noise.uniform(sites, 1, device=self._device)).sum(-1).clamp(max=self.grid.size - 1)
-        value = self.grid.every_value(self._device)[code]
-        return Latent(value, self, noise) if differentiable else Latent(value)
+    def values(self) -> Tensor:
+        """(N, E): those of every code."""
+        return self.grid.every_value(self._device)
+
+    def support(self) -> Tensor:
+        """(N, E): those of every code."""
+        return self.values()
+
+    def index(self, value: Tensor) -> Tensor:
+        """The code (B, S) long of values (B, S, E)."""
+        return self.grid.code(self.grid.index(value))
 
     def log_probs_at(self, index: Tensor) -> Tensor:
         """(B, S, 1)."""
@@ -203,44 +201,9 @@ class JointLevels(CategoricalOnGrid):
             rises.append(self.log_probs_at(high) - self.log_probs_at(low))
         return torch.cat(rises, dim=-1)
 
-    def kl(self, prior: Distribution, latent: Latent) -> Tensor:
-        """(B, S, 1) nats, exact against levels and codes; else the one-sample estimate."""
-        if isinstance(prior, Levels):
-            prior = JointLevels.of(prior)
-        if not isinstance(prior, JointLevels):
-            return sampled_kl(self, prior, latent)
-        return _kl(self.log_probs, prior.log_probs)[..., None]
-
-    def select(self, rows: Tensor) -> JointLevels:
-        """The given rows."""
-        return JointLevels(self.log_probs.index_select(0, rows), self.grid)
-
-    def narrow(self, start: int, length: int) -> JointLevels:
-        """The given sites."""
-        return JointLevels(self.log_probs.narrow(1, start, length), self.grid)
-
-    def tempered(self, temperature: float) -> JointLevels:
-        """Logits divided by the temperature."""
-        return JointLevels(self.log_probs / temperature, self.grid)
-
-    def expected(self) -> Tensor:
-        """Mean value of each dimension, (B, S, E)."""
-        return self.log_probs.exp() @ self.grid.every_value(self._device).to(self.log_probs.dtype)
-
-    def near_ties(self, noise: Noise, rounding: float) -> Tensor:
-        """1 where the uniform number lies within `rounding` of a boundary between two codes; 0 where the codes are uniform."""
-        uniform = noise.uniform(self.shape[1], 1, device=self._device)
-        near = ((self._cumulative()[..., :-1] - uniform).abs() < rounding).any(-1)
-        constant = self.log_probs.amax(-1) == self.log_probs.amin(-1)
-        return (near & ~constant).long()
-
-    def detached(self) -> JointLevels:
-        """Without gradient."""
-        return JointLevels(self.log_probs.detach(), self.grid)
-
-    def _cumulative(self) -> Tensor:
-        """(B, S, N)."""
-        return self.log_probs.detach().exp().cumsum(-1)
+    def matching(self, prior: Distribution) -> Categorical | None:
+        """Codes of the grid; independent dimensions as codes."""
+        return JointLevels.of(prior) if isinstance(prior, Levels) else super().matching(prior)
 
     @property
     def _device(self) -> torch.device:

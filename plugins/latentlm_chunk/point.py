@@ -8,35 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentlm.interface import Distribution, Latent, Noise, sampled_kl
+from latentlm.interface import Distribution, Latent, Noise, Point, sampled_kl
 from latentlm_chunk.grid import Grid
 from latentlm_chunk.levels import CategoricalOnGrid, OnGrid
 
 
-class PointLevels(OnGrid):
+class PointLevels(OnGrid, Point):
     """round(bound(raw)), for certain."""
 
-    deterministic = True
+    parameters = ("value", "through", "raw")
 
     def __init__(self, raw: Tensor, grid: Grid, *, pays: bool = True) -> None:
         """raw (B, S, E): any real numbers. `pays`: the KL has a gradient."""
         self.raw = raw if raw.dtype == torch.float64 else raw.float()
         self.grid, self.pays = grid, pays
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(B, S, E)."""
-        rows, sites, events = self.raw.shape
-        return rows, sites, events
-
-    def sample(self, noise: Noise, *, differentiable: bool = False) -> Latent:
-        """The code's values (B, S, E), whatever the noise; with `differentiable`, straight-through."""
-        assert len(noise) == len(self.raw), f"{len(noise)} rows of noise for {len(self.raw)} rows"
-        value = self.expected()
-        if not differentiable:
-            return Latent(value.detach())
-        through = self.grid.bound(self.raw) / self.grid.half_widths(self.raw)
-        return Latent(value + (through - through.detach()), self, noise)  # added last: the value stays on the grid exactly
+        value = grid.values(self._index()).to(self.raw.dtype)
+        super().__init__(value, through=grid.bound(self.raw) / grid.half_widths(self.raw))
 
     def log_prob(self, latent: Latent) -> Tensor:
         """(B, S) nats: zero at the code, minus infinity elsewhere."""
@@ -55,22 +42,6 @@ class PointLevels(OnGrid):
         rises = prior.slopes(index, self.grid.below(bounded.detach())).detach()
         linear = rises * (bounded - bounded.detach())  # zero, with a gradient
         return kl - (linear if kl.shape == linear.shape else linear.sum(-1, keepdim=True))
-
-    def select(self, rows: Tensor) -> PointLevels:
-        """The given rows."""
-        return PointLevels(self.raw.index_select(0, rows), self.grid, pays=self.pays)
-
-    def narrow(self, start: int, length: int) -> PointLevels:
-        """The given sites."""
-        return PointLevels(self.raw.narrow(1, start, length), self.grid, pays=self.pays)
-
-    def tempered(self, temperature: float) -> PointLevels:
-        """The same: a point mass has no temperature."""
-        return self
-
-    def expected(self) -> Tensor:
-        """The code's values, without gradient."""
-        return self.grid.values(self._index()).to(self.raw.dtype)
 
     def near_ties(self, noise: Noise, rounding: float) -> Tensor:
         """Dimensions within `rounding`, as a share of the range, of the middle between two levels."""

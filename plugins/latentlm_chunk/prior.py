@@ -37,7 +37,7 @@ from latentlm.backbone import wide_linear
 from latentlm.composed.recurrence import scan, spread_memories
 from latentlm.config import Strict
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Bits, Codes, Context, Distribution, Encoder, Latent, Prior, Shape
+from latentlm.interface import Batch, Bits, Codes, Context, Distribution, Encoder, Latent, Parts, Prior, Shape
 from latentlm_chunk.encoder import FsqEncoder, check_bits
 from latentlm_chunk.grid import Grid, LevelCounts, grid_of
 from latentlm_chunk.levels import CategoricalOnGrid, JointLevels, Levels
@@ -107,12 +107,12 @@ class CausalPrior(Prior):
         return self._remember(context, latent.value)[1].gather(1, newest)[:, 0]
 
     def step(
-        self, state: Tensor, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Tensor, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Distribution, Tensor]:
         """(B, 1, E). The memory moves where a site begins."""
         begins = torch.full_like(starts, previous is None)
         if previous is None:
-            previous = torch.zeros(len(starts), self.shape.event_dims, device=starts.device)
+            previous = torch.zeros(len(starts), self.shape.latent.dims, device=starts.device)
         features = self._features(taps[self.taps[0]], previous, begins)
         keep, add = self._gates(features)
         memory = torch.where(starts[:, None], keep * state + add, state)
@@ -155,12 +155,12 @@ class CausalCodes(CausalPrior):
     """One categorical over the codes."""
 
     Config = CausalConfig
-    latents = "bits"
+    family = "bits"
 
     def __init__(self, config: CausalConfig, shape: Shape) -> None:
-        check_bits(shape.event_dims, "causal_codes")
-        super().__init__(config, shape, outputs=2**shape.event_dims)
-        self.embedding = nn.Embedding(2**shape.event_dims + 1, self.memory)  # the last row: no code before
+        check_bits(shape.latent.dims, "causal_codes")
+        super().__init__(config, shape, outputs=2**shape.latent.dims)
+        self.embedding = nn.Embedding(2**shape.latent.dims + 1, self.memory)  # the last row: no code before
 
     def embed(self, value: Tensor, begins: Tensor) -> Tensor:
         """A row for each code."""
@@ -193,20 +193,20 @@ class CausalLevels(CausalPrior):
 
     Config = CausalLevelsConfig
     config: CausalLevelsConfig
-    latents = "levels"
+    family = "levels"
 
     def __init__(self, config: CausalLevelsConfig, shape: Shape) -> None:
-        grid = grid_of(config.levels, shape.event_dims, "The prior causal_levels")
+        grid = grid_of(config.levels, shape.latent.dims, "The prior causal_levels")
         joint = config.within == "joint"
         if joint:
             grid.check_size("The prior causal_levels", 'take fewer levels, or within: "independent"')
         super().__init__(config, shape, outputs=grid.size if joint else sum(grid.levels))
         self.grid = grid
-        self.embedding = nn.Linear(shape.event_dims + 1, self.memory)
+        self.embedding = nn.Linear(shape.latent.dims + 1, self.memory)
 
-    def bind(self, encoder: Encoder | None) -> None:
+    def bind(self, parts: Parts) -> None:
         """The encoder must have the same grid."""
-        _same_grid(self.grid, encoder)
+        _same_grid(self.grid, parts.encoder)
 
     def embed(self, value: Tensor, begins: Tensor) -> Tensor:
         """Linear in the values; 0 and a mark where there are none."""
@@ -222,22 +222,22 @@ class UniformLevels(Prior):
     """Every code equally likely, whatever the text: KL(q || p) = log prod L_e for a point mass."""
 
     Config = LevelsConfig
-    latents = "levels"
+    family = "levels"
 
     def __init__(self, config: LevelsConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.grid = grid_of(config.levels, shape.event_dims, "The prior uniform_levels")
+        self.grid = grid_of(config.levels, shape.latent.dims, "The prior uniform_levels")
 
-    def bind(self, encoder: Encoder | None) -> None:
+    def bind(self, parts: Parts) -> None:
         """The encoder must have the same grid."""
-        _same_grid(self.grid, encoder)
+        _same_grid(self.grid, parts.encoder)
 
     def forward(self, context: Context, latent: Latent | None = None) -> Levels:
         """(R, S, E)."""
         return self._even(context.rows, context.sites, context.tokens.device)
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Levels, Any]:
         """(B, 1, E)."""
         return self._even(len(starts), 1, starts.device), state
@@ -255,8 +255,6 @@ def _same_grid(grid: Grid, encoder: Encoder | None) -> None:
         )
 
 
-def _detached(distribution: Codes | Bits | CategoricalOnGrid) -> Codes | Bits | CategoricalOnGrid:
+def _detached(distribution: Codes | Bits) -> Codes | Bits:
     """The same distribution, out of the graph."""
-    if isinstance(distribution, Bits):
-        return Bits(distribution.logits.detach())
-    return Codes(distribution.log_probs.detach()) if isinstance(distribution, Codes) else distribution.detached()
+    return Bits(distribution.logits.detach()) if isinstance(distribution, Bits) else Codes(distribution.log_probs.detach())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from latentlm.backbone import Block, Mask, rotation, wide_linear
 from latentlm.config import Strict
-from latentlm.interface import Context, Encoder, Shape, chunk_length
+from latentlm.interface import Context, Encoder, Shape
 
 Pool = Literal["query", "mean"]
 
@@ -45,7 +45,7 @@ class ChunkEncoder(Encoder):
         self.block = Block(shape.backbone)
         self.norm = nn.RMSNorm(shape.width, eps=shape.backbone.norm_eps)
         # A site of one position has nothing to pool.
-        pools = config.pool == "query" and shape.granularity != "token"
+        pools = config.pool == "query" and shape.latent.granularity != "token"
         self.pool = QueryPool(shape) if pools else None
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -74,7 +74,7 @@ class QueryPool(nn.Module):
         super().__init__()
         heads = shape.backbone.heads
         self.query = nn.Linear(shape.width, heads, bias=False)
-        length = chunk_length(shape.granularity) or 1
+        length = shape.latent.length or 1
         self.places = nn.Parameter(torch.empty(length, heads)) if length > 1 else None
 
     def scores(self, x: Tensor, context: Context) -> Tensor:

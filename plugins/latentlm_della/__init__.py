@@ -27,7 +27,7 @@ from latentlm_della.injection import DellaInjection
 from latentlm_della.layers import chosen_layers, latent_size
 from latentlm_della.prior import DellaPrior
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 LATENT_SIZE = 32
 """Dimensions of each layer's latent (paper, section 5.2)."""

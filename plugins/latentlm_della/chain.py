@@ -60,7 +60,7 @@ class Recursion(nn.Module):
 class Chain(Distribution):
     """Gaussians, each given the values of those before it. The weights are its part's: gradients reach them."""
 
-    exact_kl = False  # each term is a closed form, but at the z_<l that it is given
+    parameters = ("offsets",)
 
     def __init__(self, recursion: Recursion, offsets: Tensor, log_scale: float = 0.0) -> None:
         """offsets (B, S, L, 2p): o_l, means first. `log_scale` is added to every log standard deviation."""
@@ -95,7 +95,8 @@ class Chain(Distribution):
         return Gaussian(*self.moments(latent.value)).log_prob(latent)
 
     def kl(self, prior: Distribution, latent: Latent) -> Tensor:
-        """(B, S, E) nats, never negative, unbiased where the latent was drawn from this distribution: closed forms given z_<l,
+        """(B, S, E) nats, never negative, unbiased where the latent was drawn from this distribution: closed forms, but at the
+        z_<l that it is given,
         against a chain of as many layers or independent Gaussians. (B, S, 1), the one-sample estimate, against other priors."""
         if isinstance(prior, Chain) and prior.offsets.shape[2:] == self.offsets.shape[2:]:
             given = Gaussian(*prior.moments(latent.value))
@@ -104,14 +105,6 @@ class Chain(Distribution):
         else:
             return sampled_kl(self, prior, latent)
         return Gaussian(*self.moments(latent.value)).kl(given, latent)
-
-    def select(self, rows: Tensor) -> Chain:
-        """The given rows."""
-        return Chain(self.recursion, self.offsets.index_select(0, rows), self.log_scale)
-
-    def narrow(self, start: int, length: int) -> Chain:
-        """The given sites."""
-        return Chain(self.recursion, self.offsets.narrow(1, start, length), self.log_scale)
 
     def tempered(self, temperature: float) -> Chain:
         """Every layer's standard deviation times the temperature."""

@@ -45,7 +45,7 @@ class DellaEncoder(Encoder):
     Config = DellaEncoderConfig
     taps = (0,)  # every block may be injected: only the embedding is free of z
     sees_future = True
-    latents = "real"
+    family = "real"
 
     def __init__(self, config: DellaEncoderConfig, shape: Shape) -> None:
         super().__init__(config, shape)
@@ -54,7 +54,7 @@ class DellaEncoder(Encoder):
         backbone, count = shape.backbone.model_copy(update={"feed_forward": width}), len(self.layers)
         self.tower = nn.ModuleList(Block(backbone) for _ in range(self.layers[-1] + 1))
         self.norms = nn.ModuleList(nn.RMSNorm(shape.width, eps=backbone.norm_eps) for _ in self.layers)
-        attends = config.pooling == "attention" and shape.granularity != "token"  # a single state needs no pooling
+        attends = config.pooling == "attention" and shape.latent.granularity != "token"  # a single state needs no pooling
         self.queries = nn.Parameter(torch.empty(count, shape.width)) if attends else None
         self.readouts = nn.ModuleList(nn.Linear(shape.width, 2 * size) for _ in self.layers)
         self.recursion = Recursion(count, size, bias=False)

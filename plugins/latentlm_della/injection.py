@@ -60,19 +60,19 @@ class DellaInjection(Injection):
 
     Config = DellaInjectionConfig
     slots = ("value_gate",)
-    latents = "real"
+    family = "real"
 
     def __init__(self, config: DellaInjectionConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.sites, size = layout(config, shape)
+        self.blocks, size = layout(config, shape)
         assert shape.backbone.kv_heads is not None
         assert shape.backbone.head_dim is not None
         width = shape.backbone.kv_heads * shape.backbone.head_dim
         if config.form == "gate":
-            self.fusions = nn.ModuleList(nn.Linear(size, width) for _ in self.sites)
+            self.fusions = nn.ModuleList(nn.Linear(size, width) for _ in self.blocks)
         else:
             kind = ProductOfSums if config.form == "product" else SumOfProducts
-            self.fusions = nn.ModuleList(kind(size, width, config.rank or RANK) for _ in self.sites)
+            self.fusions = nn.ModuleList(kind(size, width, config.rank or RANK) for _ in self.blocks)
         self.words = BagOfWords(size, shape.width, shape.backbone.vocabulary) if config.bag_of_words else None
 
     @torch.no_grad()
@@ -102,9 +102,9 @@ class DellaInjection(Injection):
     def forward(self, latent: Latent, context: Context) -> Condition:
         """The values of block l, fused with z_l."""
         weights = next(self.fusions.parameters())
-        parts = latent.value.to(weights).unflatten(-1, (len(self.sites), -1)).unbind(-2)  # (R, S, p) each
+        parts = latent.value.to(weights).unflatten(-1, (len(self.blocks), -1)).unbind(-2)  # (R, S, p) each
         blocks = {}
-        for block, fusion, z in zip(self.sites, self.fusions, parts, strict=True):
+        for block, fusion, z in zip(self.blocks, self.fusions, parts, strict=True):
             if isinstance(fusion, Fusion):
                 gate: Tensor | ValueMap = ValueMap(fusion, self._placed(fusion.factor(z), context))
             else:
@@ -114,7 +114,7 @@ class DellaInjection(Injection):
 
     def _placed(self, factor: Tensor, context: Context) -> Tensor:
         """What each site's latent gives to its own positions: (R, S, ...) -> (R, T, ...), or (R, 1, ...) for a single site."""
-        if self.shape.granularity == "token" or factor.shape[1] == 1:
+        if self.shape.latent.granularity == "token" or factor.shape[1] == 1:
             return factor
         index = context.site_of.view(*context.site_of.shape, *[1] * (factor.dim() - 2))
         return factor.gather(1, index.expand(-1, -1, *factor.shape[2:]))
@@ -123,7 +123,7 @@ class DellaInjection(Injection):
         """weight * bag of words, nats per target token; logs `bag_of_words`, the nats without the weight."""
         if self.words is None:
             return None
-        last = latent.value.unflatten(-1, (len(self.sites), -1))[..., -1, :]
+        last = latent.value.unflatten(-1, (len(self.blocks), -1))[..., -1, :]
         nats = self.words(last, context.site_of, batch.targets, batch.target_mask)
         return self.config.bag_of_words * nats, {"bag_of_words": nats.detach()}
 

@@ -43,4 +43,4 @@ def latent_size(event_dims: int, count: int) -> int:
 def layout(config: LayersConfig, shape: Shape) -> tuple[tuple[int, ...], int]:
     """The blocks that have a latent, and p."""
     layers = chosen_layers(config.layers, shape.blocks)
-    return layers, latent_size(shape.event_dims, len(layers))
+    return layers, latent_size(shape.latent.dims, len(layers))

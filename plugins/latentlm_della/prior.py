@@ -23,7 +23,7 @@ class DellaPrior(Prior):
     """A learned chain over layers, the same for every site."""
 
     Config = LayersConfig
-    latents = "real"
+    family = "real"
 
     def __init__(self, config: LayersConfig, shape: Shape) -> None:
         super().__init__(config, shape)
@@ -35,7 +35,7 @@ class DellaPrior(Prior):
         return self._chain(context.rows, context.sites, context.tokens.device)
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Chain, Any]:
         """(B, 1, E)."""
         return self._chain(starts.shape[0], 1, starts.device), state

@@ -19,7 +19,7 @@ from latentlm_free.encoder import FreeEncoder
 from latentlm_free.injection import TableInjection
 from latentlm_free.prior import UniformBits
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class FreeTransformer(ComposedDecoder):

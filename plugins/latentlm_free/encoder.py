@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from latentlm.backbone import Block, Mask, rotation, wide_linear
 from latentlm.backbone.init import normal_
@@ -39,7 +39,7 @@ class FreeEncoder(Encoder):
 
     Config = FreeEncoderConfig
     sees_future = True
-    latents = "bits"
+    family = "bits"
 
     def __init__(self, config: FreeEncoderConfig, shape: Shape) -> None:
         super().__init__(config, shape)
@@ -48,7 +48,7 @@ class FreeEncoder(Encoder):
         width = config.feed_forward or shape.backbone.feed_forward
         self.block = Block(shape.backbone.model_copy(update={"feed_forward": width}))
         self.norm = nn.RMSNorm(shape.width, eps=shape.backbone.norm_eps)
-        self.readout = nn.Linear(shape.width, shape.event_dims, bias=config.readout_bias)
+        self.readout = nn.Linear(shape.width, shape.latent.dims, bias=config.readout_bias)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """zeta like an embedding."""
@@ -68,14 +68,4 @@ class FreeEncoder(Encoder):
             logits = wide_linear(normed, self.readout)
         else:
             logits = self.readout(normed)
-        return Bits(logits if self.shape.granularity == "token" else _site_means(logits, context))
-
-
-def _site_means(logits: Tensor, context: Context) -> Tensor:
-    """Mean over each site's real positions: (B, T, H) -> (B, S, H)."""
-    real = (context.documents >= 0).to(logits.dtype)[..., None]  # (B, T, 1)
-    index = context.site_of[..., None]
-    zeros = logits.new_zeros(logits.shape[0], context.sites, logits.shape[-1])
-    sums = zeros.scatter_add(1, index.expand_as(logits), logits * real)
-    counts = zeros[..., :1].scatter_add(1, index, real)
-    return sums / counts.clamp(min=1)
+        return Bits(logits if self.shape.latent.granularity == "token" else context.site_means(logits))

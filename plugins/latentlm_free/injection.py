@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentlm.config import Strict
 from latentlm.errors import did_you_mean
-from latentlm.interface import Bits, BlockCondition, Codes, Condition, Context, Injection, Latent, Shape
+from latentlm.interface import Bits, BlockCondition, Codes, Condition, Context, Injection, Latent, Operations, Shape
 from latentlm_free.estimators import SAMPLES, TEMPERATURE, Estimator, EstimatorName
 from latentlm_free.table import Kind, make_table
 
@@ -62,16 +62,19 @@ class TableInjection(Injection):
     """A row of a table for each site, added to the key/value stream of one block."""
 
     Config = TableInjectionConfig
-    latents = "bits"
+    family = "bits"
 
     def __init__(self, config: TableInjectionConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.sites = (shape.blocks // 2 if config.block is None else config.block,)
+        self.blocks = (shape.blocks // 2 if config.block is None else config.block,)
         entry = "kv" if config.norm == "joint" else "kv_normed"
         self.slots = (entry, "skip") if config.residual else (entry,)
         estimator = Estimator(config.estimator, config.samples, config.temperature or TEMPERATURE)
-        self.table = make_table(config.table, shape.event_dims, shape.width, group=config.group, estimator=estimator)
-        self.surrogate_operations = 2.0 * self.table.scored_rows * shape.width  # of the scores <g, W_d> that it takes
+        self.table = make_table(config.table, shape.latent.dims, shape.width, group=config.group, estimator=estimator)
+
+    def operations(self) -> Operations:
+        """Of the scores <g, W_d> that the gradient takes, 2 for each entry of the table."""
+        return Operations(training_per_site=2.0 * self.table.scored_rows * self.shape.width)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Rows like an embedding's; never zero, which would cut the encoder's gradient at the first step."""
@@ -86,10 +89,10 @@ class TableInjection(Injection):
         if isinstance(q, Codes):
             mean = q.log_probs.exp() @ self.table(q.support(), None).detach().to(q.log_probs)
             rows = rows + (mean - mean.detach()).to(rows)
-        if self.shape.granularity != "token":
-            rows = rows.gather(1, context.site_of[..., None].expand(-1, -1, rows.shape[-1]))  # (R, T, D)
+        if self.shape.latent.granularity != "token":
+            rows = context.at_positions(rows)  # (R, T, D)
         joint, residual = self.config.norm == "joint", self.config.residual
         entry = BlockCondition(
             kv=rows if joint else None, kv_normed=None if joint else rows, skip=rows if residual else None
         )
-        return Condition({self.sites[0]: entry})
+        return Condition({self.blocks[0]: entry})

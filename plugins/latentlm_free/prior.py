@@ -23,17 +23,17 @@ class UniformBits(Prior):
     """Every bit a fair coin."""
 
     Config = UniformBitsConfig
-    latents = "bits"
+    family = "bits"
 
     def forward(self, context: Context, latent: Latent | None = None) -> Bits:
         """Logits zero at every site, (R, S, H)."""
         return self._fair(context.rows, context.sites, context.tokens.device)
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Bits, Any]:
         """The same at each token, (B, 1, H)."""
         return self._fair(starts.shape[0], 1, starts.device), state
 
     def _fair(self, rows: int, sites: int, device: torch.device) -> Bits:
-        return Bits(torch.zeros(rows, sites, self.shape.event_dims, device=device))
+        return Bits(torch.zeros(rows, sites, self.shape.latent.dims, device=device))

@@ -25,7 +25,7 @@ from latentlm_gaussian.mixture_priors import MixturePrior, VampPrior
 from latentlm_gaussian.prompt import PromptNormal
 from latentlm_gaussian.standard import StandardNormal
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class GaussianDecoder(ComposedDecoder):

@@ -50,7 +50,7 @@ class GaussianTower(Encoder):
 
     Config = GaussianTowerConfig
     sees_future = True
-    latents = "real"
+    family = "real"
     granularities = ("document",)
 
     def __init__(self, config: GaussianTowerConfig, shape: Shape) -> None:
@@ -60,7 +60,7 @@ class GaussianTower(Encoder):
         self.taps = () if own else (0,)
         self.embedding = nn.Embedding(vocabulary, width, _weight=torch.empty(vocabulary, width)) if own else None
         self.tower = Tower(shape.backbone, blocks=config.blocks or shape.blocks, causal=config.causal)
-        self.head = GaussianHead(width, shape.event_dims, pooler=config.pooler, bias=config.bias)
+        self.head = GaussianHead(width, shape.latent.dims, pooler=config.pooler, bias=config.bias)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Gaussian:
         """(B, S, E)."""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from latentlm.backbone.init import normal_
 from latentlm.config import Strict
-from latentlm.interface import PADDING, BlockCondition, Condition, Context, Injection, Latent, Prefix, Shape
+from latentlm.interface import BlockCondition, Condition, Context, Injection, Latent, Prefix, Shape
 
 
 class GaussianMemoryConfig(Strict):
@@ -50,7 +50,7 @@ class GaussianMemory(Injection):
     """One linear map to a slot of every block, another to the embedding."""
 
     Config = GaussianMemoryConfig
-    latents = "real"
+    family = "real"
     granularities = ("document",)
 
     def __init__(self, config: GaussianMemoryConfig, shape: Shape) -> None:
@@ -58,18 +58,18 @@ class GaussianMemory(Injection):
         assert shape.backbone.kv_heads is not None
         assert shape.backbone.head_dim is not None
         by_memory, by_embedding = config.scheme != "embedding", config.scheme != "memory"
-        self.sites = tuple(range(shape.blocks)) if by_memory else (0,)
+        self.blocks = tuple(range(shape.blocks)) if by_memory else (0,)
         self.slots = (("prefix",) if by_memory else ()) + (("embedding",) if by_embedding or config.word_dropout else ())
         self.count, self.streams = config.slots or 1, 1 if config.shared is not False else 2
         size = shape.blocks * self.streams * self.count * shape.backbone.kv_heads * shape.backbone.head_dim
-        self.memory = nn.Linear(shape.event_dims, size, bias=False) if by_memory else None
-        self.embedding = nn.Linear(shape.event_dims, shape.width, bias=False) if by_embedding else None
+        self.memory = nn.Linear(shape.latent.dims, size, bias=False) if by_memory else None
+        self.embedding = nn.Linear(shape.latent.dims, shape.width, bias=False) if by_embedding else None
         self.unknown = nn.Parameter(torch.empty(shape.width)) if config.word_dropout else None
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Maps by scale (module docstring), the unknown word like an embedding."""
         std = self.shape.backbone.init_std
-        unit = self.shape.event_dims**-0.5
+        unit = self.shape.latent.dims**-0.5
         if self.embedding is not None:
             normal_(self.embedding.weight, std=self.config.init_std or std * unit, generator=generator)
         if self.memory is not None:
@@ -83,7 +83,7 @@ class GaussianMemory(Injection):
         added = None
         if self.embedding is not None:
             rows = self.embedding(latent.value.to(self.embedding.weight.dtype))  # (R, S, D)
-            added = rows.gather(1, context.site_of[..., None].expand(-1, -1, rows.shape[-1]))
+            added = context.at_positions(rows)
         if self.unknown is not None and self.training and latent.noise is not None:
             dropped = self._dropped(latent, context)
             added = dropped if added is None else added + dropped
@@ -93,9 +93,7 @@ class GaussianMemory(Injection):
         """The memory of every block. The slots of a site are seen by the document that it stands for."""
         if self.memory is None:
             return {}
-        first = context.first_positions().clamp(max=context.tokens.shape[1] - 1)  # (R, S)
-        documents = context.documents.gather(1, first).masked_fill(~context.site_mask, PADDING)
-        seen_by = documents.repeat_interleave(self.count, dim=1)  # (R, S M)
+        seen_by = context.seen_by(self.count)  # (R, S M)
         vectors = self.memory(latent.value.to(self.memory.weight.dtype))
         each = rearrange(
             vectors,
@@ -105,7 +103,7 @@ class GaussianMemory(Injection):
             m=self.count,
             h=self.shape.backbone.kv_heads,
         )
-        return {block: BlockCondition(prefix=Prefix(each[block, 0], each[block, -1], seen_by)) for block in self.sites}
+        return {block: BlockCondition(prefix=Prefix(each[block, 0], each[block, -1], seen_by)) for block in self.blocks}
 
     def _dropped(self, latent: Latent, context: Context) -> Tensor:
         """What turns the embeddings of dropped tokens into the unknown word's, zero elsewhere: (R, T, D)."""

@@ -14,24 +14,24 @@ import math
 import torch
 from torch import Tensor
 
-from latentlm.interface import Distribution, Gaussian, Latent, Noise, sampled_kl
+from latentlm.interface import Distribution, Latent, Noise
 
 
 class GaussianMixture(Distribution):
     """Equally weighted Gaussians shared by all sites."""
 
-    exact_kl = False
+    parameters = ("places",)
 
     def __init__(self, mean: Tensor, log_std: Tensor, *, rows: int, sites: int) -> None:
         """mean and log_std (K, E); `rows` and `sites` are B and S."""
         self.mean = mean if mean.dtype == torch.float64 else mean.float()
         self.log_std = log_std if log_std.dtype == torch.float64 else log_std.float()
-        self.rows, self.sites = rows, sites
+        self.places = self.mean.new_empty(rows, sites, 0)  # B and S, and nothing at each: that is what `select` picks from
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, S, E)."""
-        return self.rows, self.sites, self.mean.shape[1]
+        return self.places.shape[0], self.places.shape[1], self.mean.shape[1]
 
     def sample(self, noise: Noise, *, differentiable: bool = False) -> Latent:
         """(B, S, E): a component by the inverse CDF of one more uniform number, then mean + std * epsilon. Gradients reach the
@@ -51,28 +51,12 @@ class GaussianMixture(Distribution):
         each = (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
         return each.logsumexp(-1) - math.log(self.mean.shape[0])
 
-    def kl(self, prior: Distribution, latent: Latent) -> Tensor:
-        """(B, S, 1) nats, the one-sample estimate."""
-        return sampled_kl(self, prior, latent)
-
-    def select(self, rows: Tensor) -> GaussianMixture:
-        """So many rows: they are all alike."""
-        return GaussianMixture(self.mean, self.log_std, rows=len(rows), sites=self.sites)
-
-    def narrow(self, start: int, length: int) -> GaussianMixture:
-        """So many sites."""
-        assert start + length <= self.sites, f"sites {start}..{start + length - 1} of {self.sites}"
-        return GaussianMixture(self.mean, self.log_std, rows=self.rows, sites=length)
-
     def tempered(self, temperature: float) -> GaussianMixture:
         """Each component's standard deviation times the temperature; the components' weights stay (our choice: the mixture to
         the power of 1/T is no mixture)."""
-        return GaussianMixture(self.mean, self.log_std + math.log(temperature), rows=self.rows, sites=self.sites)
+        rows, sites, _ = self.shape
+        return GaussianMixture(self.mean, self.log_std + math.log(temperature), rows=rows, sites=sites)
 
     def expected(self) -> Tensor:
         """The mean of the means."""
         return self.mean.mean(0).expand(self.shape)
-
-    def leaning(self, signs: Tensor, strength: float) -> Gaussian:
-        """One Gaussian, as `Gaussian.leaning` has it."""
-        return Gaussian(signs, signs).leaning(signs, strength)

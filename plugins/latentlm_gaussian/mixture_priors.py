@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from latentlm.backbone.init import normal_
 from latentlm.config import Strict
 from latentlm.errors import UserError
-from latentlm.interface import Context, Distribution, Encoder, Gaussian, Latent, Prior, Shape
+from latentlm.interface import Context, Distribution, Gaussian, Latent, Parts, Prior, Shape
 from latentlm_gaussian.mixture import GaussianMixture
 from latentlm_gaussian.standard import standard_normal
 
@@ -35,7 +35,7 @@ from latentlm_gaussian.standard import standard_normal
 class _Mixture(Prior):
     """The same mixture at every site."""
 
-    latents = "real"
+    family = "real"
 
     @abstractmethod
     def components(self) -> tuple[Tensor, Tensor]:
@@ -45,10 +45,12 @@ class _Mixture(Prior):
         """(R, S, E)."""
         return GaussianMixture(*self.components(), rows=context.rows, sites=context.sites)
 
-    def step(self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor) -> tuple[Distribution, Any]:
+    def step(
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
+    ) -> tuple[Distribution, Any]:
         """(B, 1, E). Where no site begins, which is at all tokens but a document's first, anything will do."""
         if not bool(starts.any()):
-            return standard_normal(len(starts), 1, self.shape.event_dims, starts.device), state
+            return standard_normal(len(starts), 1, self.shape.latent.dims, starts.device), state
         return GaussianMixture(*self.components(), rows=len(starts), sites=1), state
 
 
@@ -65,8 +67,8 @@ class MixturePrior(_Mixture):
 
     def __init__(self, config: MixtureConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.mean = nn.Parameter(torch.empty(config.components, shape.event_dims))
-        self.log_std = nn.Parameter(torch.empty(config.components, shape.event_dims))
+        self.mean = nn.Parameter(torch.empty(config.components, shape.latent.dims))
+        self.log_std = nn.Parameter(torch.empty(config.components, shape.latent.dims))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Means drawn from the standard normal, standard deviations 1 (ours)."""
@@ -108,8 +110,9 @@ class VampPrior(_Mixture):
         self.pseudo_inputs = nn.Parameter(torch.empty(config.components, config.length, shape.width))
         self._bound: tuple[ReadsEmbeddings, ...] = ()  # in a tuple, so that it is no module of this one
 
-    def bind(self, encoder: Encoder | None) -> None:
+    def bind(self, parts: Parts) -> None:
         """Keep the encoder. Raises UserError where it cannot read pseudo-inputs."""
+        encoder = parts.encoder
         if not isinstance(encoder, ReadsEmbeddings):
             found = "none" if encoder is None else type(encoder).__name__
             raise UserError(

@@ -50,14 +50,14 @@ class PromptNormal(Prior):
     """A Gaussian made from the prompt's tokens."""
 
     Config = PromptNormalConfig
-    latents = "real"
+    family = "real"
     granularities = ("document",)
     taps = (0,)
 
     def __init__(self, config: PromptNormalConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         self.tower = Tower(shape.backbone, blocks=config.blocks, causal=False)
-        self.head = GaussianHead(shape.width, shape.event_dims, pooler=config.pooler, bias=config.bias)
+        self.head = GaussianHead(shape.width, shape.latent.dims, pooler=config.pooler, bias=config.bias)
 
     def forward(self, context: Context, latent: Latent | None = None) -> Gaussian:
         """(R, S, E)."""
@@ -84,11 +84,16 @@ class PromptNormal(Prior):
         return Prompted(context.given, p.mean[:, 0], p.log_std[:, 0])
 
     def step(
-        self, state: Prompted | None, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self,
+        state: Prompted | None,
+        taps: Mapping[int, Tensor],
+        previous: Tensor | None,
+        starts: Tensor,
+        above: Mapping[str, Tensor],
     ) -> tuple[Gaussian, Prompted | None]:
         """(B, 1, E)."""
         if state is None or not bool(starts.any()):
-            return standard_normal(len(starts), 1, self.shape.event_dims, starts.device), state
+            return standard_normal(len(starts), 1, self.shape.latent.dims, starts.device), state
         zeros = torch.zeros_like(starts, dtype=torch.long)[:, None]
         alone = self._of(taps[0][:, None], zeros, zeros, zeros, 1)  # the first token by itself
         prompted = (state.given > 0)[:, None, None]

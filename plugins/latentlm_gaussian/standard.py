@@ -25,12 +25,14 @@ class StandardNormal(Prior):
     """Standard normal dimensions."""
 
     Config = Strict
-    latents = "real"
+    family = "real"
 
     def forward(self, context: Context, latent: Latent | None = None) -> Gaussian:
         """(R, S, E)."""
-        return standard_normal(context.rows, context.sites, self.shape.event_dims, context.tokens.device)
+        return standard_normal(context.rows, context.sites, self.shape.latent.dims, context.tokens.device)
 
-    def step(self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor) -> tuple[Gaussian, Any]:
+    def step(
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
+    ) -> tuple[Gaussian, Any]:
         """(B, 1, E)."""
-        return standard_normal(len(starts), 1, self.shape.event_dims, starts.device), state
+        return standard_normal(len(starts), 1, self.shape.latent.dims, starts.device), state

@@ -26,7 +26,7 @@ from latentlm.plugins import hookimpl
 from latentlm_ltm.encoder import FittedThoughts
 from latentlm_ltm.injection import ThoughtInjection, ThoughtInjectionConfig
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class LatentThoughtModel(ComposedDecoder):

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.interface import Context, Distribution, Encoder, Gaussian, Latent, Noise, Objective, Shape
+from latentlm.interface import Context, Encoder, Gaussian, Latent, Noise, Objective, Operations
 from latentlm_ltm.adam import Adam, cosine
 
 
@@ -58,17 +58,17 @@ class FittedThoughts(Encoder):
     taps = ()
     sees_future = True
     needs_objective = True
-    latents = "real"
+    family = "real"
     granularities = ("document",)
 
-    def __init__(self, config: FittedThoughtsConfig, shape: Shape) -> None:
-        super().__init__(config, shape)
-        self.fitting_passes = config.steps
+    def operations(self) -> Operations:
+        """A pass forward and back to the latents for each step."""
+        return Operations(fitting_passes=self.config.steps)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Gaussian:
         """(B, S, E), without gradient. With no steps: the initial values, whatever the text."""
         assert objective is not None, "posteriors without a network are fitted to an objective"
-        start = torch.zeros(context.rows, context.sites, self.shape.event_dims, device=context.tokens.device)
+        start = torch.zeros(context.rows, context.sites, self.shape.latent.dims, device=context.tokens.device)
         mean, log_variance = start + self.config.initial_mean, start + self.config.initial_log_variance
         adams = [Adam(self.config.beta1, self.config.beta2, self.config.epsilon) for _ in range(2)]
         for step in range(self.config.steps):
@@ -94,5 +94,4 @@ class _Redrawn(Gaussian):
         """mean + std * epsilon, (B, S, E), with one epsilon (E) per row."""
         epsilon = noise.stream(f"fast step {self.draw}").normal(1, self.shape[2], device=self.mean.device)
         value = self.mean + self.log_std.exp() * epsilon
-        kept: Distribution | None = self if differentiable else None
-        return Latent(value if differentiable else value.detach(), kept)
+        return Latent(value, self) if differentiable else Latent(value.detach())

@@ -20,13 +20,13 @@ from typing import Any, Literal
 import torch
 from einops import rearrange, repeat
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 
 from latentlm.backbone import CrossAttention, Rotation, rotation
 from latentlm.backbone.init import normal_
 from latentlm.config import Strict
 from latentlm.errors import UserError, did_you_mean
-from latentlm.interface import PADDING, BlockCondition, Condition, Context, Injection, Latent, Shape
+from latentlm.interface import BlockCondition, Condition, Context, Injection, Latent, Shape
 
 Positions = Literal["rotary", "learned", "none"]
 
@@ -60,22 +60,22 @@ class ThoughtInjection(Injection):
 
     Config = ThoughtInjectionConfig
     slots = ("cross",)
-    latents = "real"
+    family = "real"
     granularities = ("document",)
 
     def __init__(self, config: ThoughtInjectionConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.sites = tuple(range(shape.blocks))
+        self.blocks = tuple(range(shape.blocks))
         vectors = config.vectors(shape.blocks)
-        if shape.event_dims % vectors:
+        if shape.latent.dims % vectors:
             raise UserError(
-                f"event_dims ({shape.event_dims}) is no multiple of the {vectors} thought vectors "
+                f"event_dims ({shape.latent.dims}) is no multiple of the {vectors} thought vectors "
                 f"({config.slots} slots{'' if config.shared else f' in each of {shape.blocks} blocks'}): "
                 f"set it to {vectors} times the width of a vector, or leave it out for vectors of the model's width."
             )
-        width = shape.event_dims // vectors
+        width = shape.latent.dims // vectors
         rotary = config.positions == "rotary"
-        self.layers = nn.ModuleList(CrossAttention(shape.backbone, memory_width=width, rotary=rotary) for _ in self.sites)
+        self.layers = nn.ModuleList(CrossAttention(shape.backbone, memory_width=width, rotary=rotary) for _ in self.blocks)
         if config.positions == "learned":
             self.places = nn.Parameter(torch.empty(vectors, width))
 
@@ -94,9 +94,9 @@ class ThoughtInjection(Injection):
         if self.config.positions == "learned":
             vectors = vectors + self.places
         memories = rearrange(vectors, "r s (l m) c -> l r (s m) c", m=self.config.slots)  # l is 1 where shared
-        readers, places = self._readers(context), self._places(context)
+        readers, places = context.seen_by(self.config.slots), self._places(context)
         blocks = {}
-        for block, layer in zip(self.sites, self._layers(), strict=True):
+        for block, layer in zip(self.blocks, self._layers(), strict=True):
             memory = memories[0 if self.config.shared else block]
             blocks[block] = BlockCondition(cross=layer.memory(memory, readers, rotation=places))
         return Condition(blocks)
@@ -105,12 +105,6 @@ class ThoughtInjection(Injection):
         for layer in self.layers:
             assert isinstance(layer, CrossAttention)
             yield layer
-
-    def _readers(self, context: Context) -> Tensor:
-        """(R, S * M) long: the document that reads each slot, -1 where the site is padding."""
-        first = context.first_positions().clamp(max=context.tokens.shape[1] - 1)  # (R, S)
-        documents = context.documents.gather(1, first).masked_fill(~context.site_mask, PADDING)
-        return documents.repeat_interleave(self.config.slots, dim=1)
 
     def _places(self, context: Context) -> Rotation | None:
         """Angles of the slots, which are spread evenly over the context."""

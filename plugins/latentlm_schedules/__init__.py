@@ -26,7 +26,7 @@ from latentlm_schedules.optimus import Optimus
 from latentlm_schedules.rate import MinimumDesiredRate
 from latentlm_schedules.weights import ConstantWeight, CyclicalWeight, LinearWarmup, SigmoidAnnealing
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 @hookimpl

@@ -99,7 +99,7 @@ class Controlled(KLSchedule):
         columns = (kl.double().sum((-2, -1)), site_mask.sum(-1), nats.sum(-1), target_mask.sum(-1))
         self._rows.append(torch.stack([column.double() for column in columns]))
 
-    def advance(self) -> None:
+    def advance(self, step: int) -> None:
         """Move the state by what the penalties since the last call saw; without any, or without a real site, it stays."""
         rows, self._rows, self._step = self._rows, [], None
         if not rows:

@@ -51,6 +51,7 @@ class GECO(Controlled):
     Source: Rezende & Viola 2018 (the paper's loss divided by lambda; alpha 0.99 and the rate are ours)
     """
 
+    steers_reconstruction = True
     Config = GECOConfig
 
     def initial(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from latentlm.config import ModelConfig
 from latentlm.errors import UserError
 from latentlm.plugins import hookimpl
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class VanillaDecoder(ComposedDecoder):
@@ -21,12 +21,12 @@ class VanillaDecoder(ComposedDecoder):
             raise UserError(
                 f'The vanilla decoder has no {", ".join(filled)}. Use decoder "composed" to combine parts freely.'
             )
-        if config.event_dims:
+        if config.event_dims or config.latents:
             raise UserError("The vanilla decoder has no latents: set event_dims to 0, or choose another decoder.")
         return config
 
 
 @hookimpl
 def latentlm_parts() -> dict[str, dict[str, type]]:
-    """The decoders of this plugin: `vanilla`, and `composed` for any combination of parts."""
-    return {"decoder": {"vanilla": VanillaDecoder, "composed": ComposedDecoder}}
+    """The decoder of this plugin."""
+    return {"decoder": {"vanilla": VanillaDecoder}}

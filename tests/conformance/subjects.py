@@ -47,9 +47,38 @@ MORE: dict[str, Setting] = {
         {"granularity": "chunk:3", "encoder": {"name": "fsq", "levels": [3, 3, 2, 2]}},
         {"granularity": "chunk:2", "encoder": {"name": "fsq", "levels": [3, 2]}},
     ),
+    "fsq_document": Setting(  # nothing is left to chance: scores without an error
+        "chunk",
+        {"granularity": "chunk:12", "encoder": {"name": "fsq", "levels": [3, 3, 2, 2]}},
+        {"granularity": "chunk:12", "encoder": {"name": "fsq", "levels": [3, 2]}},
+    ),
+    "free_lines": Setting("free", {"granularity": {"name": "line", "breaks": [2]}}),
     "free_chunks": Setting("free", {"granularity": "chunk:3"}, {"granularity": "chunk:2"}),
 }
 """Combinations that no registered decoder has as its default."""
+
+_INTENT: Settings = {"like": "gaussian", "encoder": {"blocks": 1, "pooling": "mean", "pooler": False, "bias": True}}
+SEVERAL: dict[str, Setting] = {
+    "two_levels": Setting("composed", {"latents": {"intent": _INTENT, "bits": {"like": "free"}}}),
+    "causal": Setting(
+        "composed",
+        {"latents": {"intent": _INTENT, "bits": {"like": "free", "prior": {"name": "causal_bits", "above": ["intent"]}}}},
+    ),
+    "three_levels": Setting(
+        "composed",
+        {
+            "latents": {
+                "intent": _INTENT,
+                "plan": {
+                    "like": "chunk", "granularity": "chunk:2", "encoder": {"tap": 1}, "prior": {"tap": 1},
+                    "injection": {"blocks": [1]},
+                },
+                "bits": {"like": "free"},
+            }
+        },
+    ),
+}  # fmt: skip
+"""Decoders of several latents: published methods in one decoder."""
 
 TESTPARTS: dict[str, Setting] = {
     "document_prefix": Setting("document_prefix"),

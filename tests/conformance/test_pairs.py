@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from latentlm import plugins
+from latentlm.composed.completing import granularity_of
 from latentlm.config import BackboneConfig, parse
-from latentlm.interface import Part, Shape
+from latentlm.interface import LatentShape, Part, Shape
 from latentlm.testing import Case, cases
 from latentlm.testing.subject import STRUCTURAL
 
@@ -49,24 +50,26 @@ PARTNERS: dict[tuple[str, str], tuple[str, str]] = {
 def part(socket: str, name: str, granularity: str) -> Part:
     """The part as a decoder of the kit's structural size would have it, without memory."""
     found: type[Part] = plugins.get(socket, name)
-    shape = Shape(BackboneConfig.model_validate(STRUCTURAL), EVENTS, granularity)
+    _, made = granularity_of(GRANULARITIES[granularity], None)
+    shape = Shape(BackboneConfig.model_validate(STRUCTURAL), LatentShape("z", EVENTS, granularity, made.length))
     with torch.device("meta"):
         return found(parse(found.Config, SETTINGS.get((socket, name), {}), source=name), shape)
 
 
 def kind(socket: str, name: str) -> str:
-    """The latents that a part declares; every registered part declares them."""
-    declared = plugins.get(socket, name).latents
-    assert declared is not None, f'{socket} "{name}" does not declare its latents'
+    """The family that a part declares; every registered part declares one."""
+    declared = plugins.get(socket, name).family
+    assert declared is not None, f'{socket} "{name}" does not declare its family'
     return str(declared)
 
 
 def serves(socket: str, name: str, scale: str) -> bool:
-    return scale in plugins.get(socket, name).granularities
+    served = plugins.get(socket, name).granularities
+    return served is None or scale in served
 
 
 def fits(encoder: str, prior: str, injection: str, scale: str) -> bool:
-    """The three declare the same latents, serve the granularity, and read taps that are free of z."""
+    """The three declare the same family, serve the granularity, and read taps that are free of z."""
     chosen = dict(zip(SOCKETS, (encoder, prior, injection), strict=True))
     if len({kind(socket, name) for socket, name in chosen.items()}) > 1:
         return False
@@ -74,11 +77,11 @@ def fits(encoder: str, prior: str, injection: str, scale: str) -> bool:
         return False
     if not all(serves(socket, name, scale) for socket, name in chosen.items()):
         return False
-    made = {socket: part(socket, name, GRANULARITIES[scale]) for socket, name in chosen.items()}
+    made = {socket: part(socket, name, scale) for socket, name in chosen.items()}
     injected: Any = made["injection"]
     readers: list[Any] = [made["encoder"], made["prior"]]
     once = {"prefix", "cross"} & set(injected.slots)  # made once for a document
-    return all(tap <= min(injected.sites) for reader in readers for tap in reader.taps) and not (once and scale != "document")
+    return all(tap <= min(injected.blocks) for reader in readers for tap in reader.taps) and not (once and scale != "document")
 
 
 def triples() -> list[tuple[str, str, str, str]]:

@@ -13,7 +13,7 @@ from latentlm.composed import build
 from latentlm.config import ModelConfig
 from latentlm.errors import UserError
 from latentlm.tokenizer import load_tokenizer
-from latentlm.training.corpora import Document
+from latentlm.training.data import Document
 from latentlm_evals.comparison import Settings, run
 from latentlm_evals.measure import held_out_texts, tokenized
 

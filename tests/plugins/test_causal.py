@@ -105,14 +105,14 @@ def test_the_prior_is_the_formula() -> None:
         h = a * h + (1 - a) * (prior.candidate.weight @ u + prior.candidate.bias)
         x = prior.readout.hidden.weight @ torch.cat((u, h)) + prior.readout.hidden.bias
         logits = prior.readout.output.weight @ (x * torch.sigmoid(x)) + prior.readout.output.bias
-        close(model.prior(context, latent).logits[0, s], logits)
+        close(model.prior(context, latents=latent).logits[0, s], logits)
 
 
 @pytest.mark.parametrize("prior", ["trunk_bits", "causal_bits"])
 def test_by_default_it_starts_as_the_uniform_prior(prior: str) -> None:
     model = build(ModelConfig(decoder="causal", prior=prior, event_dims=4, backbone=BACKBONE), seed=0)
     context = model.context(pack(TEXTS))
-    assert model.prior(context, drawn(model, context)).logits.abs().max() == 0
+    assert model.prior(context, latents=drawn(model, context)).logits.abs().max() == 0
 
 
 def test_memories_last_from_one_site_to_the_longest() -> None:
@@ -130,13 +130,13 @@ def test_it_sees_what_it_may_and_nothing_later(model: ComposedDecoder, given: in
     batch = Batch.of([tokens], given=[given])
     context = model.context(batch)
     latent = drawn(model, context)
-    before = parameters(model.prior(context, latent))
+    before = parameters(model.prior(context, latents=latent))
     first = context.first_positions()[0]
     seen = first.clamp(min=given - 1) if model.prior_part.config.reads == "prompt" else first
     for place in range(len(tokens)):
         changed = [*tokens[:place], (tokens[place] + 5) % VOCABULARY, *tokens[place + 1 :]]
         other = model.context(Batch.of([changed], given=[given]))
-        moved = (parameters(model.prior(other, latent)) - before)[0].abs().amax(-1)  # (S,)
+        moved = (parameters(model.prior(other, latents=latent)) - before)[0].abs().amax(-1)  # (S,)
         assert moved[seen < place].sum() == 0
         assert bool((moved[seen == place] > 1e-5).all())
 
@@ -144,11 +144,11 @@ def test_it_sees_what_it_may_and_nothing_later(model: ComposedDecoder, given: in
 def test_it_depends_on_earlier_latents_where_it_says_so(model: ComposedDecoder) -> None:
     context = model.context(Batch.of([list(range(1, 10))]))
     latent = drawn(model, context)
-    before = parameters(model.prior(context, latent))
+    before = parameters(model.prior(context, latents=latent))
     for site in range(context.sites):
         value = latent.value.clone()
         value[:, site] = 1.0 - value[:, site]
-        moved = (parameters(model.prior(context, Latent(value))) - before)[0].abs().amax(-1)
+        moved = (parameters(model.prior(context, latents=Latent(value))) - before)[0].abs().amax(-1)
         assert moved[: site + 1].sum() == 0
         assert not len(moved[site + 1 :]) or bool((moved[site + 1 :] > 1e-7).all()) == model.prior_part.autoregressive
 
@@ -157,19 +157,19 @@ def test_packed_documents_do_not_meet(model: ComposedDecoder) -> None:
     batch = pack(TEXTS)
     context = model.context(batch)
     latent = drawn(model, context)
-    p = parameters(model.prior(context, latent))
+    p = parameters(model.prior(context, latents=latent))
     for row, documents in enumerate(TEXTS):
         for number, text in enumerate(documents):
             sites = context.site_of[row][batch.documents[row] == number].unique()
             alone = model.context(Batch.of([text]))
-            close(parameters(model.prior(alone, Latent(latent.value[row, sites][None])))[0], p[row, sites])
+            close(parameters(model.prior(alone, latents=Latent(latent.value[row, sites][None])))[0], p[row, sites])
 
 
 def test_steps_from_nothing_and_from_a_prompt_equal_the_whole(model: ComposedDecoder) -> None:
     texts, given = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]], [3, 4]
     context = model.context(Batch.of(texts, given=given))
     latent, prior = drawn(model, context), model.prior_part
-    whole, first = model.prior(context, latent), context.first_positions()
+    whole, first = model.prior(context, latents=latent), context.first_positions()
     for begin in (torch.zeros(2, dtype=torch.long), torch.tensor(given)):
         seen = context.before(begin)
         state = prior.start(seen, latent if int(begin.min()) else None)
@@ -179,7 +179,7 @@ def test_steps_from_nothing_and_from_a_prompt_equal_the_whole(model: ComposedDec
             t = begin + place
             site = context.site_of[torch.arange(2), t]
             starts = first[torch.arange(2), site] == t
-            p, state = prior.step(state, {k: tap[torch.arange(2), t] for k, tap in context.taps.items()}, previous, starts)
+            p, state = prior.step(state, {k: tap[torch.arange(2), t] for k, tap in context.taps.items()}, previous, starts, {})
             expected = parameters(whole)[torch.arange(2), site]
             close(parameters(p)[starts, 0], expected[starts])
             previous = latent.value[torch.arange(2), site]
@@ -200,7 +200,7 @@ def test_generation_draws_from_the_prior_of_the_whole_text(model: ComposedDecode
         latent = Latent(state.latents[row : row + 1, : context.sites])
         full = model.logits(model.hidden(context, latent))[0, int(lengths[row]) - 1 :]
         close(torch.stack([step[row] for step in cached]), full, 1e-4)
-        assert torch.equal(model.prior(context, latent).sample(noise(2).select([row])).value, latent.value)
+        assert torch.equal(model.prior(context, latents=latent).sample(noise(2).select([row])).value, latent.value)
 
 
 # ------------------------------------------------------------------------- ancestral sampling with some sites held
@@ -247,12 +247,12 @@ def test_a_prompt_counts_within_each_document(given: int) -> None:
     batch = pack([[[3, 1, 4, 1], [6, 5, 3]]] * 16)
     context = model.context(replace(batch, given=torch.full((16,), given)))
     latent = model.sample_prior(context, noise(16))
-    assert torch.equal(model.prior(context, latent).sample(noise(16)).value, latent.value)
-    whole = model.prior(context, latent).logits
+    assert torch.equal(model.prior(context, latents=latent).sample(noise(16)).value, latent.value)
+    whole = model.prior(context, latents=latent).logits
     for begin, text, inside in ((0, [3, 1, 4, 1], min(given, 4)), (4, [6, 5, 3], max(given - 4, 0))):
         alone = model.context(Batch.of([text] * 16, given=[inside] * 16))
         part_of = slice(begin, begin + len(text))
-        close(model.prior(alone, Latent(latent.value[:, part_of])).logits, whole[:, part_of])
+        close(model.prior(alone, latents=Latent(latent.value[:, part_of])).logits, whole[:, part_of])
 
 
 # ----------------------------------------------------------------------------------------------------- how it learns
@@ -333,7 +333,7 @@ def test_a_persistent_latent_costs_what_theory_says(prior: str) -> None:
     latent = Latent(side[:, None, None].expand(-1, LENGTH, 1).float())
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(100):
-        nats = -model.prior(model.context(Batch.of(texts.tolist())), latent).log_prob(latent).sum(-1) @ chance
+        nats = -model.prior(model.context(Batch.of(texts.tolist())), latents=latent).log_prob(latent).sum(-1) @ chance
         optimiser.zero_grad()
         nats.backward()
         optimiser.step()
@@ -382,7 +382,6 @@ def test_the_decoder_completes_itself() -> None:
     [
         (config(within="joint", bits=13), "independent"),
         (config(hiden=3), "Did you mean"),
-        (config(granularity="document"), 'set it to "token" or "chunk:n"'),
         (config(tap=3), "free of z"),
         (ModelConfig(decoder="causal", backbone=TINY.model_copy(update={"blocks": 1})), "at least 2 blocks"),
         (ModelConfig(decoder="causal", prior="causal_bit", backbone=TINY), "Did you mean"),
@@ -403,4 +402,4 @@ def test_meta_builds_and_bfloat16_work() -> None:
         assert all(parameter.isfinite().all() for parameter in model.parameters())
         model = model.to(torch.bfloat16)
         context = model.context(Batch.of([[1, 2, 3, 4]]))
-        assert parameters(model.prior(context, drawn(model, context))).dtype == torch.float32
+        assert parameters(model.prior(context, latents=drawn(model, context))).dtype == torch.float32

@@ -82,7 +82,7 @@ def noise(rows: int) -> Noise:
 def drawn(model: ComposedDecoder, context: Context) -> Latent:
     """Values that are in no way special."""
     zeros = torch.zeros(context.rows, context.sites, model.event_dims)
-    values = model.prior(context, Latent(zeros)).support()
+    values = model.prior(context, latents=Latent(zeros)).support()
     index = torch.randint(len(values), zeros.shape[:2], generator=torch.Generator().manual_seed(1))
     return Latent(values[index])
 
@@ -197,7 +197,7 @@ def test_the_operations_of_the_surrogate_gradient_are_those_of_its_two_products(
     q = Codes(torch.zeros(1, 5, 8, requires_grad=True))
     with FlopCounterMode(display=False) as counter:
         model.injection.vectors(Latent(torch.zeros(1, 5, 3), q)).sum().backward()
-    assert counter.get_total_flops() == 5 * model.injection.surrogate_operations == 5 * 4 * 8 * 64
+    assert counter.get_total_flops() == 5 * model.injection.operations().training_per_site == 5 * 4 * 8 * 64
 
 
 def test_each_position_has_the_vector_of_its_own_chunk(model: ComposedDecoder) -> None:
@@ -213,7 +213,7 @@ def test_each_position_has_the_vector_of_its_own_chunk(model: ComposedDecoder) -
                 continue
             for place, (block, slots) in enumerate(sorted(condition.blocks.items())):
                 parts = [part for part in (slots.residual, slots.kv, slots.film_scale, slots.film_shift) if part is not None]
-                assert block in model.injection.sites
+                assert block in model.injection.blocks
                 assert len(parts) == len(model.injection.slots)
                 for number, part in enumerate(parts):
                     start = (place * len(parts) + number) * size
@@ -259,18 +259,18 @@ def test_the_prior_is_the_formula() -> None:
         h = a * h + (1 - a) * (prior.candidate.weight @ u + prior.candidate.bias)
         x = prior.hidden.weight @ torch.cat((u, h)) + prior.hidden.bias
         logits = prior.readout.weight @ (x * torch.sigmoid(x)) + prior.readout.bias
-        close(model.prior(context, latent).log_probs[0, s], logits.log_softmax(-1))
+        close(model.prior(context, latents=latent).log_probs[0, s], logits.log_softmax(-1))
 
 
 def test_the_prior_sees_the_chunks_first_token_and_nothing_later(learned: ComposedDecoder) -> None:
     tokens = list(range(1, 10))
     context = learned.context(Batch.of([tokens], given=[5]))
     latent = drawn(learned, context)
-    before, first = numbers(learned.prior(context, latent)), context.first_positions()[0]
+    before, first = numbers(learned.prior(context, latents=latent)), context.first_positions()[0]
     for place in range(len(tokens)):
         changed = [*tokens[:place], (tokens[place] + 5) % VOCABULARY, *tokens[place + 1 :]]
         other = learned.context(Batch.of([changed], given=[5]))
-        moved = (numbers(learned.prior(other, latent)) - before)[0].abs().amax(-1)  # (S,)
+        moved = (numbers(learned.prior(other, latents=latent)) - before)[0].abs().amax(-1)  # (S,)
         assert moved[first < place].sum() == 0
         assert bool((moved[first == place] > 1e-5).all())
 
@@ -278,12 +278,12 @@ def test_the_prior_sees_the_chunks_first_token_and_nothing_later(learned: Compos
 def test_the_prior_depends_on_earlier_codes_alone(learned: ComposedDecoder) -> None:
     context = learned.context(Batch.of([list(range(1, 14))]))
     latent = drawn(learned, context)
-    before = numbers(learned.prior(context, latent))
-    values = learned.prior(context, latent).support()
+    before = numbers(learned.prior(context, latents=latent))
+    values = learned.prior(context, latents=latent).support()
     for site in range(context.sites):
         value = latent.value.clone()
         value[:, site] = values[0] if not torch.equal(value[0, site], values[0]) else values[-1]
-        moved = (numbers(learned.prior(context, Latent(value))) - before)[0].abs().amax(-1)
+        moved = (numbers(learned.prior(context, latents=Latent(value))) - before)[0].abs().amax(-1)
         assert moved[: site + 1].sum() == 0
         assert bool((moved[site + 1 :] > 1e-7).all())
 
@@ -292,19 +292,19 @@ def test_packed_documents_have_priors_of_their_own(model: ComposedDecoder) -> No
     batch = pack(TEXTS)
     context = model.context(batch)
     latent = drawn(model, context)
-    p = numbers(model.prior(context, latent))
+    p = numbers(model.prior(context, latents=latent))
     for row, documents in enumerate(TEXTS):
         for number, text in enumerate(documents):
             sites = context.site_of[row][batch.documents[row] == number].unique()
             alone = model.context(Batch.of([text]))
-            close(numbers(model.prior(alone, Latent(latent.value[row, sites][None])))[0], p[row, sites])
+            close(numbers(model.prior(alone, latents=Latent(latent.value[row, sites][None])))[0], p[row, sites])
 
 
 def test_steps_equal_the_whole_from_nothing_and_from_a_prompt(model: ComposedDecoder) -> None:
     texts, given = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]], [3, 5]
     context = model.context(Batch.of(texts, given=given))
     latent, prior, rows = drawn(model, context), model.prior_part, torch.arange(2)
-    whole, first = numbers(model.prior(context, latent)), context.first_positions()
+    whole, first = numbers(model.prior(context, latents=latent)), context.first_positions()
     for begin in (torch.zeros(2, dtype=torch.long), torch.tensor(given)):
         seen, from_prompt = context.before(begin), bool(begin.any())
         state = prior.start(seen, latent if from_prompt else None)
@@ -314,7 +314,7 @@ def test_steps_equal_the_whole_from_nothing_and_from_a_prompt(model: ComposedDec
             site = context.site_of[rows, t]
             starts = first[rows, site] == t
             taps = {k: tap[rows, t] for k, tap in context.taps.items()}
-            p, state = prior.step(state, taps, previous, starts)
+            p, state = prior.step(state, taps, previous, starts, {})
             close(numbers(p)[starts, 0], whole[rows, site][starts])
             previous = latent.value[rows, site]
 
@@ -334,7 +334,7 @@ def test_generation_equals_the_whole_text(model: ComposedDecoder) -> None:
         latent = Latent(state.latents[row : row + 1, : context.sites])
         full = model.logits(model.hidden(context, latent))[0, int(lengths[row]) - 1 :]
         close(torch.stack([step[row] for step in cached]), full, 1e-4)
-        assert torch.equal(model.prior(context, latent).sample(noise(2).select([row])).value, latent.value)
+        assert torch.equal(model.prior(context, latents=latent).sample(noise(2).select([row])).value, latent.value)
 
 
 def test_the_uniform_bits_of_another_plugin_fit_and_their_kl_is_exact() -> None:
@@ -376,8 +376,8 @@ def test_under_autocast_the_prior_is_that_of_the_normed_stream_in_float32(
     found = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            p = learned.prior(context, latent)
-            step, memory = prior.step(torch.ones(1, prior.memory), taps, previous, torch.tensor([True]))
+            p = learned.prior(context, latents=latent)
+            step, memory = prior.step(torch.ones(1, prior.memory), taps, previous, torch.tensor([True]), {})
             found.append((numbers(p), numbers(step), memory))
     for plain, cast in zip(*found, strict=True):
         assert cast.dtype == torch.float32
@@ -421,7 +421,7 @@ def test_a_prior_that_learns_apart_keeps_nothing_for_a_backward_pass(learns: str
     context, saved = model.context(pack(TEXTS)), []
     latent = model.posterior(context).sample(noise(2), differentiable=True)
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
-        p = model.prior(context, latent)
+        p = model.prior(context, latents=latent)
     assert bool(saved) == p.log_probs.requires_grad == kept
 
 

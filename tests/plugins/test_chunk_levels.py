@@ -121,7 +121,7 @@ def test_expected_narrow_tempered_and_leaning(kind: type[Levels]) -> None:
     powers = chances(p) ** 2
     close(chances(p.tempered(0.5)), powers / powers.sum(-1, keepdim=True))
     close(chances(p.select(torch.tensor([1, 0, 1]))), chances(p)[[1, 0, 1]])
-    assert torch.equal(p.detached().log_probs, p.select(torch.arange(2)).log_probs)
+    assert torch.equal(p.mapped(Tensor.detach).log_probs, p.log_probs)
     signs = torch.tensor([1.0, -1.0]).expand(2, 3, 2)
     leant = p.leaning(signs, 4.0)
     means = leant.expected() - p.leaning(0 * signs, 4.0).expected()

@@ -14,7 +14,7 @@ from torch import Tensor
 from latentlm.composed import ComposedDecoder, build, complete
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Context, Gaussian, Latent, Noise
+from latentlm.interface import Batch, Context, Gaussian, Latent, Noise, Parts
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, leak_sum, plant
 from latentlm_gaussian.mixture import GaussianMixture
 from latentlm_gaussian.tower import pooled
@@ -115,9 +115,9 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], words: s
 
 
 def test_vamp_without_an_encoder_that_reads_embeddings_is_refused() -> None:
-    vamp = copy.deepcopy(_built("vamp").prior_part)
+    model = copy.deepcopy(_built("vamp"))
     with pytest.raises(UserError, match=r"this one is none.*gaussian_tower"):
-        vamp.bind(None)
+        model.prior_part.bind(Parts(None, model.prior_part, model.injection))
 
 
 # -------------------------------------------------------------------------------------------------------- any decoder
@@ -158,13 +158,13 @@ def test_packed_documents_equal_separate_documents(model: ComposedDecoder) -> No
     batch = pack(TEXTS)
     context = model.context(batch)
     latent = drawn(model, context)
-    hidden, q, p = model.hidden(context, latent), model.posterior(context), model.prior(context, latent)
+    hidden, q, p = model.hidden(context, latent), model.posterior(context), model.prior(context, latents=latent)
     for row, documents in enumerate(TEXTS):
         for number, text in enumerate(documents):
             alone, own = model.context(Batch.of([text])), Latent(latent.value[row : row + 1, number : number + 1])
             close(model.posterior(alone).mean[0, 0], q.mean[row, number])
             close(model.posterior(alone).log_std[0, 0], q.log_std[row, number])
-            close(model.prior(alone, own).log_prob(own)[0, 0], p.log_prob(latent)[row, number])
+            close(model.prior(alone, latents=own).log_prob(own)[0, 0], p.log_prob(latent)[row, number])
             close(model.hidden(alone, own)[0], hidden[row, batch.documents[row] == number])
 
 
@@ -196,9 +196,9 @@ def test_the_prior_steps_as_it_goes_forward(model: ComposedDecoder) -> None:
         context = model.context(Batch.of([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]], given=[given, given]))
         state = model.prior_part.start(context.before(torch.zeros(2, dtype=torch.long)), None)
         taps = {k: tap[:, 0] for k, tap in context.taps.items()}
-        stepped, state = model.prior_part.step(state, taps, None, torch.ones(2, dtype=torch.bool))
+        stepped, state = model.prior_part.step(state, taps, None, torch.ones(2, dtype=torch.bool), {})
         latent = drawn(model, context)
-        close(stepped.log_prob(latent), model.prior(context, latent).log_prob(latent))
+        close(stepped.log_prob(latent), model.prior(context, latents=latent).log_prob(latent))
 
 
 # ------------------------------------------------------------------------------------------------------------ encoder

@@ -17,7 +17,7 @@ from latentlm.backbone import rotation
 from latentlm.composed import ComposedDecoder, build, complete
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Gaussian, Latent, Noise, Shape
+from latentlm.interface import Batch, Gaussian, Latent, LatentShape, Noise, Shape
 from latentlm.testing import check_exactness, check_normalisation, check_sampler_agreement, leak_sum, plant
 from latentlm.zoo.accounting import count
 from latentlm_ltm.adam import Adam, cosine
@@ -376,7 +376,7 @@ def test_more_fast_steps_give_a_better_bound_where_the_decoder_uses_z() -> None:
     batch, bounds = Batch.of(tokens), []
     for steps in (0, 2, 8, 32):
         fast = FittedThoughtsConfig(steps=steps, rate=0.1, initial_log_variance=0.0)
-        model.encoder = FittedThoughts(fast, Shape(ENUMERABLE, 2, "document"))
+        model.encoder = FittedThoughts(fast, Shape(ENUMERABLE, LatentShape("z", 2, "document")))
         loss = model.loss(batch, step=0, noise=Noise.keyed(5, range(32)))
         assert loss.kl is not None
         bounds.append((loss.reconstruction.sum() + loss.kl.sum()).item() / 32)
@@ -443,7 +443,7 @@ def fitted() -> ComposedDecoder:
     """A decoder that certainly uses z, with its posteriors fitted."""
     model = copy.deepcopy(planted())
     fast = FittedThoughtsConfig(steps=6, rate=0.3, initial_log_variance=-1.0)
-    model.encoder = FittedThoughts(fast, Shape(ENUMERABLE, 2, "document"))
+    model.encoder = FittedThoughts(fast, Shape(ENUMERABLE, LatentShape("z", 2, "document")))
     return model
 
 

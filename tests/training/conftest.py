@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,12 @@ def recipe(texts: Path) -> Callable[..., Recipe]:
         return parse(Recipe, apply_overrides(data, list(overrides)), source="tiny recipe")
 
     return make
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to SIGINT, here and in processes started from here, also where the suite was started with SIGINT
+    ignored (in the background, say)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -11,8 +11,15 @@ import pytest
 import torch
 
 from latentlm.errors import CheckpointError
-from latentlm.training import checkpoint, files
-from latentlm.training.checkpoint import checkpoints, latest_checkpoint, open_checkpoint, save_checkpoint, set_aside_newer
+from latentlm.training.record import checkpoint
+from latentlm.training.record.checkpoint import (
+    checkpoints,
+    latest_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+    set_aside_newer,
+)
+from latentlm.zoo import files
 
 
 def save(folder: Path, step: int, *, keep: int = 2, size: int = 10) -> Path:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from latentlm.config import Recipe
-from latentlm.interface import Batch, Bits, Loss, Noise
-from latentlm.training.collapse import CollapseWatch
-from latentlm.training.evaluation import evaluate, excerpts
-from latentlm.training.metrics import MetricsFile, Tally, read_metrics, rewind
-from latentlm.training.setup import make_model, read_data, resolve
+from latentlm.interface import Batch, Bits, LatentLoss, Loss, Noise
+from latentlm.training.data.prepared import prepare
+from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
+from latentlm.training.record.metrics import MetricsFile, Tally, read_metrics, rewind
+from latentlm.training.setup import make_model, resolve
 from latentlm.training.trainer import StepFacts
 
 Make = Callable[..., Recipe]
@@ -24,7 +24,7 @@ Make = Callable[..., Recipe]
 def test_numbers_are_those_of_the_documents_alone(recipe: Make) -> None:
     """Each document by itself, through the interface, gives the same sums: padding and batching change nothing."""
     asked = recipe("train.batch=3", "train.eval_documents=5", "model.backbone.init_std=0.2", "model.backbone.context=64")
-    prepared = read_data(asked, folder=None)
+    prepared = prepare(asked.data)
     settings = resolve(asked, vocabulary=257)
     model = make_model(settings, "cpu")
     texts = excerpts(prepared.held_out, prepared.tokenizer, context=64, count=5)
@@ -47,7 +47,7 @@ def test_numbers_are_those_of_the_documents_alone(recipe: Make) -> None:
 
 def test_bytes_are_those_of_the_targets(recipe: Make) -> None:
     """A whole document counts all its bytes; a first window as many as its targets stand for."""
-    prepared = read_data(recipe("data.tokenizer=bpe:300"), folder=None)
+    prepared = prepare(recipe("data.tokenizer=bpe:300").data)
     document = prepared.held_out[0]
     (whole,) = excerpts([document], prepared.tokenizer, context=1000, count=1)
     assert whole.bytes == document.bytes
@@ -68,10 +68,10 @@ def test_curves_and_live_bits_by_hand(recipe: Make, monkeypatch: pytest.MonkeyPa
         logits = torch.stack([torch.where(place % 2 == 0, 9.0, -9.0), torch.full_like(place, 9.0)], dim=-1)
         kl = torch.stack([place + 1, torch.zeros_like(place)], dim=-1) * math.log(2)
         mask = batch.documents >= 0
-        return Loss(torch.zeros(()), place * 0, kl, mask, batch.target_mask, Bits(logits), {})
+        return Loss(torch.zeros(()), place * 0, batch.target_mask, {"z": LatentLoss(kl, mask, Bits(logits))})
 
     monkeypatch.setattr(model, "loss", loss)
-    prepared = read_data(recipe(), folder=None)
+    prepared = prepare(recipe().data)
     texts = excerpts(prepared.held_out, prepared.tokenizer, context=5, count=3)
     report = evaluate(model, texts, settings.train)
     assert (report["live_bits"], report["dimensions"]) == (1, 2)
@@ -83,7 +83,7 @@ def test_curves_and_live_bits_by_hand(recipe: Make, monkeypatch: pytest.MonkeyPa
 
 def test_chunks_have_their_kl_at_their_first_position(recipe: Make) -> None:
     settings = resolve(recipe("model.granularity=chunk:4"), vocabulary=257)
-    prepared = read_data(recipe(), folder=None)
+    prepared = prepare(recipe().data)
     texts = excerpts(prepared.held_out, prepared.tokenizer, context=16, count=3)
     report = evaluate(make_model(settings, "cpu"), texts, settings.train)
     assert [position for position, _ in report["kl_by_position"]] == [0.0, 4.0, 8.0, 12.0]
@@ -91,7 +91,7 @@ def test_chunks_have_their_kl_at_their_first_position(recipe: Make) -> None:
 
 def test_a_model_without_latents_reports_no_latents(recipe: Make) -> None:
     settings = resolve(recipe(decoder="vanilla"), vocabulary=257)
-    prepared = read_data(settings, folder=None)
+    prepared = prepare(settings.data)
     texts = excerpts(prepared.held_out, prepared.tokenizer, context=16, count=3)
     report = evaluate(make_model(settings, "cpu"), texts, settings.train)
     assert report["kl"] == 0.0

@@ -13,10 +13,11 @@ from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.interface import Batch
 from latentlm.training import run as run_module
+from latentlm.training.data.prepared import prepare
+from latentlm.training.data.prompted import with_prompts
 from latentlm.training.loop import train
 from latentlm.training.plan import make_plan
-from latentlm.training.prompted import with_prompts
-from latentlm.training.setup import make_model, make_stream, read_data, resolve
+from latentlm.training.setup import make_model, make_stream, resolve
 from latentlm.training.trainer import StepFacts, Trainer
 
 Make = Callable[..., Recipe]
@@ -70,7 +71,7 @@ def test_a_sequences_prompt_depends_on_its_number_and_the_seed_alone() -> None:
 
 
 def trainer(recipe: Recipe) -> Trainer:
-    prepared = read_data(recipe, folder=None)
+    prepared = prepare(recipe.data)
     resolved = resolve(recipe, vocabulary=prepared.tokenizer.vocabulary)
     return Trainer(make_model(resolved, "cpu"), resolved.train, make_stream(resolved, prepared))
 
@@ -127,7 +128,8 @@ def test_a_run_with_prompts_resumes_to_the_same_weights(recipe: Make, tmp_path: 
 
 
 def test_packed_rows_are_refused_before_any_work(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentlm.training.setup.prepare", lambda *_, **__: pytest.fail("the data were read"))
+    for module in ("loop", "plan"):
+        monkeypatch.setattr(f"latentlm.training.{module}.prepare", lambda *_, **__: pytest.fail("the data were read"))
     with pytest.raises(UserError, match=r"data\.packing=false"):
         train(recipe("train.prompts=0.5"), out=tmp_path / "run", progress=False)
     with pytest.raises(UserError, match=r"data\.packing=false"):

@@ -21,10 +21,9 @@ from latentlm.config import Recipe, Strict
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import KLSchedule
 from latentlm.training import run as run_module
-from latentlm.training.checkpoint import checkpoints
-from latentlm.training.loop import train
-from latentlm.training.metrics import read_metrics
-from latentlm.training.signals import InterruptedRun
+from latentlm.training.loop import InterruptedRun, train
+from latentlm.training.record.checkpoint import checkpoints
+from latentlm.training.record.metrics import read_metrics
 
 Make = Callable[..., Recipe]
 _TIMES = ("elapsed", "tokens_per_second")
@@ -65,6 +64,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("decoder", ["free", "vanilla"])
 @pytest.mark.parametrize("step", [3, 4, 11])
 def test_ctrl_c_saves_and_resume_goes_on(
@@ -104,7 +104,7 @@ class GrowingWeight(KLSchedule):
         total = self.weight * torch.where(site_mask, kl.sum(-1), 0.0).sum()
         return total / target_mask.sum(), {"weight": torch.tensor(self.weight)}
 
-    def advance(self) -> None:
+    def advance(self, step: int) -> None:
         self.weight += 0.1
 
     def state_dict(self) -> dict[str, float | int]:

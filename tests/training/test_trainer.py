@@ -9,7 +9,8 @@ import torch
 
 from latentlm.config import Recipe
 from latentlm.interface import Batch, Loss
-from latentlm.training.setup import make_model, make_stream, read_data, resolve
+from latentlm.training.data.prepared import prepare
+from latentlm.training.setup import make_model, make_stream, resolve
 from latentlm.training.trainer import DivergedError, Trainer
 
 Make = Callable[..., Recipe]
@@ -19,7 +20,7 @@ Make = Callable[..., Recipe]
 def trainer(recipe: Make) -> Callable[..., Trainer]:
     def make(*overrides: str, decoder: str = "free") -> Trainer:
         asked = recipe(*overrides, decoder=decoder)
-        prepared = read_data(asked, folder=None)
+        prepared = prepare(asked.data)
         resolved = resolve(asked, vocabulary=prepared.tokenizer.vocabulary)
         return Trainer(make_model(resolved, "cpu"), resolved.train, make_stream(resolved, prepared))
 
@@ -77,8 +78,8 @@ def test_the_schedule_moves_once_per_step(trainer: Callable[..., Trainer], monke
     run = trainer("train.accumulate=3")
     schedule = run.model.kl_schedule
     assert schedule is not None
-    calls: list[str] = []
-    monkeypatch.setattr(schedule, "advance", lambda: calls.append("advance"))
+    calls: list[int] = []
+    monkeypatch.setattr(schedule, "advance", calls.append)
     seen: list[int] = []
     penalty = schedule.penalty
 
@@ -89,7 +90,7 @@ def test_the_schedule_moves_once_per_step(trainer: Callable[..., Trainer], monke
     monkeypatch.setattr(schedule, "penalty", watched)
     run.advance()
     run.advance()
-    assert calls == ["advance", "advance"]
+    assert calls == [0, 1]
     assert seen == [0, 0, 0, 1, 1, 1]
 
 

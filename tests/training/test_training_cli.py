@@ -63,6 +63,7 @@ def test_quiet_says_the_result_only(file: Path) -> None:
     assert result.stdout.startswith("runs/mine: 3 steps")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_says_the_command_that_goes_on(file: Path) -> None:
     """As a process of its own; the command that it says is the one that is run."""
     train = [sys.executable, "-m", "latentlm.cli", "train"]

@@ -21,11 +21,12 @@ from latentlm import zoo
 from latentlm.config import Card, Recipe, parse
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import Batch, Noise
-from latentlm.training import checkpoint, loop, trainer
-from latentlm.training.checkpoint import checkpoints
+from latentlm.training import loop, trainer
 from latentlm.training.loop import train
-from latentlm.training.metrics import read_metrics
-from latentlm.training.runfolder import locked, saved_recipe
+from latentlm.training.record import checkpoint
+from latentlm.training.record.checkpoint import checkpoints
+from latentlm.training.record.folder import locked, saved_recipe
+from latentlm.training.record.metrics import read_metrics
 from latentlm.training.trainer import DivergedError
 
 Make = Callable[..., Recipe]
@@ -56,7 +57,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*arguments: Any, **options: Any) -> None:
         raise AssertionError("the refusal came too late")
 
-    monkeypatch.setattr(loop, "read_data", work)
+    monkeypatch.setattr(loop, "prepare", work)
 
 
 # ---------------------------------------------------------------------------------------------------- what is written

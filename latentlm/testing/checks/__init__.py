@@ -3,7 +3,8 @@
 from importlib import import_module
 
 _FILES = (
-    "structure", "causality", "masks", "randomness", "divergence", "gradients", "decoding", "stepping", "likelihoods", "engine",
+    "structure", "declarations", "granularities", "causality", "masks", "randomness", "several", "divergence", "gradients",
+    "advancing", "decoding", "stepping", "likelihoods", "engine",
 )  # fmt: skip
 
 for _file in _FILES:

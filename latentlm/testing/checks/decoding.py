@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from latentlm.generation import generate
-from latentlm.interface import Batch, Latent, LatentDecoder, State
-from latentlm.testing.comparing import TOLERANCE, assert_close
+from latentlm.interface import Batch, Context, Latent, LatentDecoder, Latents, State
+from latentlm.testing.comparing import TOLERANCE, assert_close, detached
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, noise
 
@@ -39,10 +39,10 @@ def cached_equals_uncached(subject: Subject) -> None:
     """Next-token logits of prefill and step are those of one pass over the text, for prompts of unequal length."""
     model = subject.model
     sources: list[Literal["posterior", "prior"]] = ["posterior", "prior"] if model.has_latents else ["posterior"]
-    for latents in sources:
+    for source in sources:
         prompts, lengths = _prompts(subject)
         fed = _continuations(subject)
-        state = model.prefill(prompts, lengths, latents=latents, noise=noise(2))
+        state = model.prefill(prompts, lengths, latents=source, noise=noise(2))
         cached = [state.logits]
         for token in fed.T:
             state = model.step(state, token, noise=noise(2))
@@ -50,20 +50,23 @@ def cached_equals_uncached(subject: Subject) -> None:
         for row, length in enumerate(_LENGTHS):
             text = [*prompts[row, :length].tolist(), *fed[row].tolist()]
             context = model.context(Batch.of([text]))
-            latent = _met(state, row, context.sites)
-            full = model.logits(model.hidden(context, latent))[0, length - 1 :]
+            full = model.logits(model.hidden(context, _met(state, row, context)))[0, length - 1 :]
             stepped = torch.stack([step[row] for step in cached])
-            assert_close(stepped, full, f"logits of row {row} from the cache ({latents} prompt latents)")
+            assert_close(stepped, full, f"logits of row {row} from the cache ({source} prompt latents)")
             assert int(state.lengths[row]) == len(text), f"state.lengths[{row}] is {int(state.lengths[row])}, not {len(text)}"
-            if latent is not None:
-                assert int(state.site_counts[row]) == context.sites, (
-                    f"state.site_counts[{row}] is {int(state.site_counts[row])} after {context.sites} sites"
+            for name, met in state.met.items():
+                sites = context.sites_of(name).mask.shape[1]
+                assert int(met.counts[row]) == sites, (
+                    f"after {sites} sites of {name}, the state has counted {int(met.counts[row])} in row {row}"
                 )
 
 
-def _met(state: State, row: int, sites: int) -> Latent | None:
+def _met(state: State, row: int, context: Context) -> Latents | None:
     """The latents of a row's sites; None without latents."""
-    return None if state.latents is None else Latent(state.latents[row : row + 1, :sites])
+    values = {
+        name: Latent(met.value[row : row + 1, : context.sites_of(name).mask.shape[1]]) for name, met in state.met.items()
+    }
+    return Latents(values) if values else None
 
 
 @check("decoding")
@@ -75,10 +78,11 @@ def batched_equals_single(subject: Subject) -> None:
     together, apart = _generated(model, subject, prompts, lengths, [0, 1]), []
     for row, length in enumerate(_LENGTHS):
         apart.append(_generated(model, subject, prompts[row : row + 1, :length], lengths[row : row + 1], [row]))
-    for row, one in enumerate(apart):
-        assert_close(one[0][:, 0], together[0][:, row], f"logits of row {row} generated alone")
-        if one[1] is not None and together[1] is not None:
-            assert_close(one[1][0], together[1][row, : one[1].shape[1]], f"latents of row {row} generated alone")
+    for row, (logits, state) in enumerate(apart):
+        assert_close(logits[:, 0], together[0][:, row], f"logits of row {row} generated alone")
+        for name, met in state.met.items():
+            beside = together[1].met[name].value[row, : met.value.shape[1]]
+            assert_close(met.value[0], beside, f"the latents {name} of row {row} generated alone")
     texts = [prompts[row, :length].tolist() for row, length in enumerate(_LENGTHS)]
     batch = generate(model, texts, max_tokens=6, seed=1)
     for row, text in enumerate(texts):
@@ -88,15 +92,15 @@ def batched_equals_single(subject: Subject) -> None:
 
 def _generated(
     model: LatentDecoder, subject: Subject, prompts: Tensor, lengths: Tensor, rows: list[int]
-) -> tuple[Tensor, Tensor | None]:
-    """Logits (steps, B, V) and latents of a generation of these rows."""
+) -> tuple[Tensor, State]:
+    """Logits (steps, B, V) and the last state of a generation of these rows."""
     fed, keys = _continuations(subject)[rows], noise(2).select(rows)
     state = model.prefill(prompts, lengths, noise=keys)
     logits = [state.logits]
     for token in fed.T:
         state = model.step(state, token, noise=keys)
         logits.append(state.logits)
-    return torch.stack(logits), state.latents
+    return torch.stack(logits), state
 
 
 @check("decoding")
@@ -108,16 +112,15 @@ def select_forks(subject: Subject) -> None:
     fed, rows = _continuations(subject), torch.tensor([1, 0, 1])
     state = model.step(model.prefill(prompts, lengths, noise=noise(2)), fed[:, 0], noise=noise(2))
     forked, straight = model.select(state, rows), state
-    for name in ("logits", "lengths", "latents", "site_counts"):
-        picked, whole = getattr(forked, name), getattr(state, name)
-        if whole is not None:
-            assert torch.equal(picked, whole[rows]), f"`select` does not pick the rows of state.{name}"
+    picked, whole = _facts(forked), _facts(straight)
+    for what in whole:
+        assert_close(picked[what].float(), whole[what][rows].float(), f"{what} of selected rows")
     for token in fed.T[1:5]:
         straight = model.step(straight, token, noise=noise(2))
         forked = model.step(forked, token[rows], noise=noise(2).select(rows))
-        assert_close(forked.logits, straight.logits[rows], "logits of selected rows")
-        if forked.latents is not None and straight.latents is not None:
-            assert_close(forked.latents, straight.latents[rows], "latents of selected rows")
+        picked, whole = _facts(forked), _facts(straight)
+        for what in whole:
+            assert_close(picked[what].float(), whole[what][rows].float(), f"{what} of selected rows, some steps later")
     # A fork's branches may part: what one is fed must not reach the other.
     one = model.select(model.prefill(prompts, lengths, noise=noise(2)), torch.tensor([0, 0]))
     parted = model.step(one, torch.tensor([1, 2]), noise=noise(2).select([0, 0]))
@@ -126,6 +129,13 @@ def select_forks(subject: Subject) -> None:
     for token in (2, 3):
         other = model.step(other, torch.tensor([token]), noise=noise(1))
     assert_close(parted.logits[1:], other.logits, "logits of a branch beside another branch")
+
+
+def _facts(state: State) -> dict[str, Tensor]:
+    """What a caller sees of a generation, each with rows first."""
+    found = {"logits": state.logits, "lengths": state.lengths}
+    found |= {f"the latents {name}": met.value for name, met in state.met.items()}
+    return found | {f"the number of sites of {name}": met.counts for name, met in state.met.items()}
 
 
 @check("decoding")
@@ -138,15 +148,21 @@ def given_latents_used(subject: Subject) -> None:
     fed = _continuations(subject)
     texts = [[*prompts[row, :length].tolist(), *fed[row].tolist()] for row, length in enumerate(_LENGTHS)]
     context = model.context(Batch.of(texts))
-    value = model.sample_prior(context, noise(2, seed=7)).value
-    state = model.prefill(prompts, lengths, latents=Latent(value), noise=noise(2))
+    given = detached(model.sample_prior(context, noise(2, seed=7)))
+    state = model.prefill(prompts, lengths, latents=given, noise=noise(2))
     for number, token in enumerate(fed.T):
-        site = torch.stack([context.site_of[row, length + number] for row, length in enumerate(_LENGTHS)])
-        state = model.step(state, token, latents=value[torch.arange(2), site], noise=noise(2))
-    assert state.latents is not None
+        now = {}
+        for name, latent in given.items():
+            site_of = context.sites_of(name).site_of
+            sites = torch.stack([site_of[row, length + number] for row, length in enumerate(_LENGTHS)])
+            now[name] = latent.value[torch.arange(2), sites]
+        state = model.step(state, token, latents=now, noise=noise(2))
     for row in range(2):
-        sites = int(context.site_mask[row].sum())
-        assert_close(state.latents[row, :sites], value[row, :sites], f"latents of row {row} after they were given")
         alone = model.context(Batch.of([texts[row]]))
-        full = model.logits(model.hidden(alone, Latent(value[row : row + 1, :sites])))[0, -1]
+        own = {name: alone.sites_of(name).mask.shape[1] for name in model.latents}
+        latents = Latents({name: Latent(given[name].value[row : row + 1, : own[name]]) for name in given})
+        for name, met in state.met.items():
+            what = f"the latents {name} of row {row} after they were given"
+            assert_close(met.value[row, : own[name]], latents[name].value[0], what)
+        full = model.logits(model.hidden(alone, latents))[0, -1]
         assert_close(state.logits[row], full, f"logits of row {row} under given latents", tolerance=TOLERANCE)

@@ -25,13 +25,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latentlm import plugins
-from latentlm.config import Recipe, parse
+from latentlm.config import SOCKETS, Recipe, parse
 from latentlm.interface import LatentDecoder, Noise
+from latentlm.testing.checks.gradients import parts_of
 from latentlm.testing.comparing import TEXTS, assert_close, pack
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, noise
-from latentlm.training.checkpoint import checkpoints
+from latentlm.tokenizer import load_tokenizer
 from latentlm.training.loop import train
+from latentlm.training.record.checkpoint import checkpoints
+from latentlm.training.record.metrics import read_metrics
 from latentlm.training.run import Run
 
 _STEPS, _STOP = 6, 3
@@ -68,10 +71,9 @@ def _compilable(model: LatentDecoder) -> Iterator[nn.Module]:
         yield model
         return
     yield from backbone.blocks
-    for name in ("encoder", "prior_part", "injection"):
-        part = getattr(model, name, None)
+    for part in parts_of(model).values():
         # An encoder without a network differentiates within its forward pass, which is not traced.
-        if part is not None and not getattr(part, "needs_objective", False):
+        if not getattr(part, "needs_objective", False):
             yield part
 
 
@@ -112,6 +114,21 @@ def resume_exact(subject: Subject) -> None:
 
 
 @check("engine")
+def no_bound_is_logged(subject: Subject) -> None:
+    """Training under a prior that is not normalised goes on, and logs its bound as null with the reason."""
+    need(subject.exact.has_latents and not subject.normalised, "its priors are normalised")
+    with tempfile.TemporaryDirectory() as folder:
+        train(_recipe(subject, Path(folder) / "texts"), out=Path(folder) / "run", progress=False)
+        lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
+    splits = {line["split"] for line in lines}
+    assert splits >= {"train", "held_out"}, f"the run logs {sorted(splits)}"
+    for line in lines:
+        assert line["bound"] is None, f"the run logs a bound of {line['bound']} ({line['split']})"
+        assert line["bits_per_byte"] is None, f"the run logs {line['bits_per_byte']} bits per byte ({line['split']})"
+        assert line.get("no_bound"), f"the run logs no bound, and not why ({line['split']}: `no_bound`)"
+
+
+@check("engine")
 def kill_and_resume_exact(subject: Subject) -> None:
     """A training process that was killed (SIGKILL) and resumed ends at the weights of one that was not, bit for bit."""
     need(os.name == "posix", "SIGKILL is of POSIX")
@@ -121,7 +138,7 @@ def kill_and_resume_exact(subject: Subject) -> None:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         train(recipe, out=whole, progress=False)
         file = Path(folder) / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False), encoding="utf-8")
         _kill_after_a_checkpoint(file, killed)
         assert not (killed / "card.yaml").exists(), "the run was over before it could be killed"
         train(recipe, out=killed, resume=True, progress=False)
@@ -136,6 +153,9 @@ def _recipe(subject: Subject, folder: Path, *, steps: int = _STEPS) -> Recipe:
         (folder / f"{number:02d}.txt").write_text(" ".join(draw.choices(_WORDS, k=20)) + "\n", encoding="utf-8")
     model = subject.exact_config.model_dump(mode="json", exclude_unset=True)
     model["backbone"] = {**model["backbone"], "vocabulary": 257, "context": 32}
+    for holder in (model, *model.get("latents", {}).values()):
+        if isinstance(holder.get("granularity"), dict):
+            holder["granularity"] = _of_bytes(holder["granularity"])
     data: dict[str, Any] = {
         "name": "conformance",
         "model": model,
@@ -146,6 +166,13 @@ def _recipe(subject: Subject, folder: Path, *, steps: int = _STEPS) -> Recipe:
         },
     }  # fmt: skip
     return parse(Recipe, data, source="conformance recipe")
+
+
+def _of_bytes(granularity: dict[str, Any]) -> dict[str, Any]:
+    """A granularity without what the tokenizer fills in: the ids of the small vocabulary are others among bytes."""
+    part: Any = plugins.get("granularity", granularity["name"])
+    filled = part.fill({}, load_tokenizer("bytes"))
+    return {key: value for key, value in granularity.items() if key not in filled}
 
 
 class _Crash(RuntimeError):
@@ -169,11 +196,14 @@ def _crashing(*, at: int) -> Iterator[None]:
 def _installed(subject: Subject) -> bool:
     """Every part comes from an installed plugin."""
     full = subject.complete
-    wanted = {"decoder": full.decoder}
-    specs = {socket: getattr(full, socket) for socket in ("encoder", "prior", "injection", "kl_schedule")}
-    wanted |= {socket: spec.name for socket, spec in specs.items() if spec is not None}
+    wanted = {("decoder", full.decoder)}
+    for latent in full.by_latent.values():
+        specs = {socket: getattr(latent, socket) for socket in SOCKETS}
+        wanted |= {(socket, str(spec.name)) for socket, spec in specs.items() if spec is not None}
+        granularity = latent.granularity if isinstance(latent.granularity, str) else str(latent.granularity.name)
+        wanted.add(("granularity", granularity.partition(":")[0]))
     listed = [plugin for plugin in plugins.listing() if plugin.entry is not None]
-    return all(any(name in plugin.parts.get(socket, {}) for plugin in listed) for socket, name in wanted.items())
+    return all(any(name in plugin.parts.get(socket, {}) for plugin in listed) for socket, name in wanted)
 
 
 def _kill_after_a_checkpoint(recipe: Path, out: Path) -> None:

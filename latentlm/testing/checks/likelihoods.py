@@ -7,18 +7,21 @@ Legend: V vocabulary (3), S sites, E event dimensions (2), K samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from statistics import fmean, stdev
 
 import torch
 
 from latentlm.composed import ComposedDecoder
-from latentlm.interface import LatentDecoder
-from latentlm.likelihood import METHODS, Method, score_continuations
+from latentlm.errors import UserError
+from latentlm.interface import Batch, LatentDecoder
+from latentlm.likelihood import METHODS, Method, score_continuations, score_texts
 from latentlm.testing import likelihood as known
 from latentlm.testing.exact import count_values, enumeration_limit, exact_elbo, exact_log_likelihood
 from latentlm.testing.registry import NotApplicable, check, need
-from latentlm.testing.subject import Subject
+from latentlm.testing.subject import Subject, noise
 
 Request = tuple[list[int], list[int]]
 
@@ -45,9 +48,16 @@ def _costly(model: LatentDecoder) -> bool:
     return count_values(model, context, continuation) > 5000
 
 
-def _planted(subject: Subject) -> ComposedDecoder:
+def _own(subject: Subject) -> LatentDecoder:
+    """The enumerable decoder, of which there is a likelihood."""
     need(subject.exact.has_latents, "it has no latents")
-    need(isinstance(subject.exact, ComposedDecoder), "a posterior can be planted in a ComposedDecoder only")
+    need(subject.normalised, "its prior is not normalised: there is no likelihood (see unnormalised_refused)")
+    return subject.exact
+
+
+def _planted(subject: Subject) -> ComposedDecoder:
+    model = _own(subject)
+    need(isinstance(model, ComposedDecoder), "a posterior can be planted in a ComposedDecoder only")
     try:
         return subject.planted
     except NotImplementedError as error:
@@ -62,10 +72,10 @@ def _wrap(request: Request, model: LatentDecoder) -> Request:
 @check("likelihood")
 def scores_exact_own_encoder(subject: Subject) -> None:
     """With its own encoder, scores equal the sum over all latents within their error bars."""
-    need(subject.exact.has_latents, "it has no latents")
-    methods = ("operational", "iwae") if _costly(subject.exact) else _METHODS
+    model = _own(subject)
+    methods = ("operational", "iwae") if _costly(model) else _METHODS
     for method in methods:
-        known.check_exactness(subject.exact, _requests(subject.exact), method=method, samples=256, power=_POWER, seed=1)
+        known.check_exactness(model, _requests(model), method=method, samples=256, power=_POWER, seed=1)
 
 
 @check("likelihood")
@@ -78,7 +88,14 @@ def scores_exact_planted(subject: Subject) -> None:
         heavy = method in ("joint", "prior")
         requests = _requests(model)[:1] if heavy else _requests(model)
         known.check_exactness(model, requests, method=method, samples=1024 if heavy else 256, power=_POWER, seed=1)
-    known.check_exactness(model, _requests(model)[:1], samples=256, last_latent="prior", power=_POWER, seed=1)
+    for last in _last_latents(model):
+        known.check_exactness(model, _requests(model)[:1], samples=256, last_latent=last, power=_POWER, seed=1)
+
+
+def _last_latents(model: LatentDecoder) -> list[known.Last]:
+    """Those that differ from the default: the prior for all latents, and for each of several alone."""
+    alone: list[known.Last] = [{name: "prior"} for name in model.latents]
+    return ["prior", *(alone if len(alone) > 1 else [])]
 
 
 @check("likelihood")
@@ -94,8 +111,7 @@ def probabilities_sum_to_one(subject: Subject) -> None:
 @check("likelihood")
 def own_probabilities_sum_to_one(subject: Subject) -> None:
     """The same with the decoder's own encoder, whose posterior must not see what a context hides."""
-    model = subject.exact
-    need(model.has_latents, "it has no latents")
+    model = _own(subject)
     known.check_normalisation(model, [0, 1], 3, method="operational", samples=128, power=0.15)
 
 
@@ -148,9 +164,7 @@ def no_latents_no_noise(subject: Subject) -> None:
 @check("likelihood")
 def scores_keyed(subject: Subject) -> None:
     """Batch size, order and padding do not change a score, and no global random state does: own encoder and planted."""
-    models = [subject.exact]
-    if subject.exact.has_latents:
-        models.append(_planted(subject))
+    models = [subject.exact] if not subject.exact.has_latents else [_own(subject), _planted(subject)]
     for model in models:
         requests = [_wrap(request, model) for request in _REQUESTS[:4]]
         before = torch.get_rng_state()
@@ -162,8 +176,7 @@ def scores_keyed(subject: Subject) -> None:
 @check("likelihood")
 def error_bars_honest(subject: Subject) -> None:
     """Error bars cover the exact value 95% of the time and shrink like 1/sqrt(K): own encoder, and planted `operational`."""
-    model = subject.exact
-    need(model.has_latents, "it has no latents")
+    model = _own(subject)
     planted = _planted(subject)
     context, continuation = _requests(model)[0]
     nominal = 0.95 - 4 * math.sqrt(0.95 * 0.05 / _TRIALS)  # within four standard errors of the share itself
@@ -178,13 +191,50 @@ def error_bars_honest(subject: Subject) -> None:
 @check("likelihood")
 def sampler_agrees(subject: Subject) -> None:
     """Frequencies of sampled continuations equal the sum over all latents (or the scores): own encoder and planted."""
-    models = [subject.exact]
-    if subject.exact.has_latents:
-        models.append(_planted(subject))
+    models = [subject.exact] if not subject.exact.has_latents else [_own(subject), _planted(subject)]
     for number, model in enumerate(models):
         for context in ([0, 1], [1, 1, 0]):
             few = model.has_latents and enumeration_limit(model, context, [0, 0]) is None and not _costly(model)
             samples = None if few else 256
             known.check_sampler_agreement(model, context, 2, draws=_DRAWS, samples=samples, seed=number)
     if models[-1].has_latents:
-        known.check_sampler_agreement(models[-1], [1, 1, 0], 2, draws=_DRAWS, samples=256, last_latent="prior", seed=3)
+        for last in _last_latents(models[-1]):
+            known.check_sampler_agreement(models[-1], [1, 1, 0], 2, draws=_DRAWS, samples=256, last_latent=last, seed=3)
+
+
+@check("likelihood")
+def unnormalised_refused(subject: Subject) -> None:
+    """Where a prior is known up to a constant only, every score is refused with the reason."""
+    model = subject.exact
+    need(model.has_latents and not subject.normalised, "its priors are normalised")
+    with torch.no_grad():
+        context = model.context(Batch.of([[1, 2]]))
+        latents = model.infer(context, noise(1))
+        open_ended = [name for name in model.latents if not model.prior(context, name, latents).normalised]
+    refused: dict[str, Callable[[], object]] = {
+        f"score_continuations by {method}": partial(_score, model, method) for method in METHODS
+    }
+    refused["score_texts"] = partial(score_texts, model, [[0, 1, 1]])
+    for what, call in refused.items():
+        said = _refusal(call)
+        assert said is not None, f"{what} prints a likelihood, though the prior of {', '.join(open_ended)} is not normalised"
+        assert "normalised" in said, f"{what} refuses without the reason: {said}"
+        assert any(name in said for name in open_ended), f"{what} refuses without naming the latent whose prior it is: {said}"
+    batch = Batch.of([[1, 2, 0]])
+    loss = model.loss(batch, step=0, noise=noise(1))
+    for name in open_ended:
+        assert not loss.latents[name].normalised, f"the loss does not say that the prior of {name} is not normalised"
+
+
+def _refusal(call: Callable[[], object]) -> str | None:
+    """What a call is refused with; None where it answers."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _score(model: LatentDecoder, method: str) -> object:
+    """One score."""
+    return score_continuations(model, [([0, 1], [1, 1])], method=method)  # type: ignore[arg-type]

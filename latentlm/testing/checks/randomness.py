@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentlm.interface import Batch, Distribution, Latent, Noise
-from latentlm.testing.comparing import TEXTS, UNMOVED, assert_close, fingerprint, pack, probes
+from latentlm.interface import Batch, Distribution, Latent, Latents, Noise
+from latentlm.testing.comparing import TEXTS, UNMOVED, assert_close, both, fingerprint, pack, probes
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn, noise
 
@@ -52,13 +52,18 @@ def _everything(subject: Subject) -> dict[str, Tensor]:
     if model.has_latents:
         context = model.context(batch)
         found["a draw from the prior"] = _watched(
-            "a draw from the prior", lambda: model.sample_prior(context, noise(2)).value.detach()
+            "a draw from the prior", lambda: _joined(model.sample_prior(context, noise(2)))
         )
         if model.has_encoder:
             found["a draw from the posterior"] = _watched(
-                "a draw from the posterior", lambda: model.posterior(context).sample(noise(2)).value.detach()
+                "a draw from the posterior", lambda: _joined(model.infer(context, noise(2)))
             )
     return found
+
+
+def _joined(latents: Latents) -> Tensor:
+    """Every number of every latent."""
+    return torch.cat([latent.value.detach().flatten() for latent in latents.values()])
 
 
 def _watched(what: str, run: Callable[[], Tensor]) -> Tensor:
@@ -96,25 +101,22 @@ def draws_keyed(subject: Subject) -> None:
     need(model.has_latents, "it has no latents")
     batch = pack(TEXTS, vocabulary=subject.config.backbone.vocabulary)
     context = model.context(batch)
-    latent = drawn(model, context)
-    assert latent is not None
-    kinds = {"prior": model.prior(context, latent)}
-    if model.has_encoder:
-        kinds["posterior"] = model.posterior(context)
-    for name, distribution in kinds.items():
+    latents = drawn(model, context)
+    assert latents is not None
+    for (_, name), distribution in both(model, context, latents).items():
         rows, sites, _ = distribution.shape
         first = distribution.sample(noise(rows)).value
         again = distribution.sample(noise(rows)).value
-        assert torch.equal(first, again), f"the {name} draws two latents from one noise"
+        assert torch.equal(first, again), f"{name} draws two latents from one noise"
         order = list(reversed(range(rows)))
         swapped = distribution.select(torch.tensor(order)).sample(noise(rows).select(order)).value
-        assert_close(swapped, first[order], f"draws of the {name}'s rows in another order: noise is keyed by row")
+        assert_close(swapped, first[order], f"draws of {name} for rows in another order: noise is keyed by row")
         for site in range(sites):
             one = distribution.narrow(site, 1).sample(noise(rows).at([site])).value[:, 0]
-            assert_close(one, first[:, site], f"the {name}'s draw at site {site} alone: noise is keyed by site (Noise.at)")
+            assert_close(one, first[:, site], f"the draw of {name} at site {site} alone: noise is keyed by site (Noise.at)")
         if not distribution.deterministic:
             others = [distribution.sample(noise(rows, seed=seed)).value for seed in range(1, 9)]
-            assert any(not torch.equal(first, other) for other in others), f"the {name} draws one latent from every noise"
+            assert any(not torch.equal(first, other) for other in others), f"{name} draws one latent from every noise"
 
 
 @check("randomness")
@@ -124,25 +126,23 @@ def distributions_consistent(subject: Subject) -> None:
     model = subject.model
     need(model.has_latents, "it has no latents")
     context = model.context(Batch.of(subject.tokens(2)))
-    latent = drawn(model, context)
-    assert latent is not None
-    values = probes(model, context)
-    kinds = {"prior": model.prior(context, latent)}
-    if model.has_encoder:
-        kinds["posterior"] = model.posterior(context)
-    for name, distribution in kinds.items():
+    latents = drawn(model, context)
+    assert latents is not None
+    values_of = probes(model, context)
+    for (latent, name), distribution in both(model, context, latents).items():
+        values = values_of[latent]
         whole = fingerprint(distribution, values)
         rows, sites, _ = distribution.shape
         picked = torch.tensor([1, 0, 1])
         selected = fingerprint(distribution.select(picked), values[:, picked])
-        assert_close(selected, whole[picked], f"`select` of the {name}", tolerance=UNMOVED)
+        assert_close(selected, whole[picked], f"`select` of {name}", tolerance=UNMOVED)
         for start, length in ((0, 1), (sites - 1, 1), (0, sites)):
             narrow = fingerprint(distribution.narrow(start, length), values[:, :, start : start + length])
-            assert_close(narrow, whole[:, start : start + length], f"`narrow` of the {name}", tolerance=UNMOVED)
-        assert_close(fingerprint(distribution.tempered(1.0), values), whole, f"temperature 1 of the {name}", tolerance=UNMOVED)
-        one = model.event_dims
+            assert_close(narrow, whole[:, start : start + length], f"`narrow` of {name}", tolerance=UNMOVED)
+        assert_close(fingerprint(distribution.tempered(1.0), values), whole, f"temperature 1 of {name}", tolerance=UNMOVED)
+        one = model.latents[latent].dims
         expected = distribution.expected()
-        assert expected is None or tuple(expected.shape) == (rows, sites, one), f"`expected` of the {name} has another shape"
+        assert expected is None or tuple(expected.shape) == (rows, sites, one), f"`expected` of {name} has another shape"
         _support_fits(distribution, name)
 
 
@@ -151,14 +151,14 @@ def _support_fits(distribution: Distribution, name: str) -> None:
     support = distribution.support()
     if support is None or len(support) > 4096:
         return
-    assert support.shape[1] == distribution.shape[2], f"`support` of the {name} has shape {tuple(support.shape)}, not (N, E)"
+    assert support.shape[1] == distribution.shape[2], f"`support` of {name} has shape {tuple(support.shape)}, not (N, E)"
     rows = distribution.shape[0]
     value = distribution.sample(Noise.keyed(5, range(rows))).value
     hits = (value[:, :, None] == support.to(value)).all(-1).sum(-1)  # (B, S)
-    assert bool((hits == 1).all()), f"the {name} draws values that are not in its `support`, or stand there twice"
-    if not distribution.deterministic:
+    assert bool((hits == 1).all()), f"{name} draws values that are not in its `support`, or stand there twice"
+    if distribution.normalised and not distribution.deterministic:
         sites = distribution.shape[1]
         mass = torch.stack(
             [distribution.log_prob(Latent(point.expand(rows, sites, -1).to(value))).double() for point in support], dim=-1
         ).logsumexp(-1)
-        assert_close(mass.exp(), torch.ones_like(mass), f"the probabilities of the {name} over its `support`")
+        assert_close(mass.exp(), torch.ones_like(mass), f"the probabilities of {name} over its `support`")

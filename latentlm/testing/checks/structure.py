@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from latentlm import plugins
 from latentlm.composed import build, complete
-from latentlm.config import ModelConfig, PartSpec, parse
+from latentlm.config import SOCKETS, LatentConfig, ModelConfig, PartSpec, as_yaml, parse
 from latentlm.errors import UserError
 from latentlm.interface import Batch, Latent, Noise
-from latentlm.testing.comparing import TEXTS, pack
+from latentlm.testing.comparing import TEXTS, called, detached, pack, posteriors, priors
 from latentlm.testing.registry import check, need
 from latentlm.testing.subject import Subject, drawn, noise
 from latentlm.zoo.weights import load_into, weights_of
 
 _MARK = 77
-_SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
 
 
 @check("structure")
@@ -35,9 +34,10 @@ def config_round_trip(subject: Subject) -> None:
     """The completed configuration is the same after YAML and JSON, and completing it again changes nothing."""
     full = subject.complete
     data = full.model_dump(mode="json")
-    for name, again in {"YAML": yaml.safe_load(yaml.safe_dump(data)), "JSON": json.loads(json.dumps(data))}.items():
+    for name, again in {"YAML": yaml.safe_load(as_yaml(full)), "JSON": json.loads(json.dumps(data))}.items():
         read = parse(ModelConfig, again, source=name)
         assert read == full, f"read back from {name}, the configuration is another: {read} instead of {full}"
+        assert list(read.latents) == list(full.latents), f"read back from {name}, the latents are in another order"
         assert complete(read) == full, f"completing what was read from {name} changes it: `complete` must keep what is set"
     named = {name: tuple(tensor.shape) for name, tensor in build(full, device="meta").state_dict().items()}
     here = {name: tuple(tensor.shape) for name, tensor in subject.model.state_dict().items()}
@@ -48,19 +48,21 @@ def config_round_trip(subject: Subject) -> None:
 def unknown_settings_refused(subject: Subject) -> None:
     """Every part's Config refuses a setting that it does not have, by name."""
     checked = 0
-    for socket in _SOCKETS:
-        spec: PartSpec | None = getattr(subject.complete, socket)
-        if spec is None:
-            continue
-        part = plugins.get(socket, spec.name)
-        wrong = {**spec.settings, "no_such_setting": 1}
-        said = _refusal(part.Config, wrong)
-        assert said is not None, (
-            f'{part.Config.__name__} of {socket} "{spec.name}" takes unknown settings: derive it from latentlm.config.Strict'
-        )
-        assert "no_such_setting" in said, f"the error about an unknown setting does not name it: {said}"
-        checked += 1
+    for name, latent in subject.complete.by_latent.items():
+        for socket, spec in _specs(latent).items():
+            part = plugins.get(socket, str(spec.name))
+            said = _refusal(part.Config, {**spec.settings, "no_such_setting": 1})
+            what = f'{part.Config.__name__} of {socket} "{spec.name}" of {name}'
+            assert said is not None, f"{what} takes unknown settings: derive it from latentlm.config.Strict"
+            assert "no_such_setting" in said, f"{what}: the error about an unknown setting does not name it: {said}"
+            checked += 1
     need(checked, "it has no parts")
+
+
+def _specs(latent: LatentConfig) -> dict[str, PartSpec]:
+    """The parts of one latent by socket; its granularity where that is a part with settings."""
+    specs = {socket: getattr(latent, socket) for socket in (*SOCKETS, "granularity")}
+    return {socket: spec for socket, spec in specs.items() if isinstance(spec, PartSpec) and spec.name is not None}
 
 
 def _refusal(config: type[BaseModel], settings: dict[str, Any]) -> str | None:
@@ -131,12 +133,12 @@ def shapes_and_dtypes(subject: Subject) -> None:
     context = model.context(batch)
     rows, length = batch.inputs.shape
     samples, width = 3, model.config.backbone.width
-    latent = drawn(model, context)
-    if latent is not None:
+    latents = drawn(model, context)
+    if latents is not None:
         _latent_shapes(subject)
-        latent = latent.select(torch.arange(rows).repeat_interleave(samples))
-    wide = rows if latent is None else rows * samples
-    hidden = model.hidden(context, latent)
+        latents = latents.select(torch.arange(rows).repeat_interleave(samples))
+    wide = rows if latents is None else rows * samples
+    hidden = model.hidden(context, latents)
     _has_shape(hidden, (wide, length, width), "hidden")
     logits = model.logits(hidden)
     _has_shape(logits, (wide, length, model.config.backbone.vocabulary), "logits")
@@ -153,33 +155,40 @@ def _latent_shapes(subject: Subject) -> None:
     """Everything about the latents."""
     model, batch = subject.model, pack(TEXTS, vocabulary=subject.config.backbone.vocabulary)
     context = model.context(batch)
-    rows, sites, events = context.rows, context.sites, model.event_dims
-    latent = Latent(model.sample_prior(context, noise(rows)).value)
-    _has_shape(latent.value, (rows, sites, events), "a latent of sample_prior")
-    p = model.prior(context, latent)
-    q = model.posterior(context) if model.has_encoder else p
-    for name, distribution in {"posterior": q, "prior": p}.items():
-        assert tuple(distribution.shape) == (rows, sites, events), f"{name}.shape is {tuple(distribution.shape)}"
-        value = distribution.sample(noise(rows)).value
-        _has_shape(value, (rows, sites, events), f"a sample of the {name}")
-        if not distribution.deterministic:
-            density = distribution.log_prob(Latent(value))
-            _has_shape(density, (rows, sites), f"log_prob of the {name}", finite=context.site_mask)
-            assert density.dtype in (torch.float32, torch.float64), f"log_prob of the {name} is {density.dtype}"
-    kl = q.kl(p, latent if q.deterministic else Latent(q.sample(noise(rows)).value))
-    allowed = [(rows, sites, events), (rows, sites, 1)]
-    assert tuple(kl.shape) in allowed, (
-        f"kl has shape {tuple(kl.shape)}, not {allowed[0]} or {allowed[1]}: never sum it, the KL schedule chooses the level"
-    )
-    found = model.loss(batch, step=0, noise=noise(rows)).kl
-    assert found is not None, "loss.kl is None, but the decoder has latents"
-    assert tuple(found.shape) in allowed, f"loss.kl has shape {tuple(found.shape)}, not {allowed[0]} or {allowed[1]}"
-    repeated = latent.select(torch.arange(rows).repeat_interleave(2))
-    wide = model.prior(context, repeated)
-    # A prior that reads neither text nor latents may give one row for each text: the frame repeats what it needs.
-    assert wide.shape[0] in (rows, 2 * rows), f"the prior of {2 * rows} latent rows has {wide.shape[0]}"
-    if subject.autoregressive:
-        assert wide.shape[0] == 2 * rows, "an autoregressive prior has one row for each latent row"
+    rows, loss = context.rows, model.loss(batch, step=0, noise=noise(context.rows))
+    assert list(loss.latents) == list(model.latents), f"the loss speaks of {list(loss.latents)}, not of {list(model.latents)}"
+    latents = detached(model.sample_prior(context, noise(rows)))
+    assert list(latents) == list(model.latents), f"sample_prior draws {list(latents)}, in another order than the latents"
+    repeated = latents.select(torch.arange(rows).repeat_interleave(2))
+    known = posteriors(model, context, latents)
+    for name, p in priors(model, context, latents).items():
+        sites, events = context.sites_of(name).mask.shape[1], model.latents[name].dims
+        mask = context.sites_of(name).mask
+        _has_shape(latents[name].value, (rows, sites, events), f"{name} of sample_prior")
+        q = known.get(name, p)
+        for socket, distribution in {"encoder": q, "prior": p}.items():
+            what = called(model, socket, name)
+            assert tuple(distribution.shape) == (rows, sites, events), f"{what} has shape {tuple(distribution.shape)}"
+            value = distribution.sample(noise(rows)).value
+            _has_shape(value, (rows, sites, events), f"a sample of {what}")
+            if not distribution.deterministic:
+                density = distribution.log_prob(Latent(value))
+                _has_shape(density, (rows, sites), f"log_prob of {what}", finite=mask)
+                assert density.dtype in (torch.float32, torch.float64), f"log_prob of {what} is {density.dtype}"
+        allowed = [(rows, sites, events), (rows, sites, 1)]
+        kl = q.kl(p, latents[name] if q.deterministic else Latent(q.sample(noise(rows)).value))
+        for found, what in ((kl, f"the KL of {name}"), (loss.latents[name].kl, f"the KL of {name} in the loss")):
+            assert tuple(found.shape) in allowed, (
+                f"{what} has shape {tuple(found.shape)}, not {allowed[0]} or {allowed[1]}: never sum it, the KL schedule "
+                "chooses the level"
+            )
+        wide = model.prior(context, name, repeated)
+        # A prior that reads neither text nor latents may give one row for each text: the frame repeats what it needs.
+        assert wide.shape[0] in (rows, 2 * rows), (
+            f"{called(model, 'prior', name)} has {wide.shape[0]} rows for {2 * rows} latent rows"
+        )
+        if model.latents[name].autoregressive:
+            assert wide.shape[0] == 2 * rows, "an autoregressive prior has one row for each latent row"
 
 
 def _has_shape(tensor: Tensor, shape: tuple[int, ...], what: str, *, finite: Tensor | None = None) -> None:

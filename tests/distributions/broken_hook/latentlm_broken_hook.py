@@ -10,7 +10,7 @@ from latentlm.config import Strict
 from latentlm.interface import KLSchedule
 from latentlm.plugins import hookimpl
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class Orphan(KLSchedule):

@@ -8,7 +8,7 @@ from latentlm.config import Strict
 from latentlm.interface import KLSchedule
 from latentlm.plugins import hookimpl
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class Nothing(KLSchedule):

@@ -10,7 +10,7 @@ from latentlm.config import Strict
 from latentlm.interface import Bits, Context, Encoder, Objective, Shape
 from latentlm.plugins import hookimpl
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 class LinearConfig(Strict):
@@ -28,7 +28,7 @@ class LinearEncoder(Encoder):
     def __init__(self, config: LinearConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         self.taps = (shape.blocks // 2,)
-        self.readout = nn.Linear(shape.width, shape.event_dims, bias=config.bias)
+        self.readout = nn.Linear(shape.width, shape.latent.dims, bias=config.bias)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Bits:
         """(B, S, E): one site per token."""

@@ -16,7 +16,7 @@ from latentlm_testparts.document import PooledGaussian, PrefixInjection, UnitNor
 from latentlm_testparts.fitted import FittedGaussian
 from latentlm_testparts.priors import FirstTokenBits, RecurrentBits
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 @hookimpl

@@ -13,7 +13,6 @@ from torch import nn
 
 from latentlm.config import Strict
 from latentlm.interface import Bits, BlockCondition, Condition, Context, Encoder, Injection, Latent, Objective, Shape
-from latentlm_testparts.positions import at_positions, site_means
 
 
 class ChunkBits(Encoder):
@@ -27,11 +26,11 @@ class ChunkBits(Encoder):
         super().__init__(config, shape)
         self.taps = (shape.blocks // 2,)
         self.inner = nn.Linear(shape.width, shape.width)
-        self.readout = nn.Linear(shape.width, shape.event_dims)
+        self.readout = nn.Linear(shape.width, shape.latent.dims)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Bits:
         """(B, S, E)."""
-        pooled = site_means(F.gelu(self.inner(context.taps[self.taps[0]])), context)
+        pooled = context.site_means(F.gelu(self.inner(context.taps[self.taps[0]])))
         return Bits(self.readout(pooled))
 
 
@@ -49,9 +48,9 @@ class ChunkInjection(Injection):
 
     def __init__(self, config: ChunkInjectionConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.sites = (shape.blocks // 2 if config.block is None else config.block,)
+        self.blocks = (shape.blocks // 2 if config.block is None else config.block,)
         self.slots = (config.slot,)
-        self.map = nn.Linear(shape.event_dims, shape.width)
+        self.map = nn.Linear(shape.latent.dims, shape.width)
 
     def forward(self, latent: Latent, context: Context) -> Condition:
         """(R, T, D)."""
@@ -59,6 +58,6 @@ class ChunkInjection(Injection):
         if isinstance(latent.distribution, Bits):
             soft = latent.distribution.probabilities
             code = code + soft - soft.detach()
-        rows = at_positions(self.map(code.to(self.map.weight)), context)
+        rows = context.at_positions(self.map(code.to(self.map.weight)))
         filled = BlockCondition(residual=rows) if self.config.slot == "residual" else BlockCondition(kv=rows)
-        return Condition({self.sites[0]: filled})
+        return Condition({self.blocks[0]: filled})

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from latentlm.backbone import Block, Mask, rotation
 from latentlm.config import Strict
 from latentlm.interface import (
-    PADDING,
     BlockCondition,
     Condition,
     Context,
@@ -31,7 +30,6 @@ from latentlm.interface import (
     Prior,
     Shape,
 )
-from latentlm_testparts.positions import site_means
 
 
 class PooledGaussian(Encoder):
@@ -45,14 +43,14 @@ class PooledGaussian(Encoder):
         super().__init__(config, shape)
         self.block = Block(shape.backbone)
         self.norm = nn.RMSNorm(shape.width, eps=shape.backbone.norm_eps)
-        self.mean = nn.Linear(shape.width, shape.event_dims)
-        self.log_std = nn.Linear(shape.width, shape.event_dims)
+        self.mean = nn.Linear(shape.width, shape.latent.dims)
+        self.log_std = nn.Linear(shape.width, shape.latent.dims)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Gaussian:
         """(B, S, E)."""
         mask = Mask(context.documents, context.documents, causal=False)
         x = self.block(context.taps[0], mask=mask, rotation=rotation(self.shape.backbone, context.positions))
-        pooled = site_means(self.norm(x), context)
+        pooled = context.site_means(self.norm(x))
         return Gaussian(self.mean(pooled), self.log_std(pooled))
 
 
@@ -66,13 +64,13 @@ class UnitNormal(Prior):
         return self._of(context.rows, context.sites, context.tokens.device)
 
     def step(
-        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Gaussian, Any]:
         """(B, 1, E)."""
         return self._of(len(starts), 1, starts.device), state
 
     def _of(self, rows: int, sites: int, device: torch.device) -> Gaussian:
-        zeros = torch.zeros(rows, sites, self.shape.event_dims, device=device)
+        zeros = torch.zeros(rows, sites, self.shape.latent.dims, device=device)
         return Gaussian(zeros, zeros)
 
 
@@ -90,21 +88,18 @@ class PrefixInjection(Injection):
 
     def __init__(self, config: PrefixConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.sites = tuple(range(shape.blocks))
+        self.blocks = tuple(range(shape.blocks))
         assert shape.backbone.kv_heads is not None
         assert shape.backbone.head_dim is not None
         self.heads = shape.backbone.kv_heads
         size = 2 * config.slots * self.heads * shape.backbone.head_dim
-        self.maps = nn.ModuleList(nn.Linear(shape.event_dims, size) for _ in self.sites)
+        self.maps = nn.ModuleList(nn.Linear(shape.latent.dims, size) for _ in self.blocks)
 
     def forward(self, latent: Latent, context: Context) -> Condition:
         """Slots of site s go to the document that s stands for."""
-        first = context.first_positions()  # (R, S)
-        documents = context.documents.gather(1, first.clamp(max=context.tokens.shape[1] - 1))
-        documents = documents.masked_fill(~context.site_mask, PADDING)
-        seen_by = documents.repeat_interleave(self.config.slots, dim=1)  # (R, S * M)
+        seen_by = context.seen_by(self.config.slots)  # (R, S * M)
         blocks = {}
-        for block, linear in zip(self.sites, self.maps, strict=True):
+        for block, linear in zip(self.blocks, self.maps, strict=True):
             assert isinstance(linear, nn.Linear)
             slots = linear(latent.value.to(linear.weight))
             both = rearrange(slots, "r s (kv m h d) -> kv r h (s m) d", kv=2, m=self.config.slots, h=self.heads)

@@ -31,7 +31,7 @@ class FittedGaussian(Encoder):
     def forward(self, context: Context, objective: Objective | None = None) -> Gaussian:
         """(B, S, E), without gradient."""
         assert objective is not None
-        mean = torch.zeros(context.rows, context.sites, self.shape.event_dims, device=context.tokens.device)
+        mean = torch.zeros(context.rows, context.sites, self.shape.latent.dims, device=context.tokens.device)
         log_std = torch.zeros_like(mean)
         for _ in range(self.config.steps):
             mean, log_std = mean.detach().requires_grad_(), log_std.detach().requires_grad_()

@@ -54,7 +54,7 @@ class FirstTokenBits(Prior):
     def __init__(self, config: Strict, shape: Shape) -> None:
         super().__init__(config, shape)
         self.taps = (shape.blocks // 2,)
-        self.readout = nn.Linear(shape.width, shape.event_dims)
+        self.readout = nn.Linear(shape.width, shape.latent.dims)
 
     def forward(self, context: Context, latent: Latent | None = None) -> Bits:
         """(R, S, E)."""
@@ -65,7 +65,7 @@ class FirstTokenBits(Prior):
         return Reading.of(context, context.taps[self.taps[0]])
 
     def step(
-        self, state: Reading, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self, state: Reading, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
     ) -> tuple[Bits, Reading]:
         """(B, 1, E)."""
         return Bits(self.readout(state.at(taps[self.taps[0]]))[:, None]), state.moved()
@@ -96,8 +96,8 @@ class RecurrentBits(Prior):
     def __init__(self, config: RecurrentConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         self.taps = (shape.blocks // 2,)
-        self.cell = nn.GRUCell(shape.event_dims, config.memory)
-        self.readout = nn.Linear(shape.width + config.memory, shape.event_dims)
+        self.cell = nn.GRUCell(shape.latent.dims, config.memory)
+        self.readout = nn.Linear(shape.width + config.memory, shape.latent.dims)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """The GRU's parameters: the frame knows Linear, Embedding and norms only."""
@@ -135,7 +135,12 @@ class RecurrentBits(Prior):
         return Remembered(reading, memories.gather(1, newest)[:, 0], reading.fed > 0)
 
     def step(
-        self, state: Remembered, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor
+        self,
+        state: Remembered,
+        taps: Mapping[int, Tensor],
+        previous: Tensor | None,
+        starts: Tensor,
+        above: Mapping[str, Tensor],
     ) -> tuple[Bits, Remembered]:
         """(B, 1, E). The memory takes in the latent before when the next site begins."""
         memory = state.memory

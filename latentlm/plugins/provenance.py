@@ -1,0 +1,70 @@
+"""Which code a run was made with: versions of its plugins and a fingerprint of their files, and what has changed since.
+
+A version alone would not tell: a plugin under development changes without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from latentlm.errors import UserError
+from latentlm.plugins.registry import listing
+
+
+def provenance(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """{plugin: distribution, version, sha256 of its Python files} of those of these plugins that are installed."""
+    wanted = set(names)
+    return {
+        plugin.name: {"distribution": plugin.distribution, "version": plugin.version, "code": _code(plugin.module)}
+        for plugin in listing()
+        if plugin.name in wanted and plugin.module
+    }
+
+
+def changes(before: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What has changed since `provenance` said `before`, a sentence for each plugin."""
+    after = provenance(before)
+    said = []
+    for name, old in before.items():
+        new = after.get(name)
+        if new is None:
+            said.append(f'plugin "{name}" ({old.get("distribution")} {old.get("version")}) is no longer installed')
+        elif new["version"] != old.get("version"):
+            said.append(f'plugin "{name}" ({new["distribution"]}) was {old.get("version")} and is {new["version"]}')
+        elif new["code"] != old.get("code"):
+            said.append(f'plugin "{name}" ({new["distribution"]} {new["version"]}) has other code than then')
+    return said
+
+
+@contextmanager
+def explained(before: Mapping[str, Mapping[str, Any]], *, what: str) -> Iterator[None]:
+    """Errors within the block say which plugins have changed since `what`, where some have: that is often why."""
+    try:
+        yield
+    except UserError as error:
+        said = changes(before)
+        if not said:
+            raise
+        raise type(error)(f"{str(error).rstrip()} Since {what}, {'; '.join(said)}.") from error
+
+
+def _code(module: str) -> str:
+    """A fingerprint of the Python files of a module's package."""
+    try:
+        spec = find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        return ""
+    origin = Path(spec.origin)
+    files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(origin.parent)}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,17 @@
+"""Text into batches, the same for every model.
+
+    corpora     documents from the standard library, files, folders and data sets
+    prepared    held out or trained on, and tokenized
+    packing     windows packed into rows, rows into numbered batches
+    prompted    a share of the rows with a prompt
+"""
+
+from latentlm.training.data.corpora import Document, read_corpus
+from latentlm.training.data.packing import PackedStream, TokenStore, Window
+from latentlm.training.data.prepared import EVALUATED, Corpus, HeldOut, Prepared, load_documents, prepare
+from latentlm.training.data.prompted import with_prompts
+
+__all__ = [
+    "EVALUATED", "Corpus", "Document", "HeldOut", "PackedStream", "Prepared", "TokenStore", "Window", "load_documents",
+    "prepare", "read_corpus", "with_prompts",
+]  # fmt: skip

@@ -1,0 +1,134 @@
+"""Checkpoints: whole or not there, checked by hash, the newest good one found by looking.
+
+    checkpoints/step-00000200/model.safetensors        weights, tied ones once
+                              optimizer.safetensors    AdamW's moments and step counts
+                              state.json               step, schedule, metrics in progress, and the hashes of all three
+
+A folder appears under its name only when everything in it is on the disk. There is no random state to save: noise is keyed
+(interface/noise.py), and batches are numbered (data/packing.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentlm.errors import CheckpointError
+from latentlm.zoo.files import atomic_folder, remove_folder, remove_leftovers
+from latentlm.zoo.weights import sha256
+
+FORMAT = 1
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose hashes were right when it was opened."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    def file(self, name: str) -> Path:
+        """One of its files: "model" or "optimizer"."""
+        return self.path / f"{name}.safetensors"
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one of its files, on the CPU."""
+        return load_file(self.file(name))
+
+
+def save_checkpoint(
+    folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write `folder/step-...` with one safetensors file per entry of `tensors`, and delete all but it and the newest
+    `keep` - 1 others.
+
+    Raises CheckpointError where the disk refuses; what was there before stays.
+    """
+    path = folder / f"step-{step:08d}"
+    with atomic_folder(path) as temporary:
+        files = {}
+        for name, content in tensors.items():
+            file = temporary / f"{name}.safetensors"
+            save_file({key: tensor.detach().contiguous().cpu() for key, tensor in content.items()}, file)
+            files[file.name] = {"sha256": sha256(file), "size": file.stat().st_size}
+        record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
+        (temporary / _STATE).write_text(json.dumps({**record, "sha256": _hash_record(record)}, indent=1), encoding="utf-8")
+    others = [other for other in checkpoints(folder) if other != path]
+    for old in others[: max(0, len(others) + 1 - keep)]:
+        remove_folder(old)
+    return path
+
+
+def set_aside_newer(folder: Path, *, step: int) -> None:
+    """Rename the checkpoints after `step` to `step-....unused`: a run that goes on from `step` makes them again, and they must
+    not be counted, nor found, as its own."""
+    for path in checkpoints(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            aside = path.with_name(f"{path.name}.unused")
+            if aside.exists():
+                remove_folder(aside)
+            path.rename(aside)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first. Unfinished ones have hidden names and are not among them."""
+    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def latest_checkpoint(folder: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None where there never was one.
+
+    Each damaged one that is passed over is told to `warn`. Raises CheckpointError where all are damaged.
+    """
+    remove_leftovers(folder)
+    damages = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            checkpoint = open_checkpoint(path)
+        except CheckpointError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            warn(f"{damage} Going on from the one before it, step {checkpoint.step}.")
+        return checkpoint
+    if damages:
+        raise CheckpointError(f"{' '.join(damages)} There is no other checkpoint: train again into another folder (--out).")
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's state and compare every hash. Raises CheckpointError with what is damaged."""
+    try:
+        record = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        promised = record.pop("sha256")
+        intact = promised == _hash_record(record)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is not readable ({error}).") from None
+    if not intact:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} has been changed.")
+    if record["format"] != FORMAT:
+        raise CheckpointError(f"the checkpoint {path} has format {record['format']}; this version reads format {FORMAT}.")
+    for name, facts in record["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"the checkpoint {path} is damaged: {name} is missing.")
+        if (size := file.stat().st_size) != facts["size"]:
+            raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {facts['size']}.")
+        if sha256(file) != facts["sha256"]:
+            raise CheckpointError(f"the checkpoint {path} is damaged: the SHA-256 hash of {name} is not the recorded one.")
+    return Checkpoint(path, int(record["step"]), record["state"])
+
+
+def _hash_record(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""The folder of a run: who may write into it, and whether a recipe continues what is there.
+
+card.yaml, model.safetensors       the finished model, a zoo model like any other
+recipe.yaml                        the resolved recipe; its presence says that the run was started
+manifest.json, metrics.jsonl, checkpoints/, tokenizer.json
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latentlm.config import Recipe, as_yaml, parse, read_yaml
+from latentlm.errors import UserError
+from latentlm.training.recipes import RECIPE
+from latentlm.zoo.files import PART, remove_leftovers, write_text_atomically
+from latentlm.zoo.shelves import CARD
+
+METRICS, CHECKPOINTS, WEIGHTS = "metrics.jsonl", "checkpoints", "model.safetensors"
+_LOCK = ".lock"
+_BEFORE_START = {_LOCK, "tokenizer.json", "tokenizer_config.json", "manifest.json", "tensorboard"}
+"""What a run writes ahead of recipe.yaml."""
+
+_FREE_TO_CHANGE = {
+    "name", "description", "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
+    "train.device", "train.threads", "train.tensorboard",
+}  # fmt: skip
+"""Settings that a resumed run may change: they decide what is written and where it is computed, not what is learned."""
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder for this process, after a check that it can be written to. Raises UserError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / _LOCK).open("a", encoding="utf-8")
+    except OSError as error:
+        reason = "a file of that name is there" if isinstance(error, FileExistsError) else error.strerror or str(error)
+        raise UserError(f"cannot write into {out}: {reason}. Choose another folder with --out.") from None
+    try:
+        if not _acquire(lock.fileno()):
+            raise UserError(f"another process is training in {out}. Wait for it, or choose another folder with --out.")
+        remove_leftovers(out)
+        yield
+    finally:
+        lock.close()
+
+
+def check_free(out: Path, *, resume: bool) -> None:
+    """Refuse to overwrite a run, or someone else's files. Raises UserError with what to do."""
+    if (out / CARD).exists() and not resume:
+        raise UserError(f"{out} holds a finished run. Choose another folder with --out, or delete it first.")
+    if (out / RECIPE).exists():
+        if not resume:
+            raise UserError(f"{out} holds a run that was started. Go on with --resume, or choose another folder with --out.")
+        return
+    others = sorted(path.name for path in _entries(out) if path.name not in _BEFORE_START and not path.name.endswith(PART))
+    if others:
+        listed = ", ".join(others[:3])
+        raise UserError(f"{out} is not empty and no run ({listed}). Choose another folder with --out.")
+
+
+def is_started(out: Path) -> bool:
+    """Whether there is a run to resume."""
+    return (out / RECIPE).exists()
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run has its card, which is written last."""
+    return (out / CARD).exists()
+
+
+def write_recipe(out: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe: every setting, defaults included."""
+    write_text_atomically(out / RECIPE, as_yaml(recipe))
+
+
+def saved_recipe(out: Path) -> Recipe:
+    """The recipe that the run was started with. Raises UserError."""
+    return parse(Recipe, read_yaml(out / RECIPE), source=f"recipe {out / RECIPE}")
+
+
+def check_same_recipe(out: Path, recipe: Recipe) -> None:
+    """Refuse to resume with other settings than the run was started with. Raises UserError with the keys that differ."""
+    before, after = (_flat(each.model_dump(mode="json")) for each in (saved_recipe(out), recipe))
+    differing = [key for key in sorted({*before, *after} - _FREE_TO_CHANGE) if before.get(key) != after.get(key)]
+    if differing:
+        listed = "; ".join(f"{key}: {before.get(key)} in the run, {after.get(key)} now" for key in differing)
+        raise UserError(
+            f"the recipe differs from the one that {out} was started with ({listed}). Resume with the run's own recipe, "
+            f"`latentlm train {out / RECIPE} --out {out} --resume`, or train into another folder with --out."
+        )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as {"a.b": value}."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if f"{prefix}{key}" == "model.latents":
+            flat["model.latents"] = list(value)  # their order, which is part of the model
+    return flat
+
+
+def _entries(out: Path) -> list[Path]:
+    return list(out.iterdir()) if out.is_dir() else []
+
+
+def _acquire(handle: int) -> bool:
+    """Take the lock without waiting; the system releases it when the process ends, however it ends."""
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,114 @@
+"""What a finished run leaves: weights and a card, which make its folder a model like any other of the zoo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from latentlm.config import Card, Recipe, WeightsSpec, as_yaml, parse, read_yaml
+from latentlm.interface import LatentDecoder
+from latentlm.training.record.folder import CARD, METRICS, WEIGHTS
+from latentlm.training.record.metrics import last_line, read_metrics
+from latentlm.zoo.files import write_atomically, write_text_atomically
+from latentlm.zoo.weights import sha256, weights_of
+
+_SCORES = ("bits_per_byte", "standard_error", "bound", "cross_entropy", "kl_bits_per_token", "live_bits", "documents", "bytes")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    out: Path
+    name: str
+    parameters: int
+    steps: int
+    tokens: int
+    """Target tokens trained on."""
+    seconds: float
+    """Of training: without evaluation and saving."""
+    train: dict[str, Any]
+    """Last training line of the metrics."""
+    held_out: dict[str, Any]
+    """Last held-out line."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the whole run, evaluation and saving left out."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "out": str(self.out), "tokens_per_second": self.tokens_per_second}
+
+
+def write_model(
+    out: Path, *, recipe: Recipe, model: LatentDecoder, tokenizer: str, training: dict[str, Any], scores: dict[str, Any]
+) -> Card:
+    """Write model.safetensors and, last of all, card.yaml. `tokenizer` is what the card says of it."""
+    weights = {name: tensor.contiguous().cpu() for name, tensor in weights_of(model).items()}
+    path = out / WEIGHTS
+    write_atomically(path, lambda temporary: save_file(weights, temporary))
+    card = Card(
+        card_version=2 if recipe.model.latents else 1,
+        name=recipe.name,
+        description=recipe.description,
+        status="trained",
+        plugins=recipe.plugins,
+        model=recipe.model,
+        tokenizer=tokenizer,
+        weights=WeightsSpec(uri=path.name, sha256=sha256(path), size=path.stat().st_size),
+        dtype="float32",
+        training=training,
+        scores=scores,
+    )
+    write_text_atomically(out / CARD, as_yaml(card, exclude_none=True))
+    return card
+
+
+def training_facts(recipe: Recipe, *, data: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of how the model was trained."""
+    train = recipe.train
+    return {
+        **facts,
+        "optimizer": f"AdamW, peak learning rate {train.learning_rate}, weight decay {train.weight_decay}",
+        "tokens_per_step": train.batch * train.accumulate * (train.context or recipe.model.backbone.context),
+        "dtype": train.dtype,
+        "seed": train.seed,
+        "data": {"path": recipe.data.path, **data},
+        "recipe": "recipe.yaml",
+    }
+
+
+def held_out_scores(line: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of the last held-out evaluation."""
+    measured = {key: line[key] for key in _SCORES if line.get(key) is not None}
+    if line.get("no_bound") is not None:
+        keys = ("cross_entropy", "live_bits", "documents", "bytes")
+        return {"held_out": {**{key: measured[key] for key in keys if key in measured}, "no_bound": line["no_bound"]}}
+    return {
+        "held_out_bound": {
+            **measured,
+            "method": "one-sample bound (cross_entropy + KL) on the first window of held-out documents, at the end of training",
+        }
+    }
+
+
+def read_result(out: Path) -> RunResult:
+    """The result of a finished run, from its files."""
+    card = parse(Card, read_yaml(out / CARD), source=f"card {out / CARD}")
+    facts = card.training
+    lines = read_metrics(out / METRICS)
+    return RunResult(
+        out=out,
+        name=card.name,
+        parameters=facts["parameters"],
+        steps=facts["steps"],
+        tokens=facts["tokens"],
+        seconds=facts["seconds"],
+        train=last_line(lines, "train"),
+        held_out=last_line(lines, "held_out"),
+    )

@@ -1,0 +1,169 @@
+"""From a configuration to a decoder: settings of default parts changed alone, and what a part says when it cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from latentlm import plugins
+from latentlm.composed import build, complete
+from latentlm.config import BackboneConfig, ModelConfig, PartSpec, Recipe, Strict
+from latentlm.errors import CheckpointError, UserError
+from latentlm.interface import Bits, Context, Distribution, Encoder, Objective, Shape
+from latentlm.training.setup import resolve
+from samples import small_config
+
+
+class PickyConfig(Strict):
+    """Which error to raise."""
+
+    error: str = ""
+    size: int = Field(1, ge=1)
+
+
+class Picky(Encoder):
+    """Fails as it is told."""
+
+    Config = PickyConfig
+    sees_future = False
+    taps = (0,)
+
+    def __init__(self, config: Any, shape: Shape) -> None:
+        super().__init__(config, shape)
+        errors = {
+            "value": ValueError("size must divide the width."),
+            "type": TypeError("no such thing"),
+            "user": UserError("size must divide the width."),
+            "named": UserError('the encoder "picky" dislikes it.'),
+            "checkpoint": CheckpointError("no file"),
+            "bug": RuntimeError("a bug"),
+        }
+        if config.error:
+            raise errors[config.error]
+
+    def forward(self, context: Context, objective: Objective | None = None) -> Distribution:
+        return Bits(context.taps[0][..., :4])
+
+
+@pytest.fixture(autouse=True)
+def picky() -> Iterator[None]:
+    plugins.register("encoder", "picky", Picky)
+    yield
+    plugins.reset()
+
+
+def part(**settings: Any) -> PartSpec:
+    return PartSpec.model_validate(settings)
+
+
+def model(decoder: str, **settings: Any) -> ModelConfig:
+    return ModelConfig(decoder=decoder, backbone=BackboneConfig(width=32, blocks=4, heads=2, context=32), **settings)
+
+
+# ------------------------------------------------------------------------------------- one setting of a default part
+
+
+def test_settings_without_a_name_change_the_default_part() -> None:
+    default, changed = complete(model("free")), complete(model("free", encoder=part(tap=1), kl_schedule=part(bits=0.25)))
+    assert changed.encoder is not None
+    assert changed.encoder.name == "free"
+    assert changed.encoder.settings == {**default.encoder.settings, "tap": 1}  # type: ignore[union-attr]
+    assert changed.kl_schedule is not None
+    assert (changed.kl_schedule.name, changed.kl_schedule.settings["bits"]) == ("free_bits", 0.25)
+    assert changed.prior == default.prior
+
+
+def test_the_defaults_own_settings_stay_where_they_are_not_changed() -> None:
+    spec = complete(model("della", kl_schedule=part(cycles=2))).kl_schedule
+    assert spec is not None
+    assert (spec.name, spec.settings["bits"], spec.settings["cycles"]) == ("optimus", 0.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "socket", "settings", "name"),
+    [
+        ("causal", "encoder", {"tap": 1}, "free"),
+        ("chunk", "encoder", {"pool": "mean"}, "chunk_codes"),
+        ("gaussian", "encoder", {}, "gaussian_tower"),
+        ("ltm", "kl_schedule", {"weight": 0.5}, "constant"),
+        ("della", "injection", {"layers": [1, 2]}, "della"),
+    ],
+)
+def test_every_decoder_with_defaults_takes_such_settings(
+    decoder: str, socket: str, settings: dict[str, Any], name: str
+) -> None:
+    spec = getattr(complete(model(decoder, **{socket: part(**settings)})), socket)
+    assert spec.name == name
+    assert spec.settings.items() >= settings.items()
+    build(model(decoder, **{socket: part(**settings)}), device="meta")
+
+
+def test_the_default_that_the_granularity_chooses_is_the_one_changed() -> None:
+    spec = complete(model("causal", granularity="document", prior=part())).prior
+    assert spec is not None
+    assert spec.name == "trunk_bits"
+
+
+def test_a_complete_configuration_stays_as_it_is() -> None:
+    whole = complete(model("free", encoder=part(tap=1)))
+    assert complete(whole) == whole
+
+
+def test_an_unknown_setting_of_a_default_part_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r'settings of encoder "free": unknown key "tpa". Did you mean "tap"'):
+        complete(model("free", encoder=part(tpa=1)))
+
+
+def test_a_decoder_without_a_default_says_so() -> None:
+    with pytest.raises(UserError, match=r'"composed" has no default encoder whose settings.*model\.encoder\.name=NAME'):
+        complete(model("composed", event_dims=4, encoder=part(tap=1), prior="uniform_bits", injection="free"))
+
+
+# --------------------------------------------------------------------------------------- a part that cannot be made
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("value", 'encoder "picky" (error=value): size must divide the width.'),
+        ("type", 'encoder "picky" (error=type): no such thing'),
+        ("user", 'encoder "picky": size must divide the width.'),
+        ("named", 'the encoder "picky" dislikes it.'),
+        ("checkpoint", 'encoder "picky": no file'),
+    ],
+)
+def test_a_parts_complaint_is_one_line_with_part_and_settings(error: str, words: str) -> None:
+    config = small_config("free").model_copy(update={"encoder": part(name="picky", error=error)})
+    with pytest.raises(UserError) as caught:
+        build(config)
+    assert str(caught.value) == words
+    assert isinstance(caught.value, CheckpointError) == (error == "checkpoint")
+
+
+def test_a_bug_of_a_part_keeps_its_traceback() -> None:
+    config = small_config("free").model_copy(update={"encoder": part(name="picky", error="bug")})
+    with pytest.raises(RuntimeError, match="a bug"):
+        build(config)
+
+
+def test_a_first_party_part_is_named_with_its_complaint() -> None:
+    with pytest.raises(UserError, match=r'^injection "free": .*the limit is 2\^24'):
+        build(small_config("free").model_copy(update={"event_dims": 30}), device="meta")
+
+
+# ------------------------------------------------------------------------------------------------ whose parts they are
+
+
+def test_a_resolved_recipe_names_the_plugins_that_it_takes_parts_from() -> None:
+    recipe = Recipe(model=model("free", prior="causal_bits"))
+    assert resolve(recipe).plugins == ["causal", "free", "schedules"]
+    named = recipe.model_copy(update={"plugins": ["schedules", "free", "zoo"]})
+    assert resolve(named).plugins == ["schedules", "free", "zoo", "causal"]
+
+
+def test_built_in_and_in_process_parts_come_from_no_plugin() -> None:
+    parts = {"encoder": "picky", "prior": "uniform_bits", "injection": "free"}
+    assert resolve(Recipe(model=model("composed", event_dims=4, **parts))).plugins == ["free"]
