@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the docstrings of the hooks and contracts.
+"""Write docs/reference.md from the docstrings of the hooks and contracts, and the schemas of recipes.
 
     python docs/build_reference.py           write the page
     python docs/build_reference.py --check   exit with 1 if the page is not what would be written
@@ -14,25 +14,45 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from latentlm import interface
 from latentlm.composed import ComposedDecoder
+from latentlm.config import BackboneConfig, DataConfig, LatentConfig, ModelConfig, Recipe, RopeScaling, TrainConfig
 from latentlm.interface import batches, conditions, distributions, noise
 from latentlm.plugins import hookspecs
+from latentlm.plugins.settings import settings
 
 PAGE = Path(__file__).parent / "reference.md"
 
 HOOKS = (hookspecs.latentlm_parts, hookspecs.latentlm_cards)
 SECTIONS: dict[str, tuple[type, ...]] = {
-    "The sockets": (interface.Encoder, interface.Prior, interface.Injection, interface.KLSchedule, interface.LatentDecoder),
-    "What parts are made of": (interface.Part, interface.Shape),
-    "What parts are given": (batches.Batch, batches.Context, noise.Noise),
+    "The sockets": (
+        interface.Encoder, interface.Prior, interface.Injection, interface.KLSchedule, interface.Granularity,
+        interface.LatentDecoder,
+    ),
+    "What parts are made of": (interface.Part, interface.Shape, interface.LatentShape, interface.Parts, interface.Operations),
+    "What parts are given": (batches.Batch, batches.Context, interface.Latents, noise.Noise),
     "What parts return": (
-        distributions.Distribution, distributions.Latent, distributions.Bits, distributions.Codes, distributions.Gaussian,
+        distributions.Distribution, distributions.Latent, distributions.Bits, distributions.Categorical, distributions.Codes,
+        distributions.Gaussian, distributions.Point, distributions.Product,
         conditions.Condition, conditions.BlockCondition, conditions.Prefix, conditions.Cross, conditions.ValueMap,
     ),
-    "What a decoder returns": (interface.Loss, interface.State),
+    "What a decoder says and returns": (
+        interface.LatentInfo, interface.Loss, interface.LatentLoss, interface.State, interface.Met,
+    ),
     "The decoder that most plugins use": (ComposedDecoder,),
 }  # fmt: skip
+KEYS: dict[str, type[BaseModel]] = {
+    "": Recipe,
+    "model.": ModelConfig,
+    "model.latents.NAME.": LatentConfig,
+    "model.backbone.": BackboneConfig,
+    "model.backbone.rope_scaling.": RopeScaling,
+    "data.": DataConfig,
+    "train.": TrainConfig,
+}
+"""What a recipe's keys begin with -> their schema."""
 
 HEAD = """\
 # Reference: hooks and contracts
@@ -55,12 +75,11 @@ from torch import nn
 from latentlm import plugins
 from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig, Strict
-from latentlm.interface import Bits
-from latentlm.plugins import hookimpl
 from latentlm.interface import (
-    Batch, BlockCondition, Condition, Encoder, Injection, KLSchedule, Latent, Part, Prior, Shape,
+    Batch, Bits, BlockCondition, Categorical, Condition, Encoder, Gaussian, Granularity, Injection, KLSchedule, Latent, Latents,
+    LatentShape, Noise, Part, Prior, Product, Shape,
 )
-from latentlm.interface import Noise
+from latentlm.plugins import hookimpl
 ```
 """
 
@@ -73,7 +92,28 @@ def page() -> str:
     for title, classes in SECTIONS.items():
         parts.append(f"## {title}\n")
         parts += [_class(cls) for cls in classes]
+    parts.append(_recipe_keys())
     return "\n".join(parts)
+
+
+def _recipe_keys() -> str:
+    """Every key of a recipe with its type, default and range; a key that holds others has its own table instead."""
+    lines = [
+        "## Recipe keys\n",
+        "A recipe is YAML; on the command line a key is written with dots (`latentlm train demo-free train.steps=500`).",
+        "The keys under `model:` are a card's too. What can be set in a part depends on the part:",
+        "`latentlm parts describe NAME` says it. Settings without a name (`model.encoder.tap=1`) change its default.\n",
+    ]
+    for prefix, schema in KEYS.items():
+        lines += [f"### {prefix.rstrip('.') or 'top level'}\n", _prose(inspect.getdoc(schema) or "") + "\n"]
+        lines += ["| key | type | default | range | |", "|---|---|---|---|---|"]
+        for row in settings(schema, prefix=prefix):
+            if f"{row.name}." not in KEYS:
+                default = f"`{row.default}`" if row.default else ""
+                cells = (f"`{row.name}`", row.type, default, row.range and f"`{row.range}`", row.description)
+                lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _function(function: Any, *, level: int) -> str:
@@ -83,7 +123,8 @@ def _function(function: Any, *, level: int) -> str:
 
 
 def _class(cls: type) -> str:
-    """A class: what it says of itself, its fields with their docstrings, its own public methods."""
+    """A class: what it says of itself, its fields with their docstrings, its own public methods. A constructor is told where it
+    says itself what it takes; that of a part is the frame's to call."""
     lines = [f"### {cls.__name__}\n", f"`{cls.__module__}.{cls.__name__}`\n", _prose(inspect.getdoc(cls) or ""), ""]
     if fields := _fields(cls):
         lines += ["| field | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in fields), ""]
@@ -93,7 +134,9 @@ def _class(cls: type) -> str:
         for name, member in methods:
             function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
             function = function.fget if isinstance(function, property) else function
-            call = name if isinstance(member, property) else name + _tidy(str(inspect.signature(function)))
+            shown = cls.__name__ if name == "__init__" else name
+            signature = "" if isinstance(member, property) else _tidy(str(inspect.signature(function)))
+            call = shown + (signature.removesuffix(" -> None") if name == "__init__" else signature)
             abstract = " *(to be written)*" if getattr(member, "__isabstractmethod__", False) else ""
             lines.append(f"| `{_cell(call)}` | {_cell(_first_paragraph(inspect.getdoc(function) or ''))}{abstract} |")
         lines.append("")
@@ -101,6 +144,8 @@ def _class(cls: type) -> str:
 
 
 def _is_shown(name: str, member: Any) -> bool:
+    if name == "__init__":
+        return inspect.isfunction(member) and bool(inspect.getdoc(member)) and member.__doc__ is not None
     callable_ = inspect.isfunction(member) or isinstance(member, classmethod | staticmethod | property)
     return callable_ and not name.startswith("_")
 

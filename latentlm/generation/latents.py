@@ -175,6 +175,8 @@ def _check_file(
     path: str | Path, rows: Mapping[str, Sequence[Latent]], granularities: Mapping[str, str], model: LatentDecoder
 ) -> None:
     """Refuse a file whose latents are not the model's. Raises UserError."""
+    if not model.latents:
+        check_events([], model)
     for name in rows:
         if name not in model.latents:
             unnamed = " (a file without names holds the only latent of its model)" if name == "z" else ""

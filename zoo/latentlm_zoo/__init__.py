@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latentlm.plugins import hookimpl
 
-latentlm_contract = 1
+latentlm_contract = 2
 
 
 @hookimpl
