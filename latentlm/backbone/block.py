@@ -150,6 +150,9 @@ class Block(nn.Module):
             normed = normed * (1.0 + slots.film_scale)
         if slots.film_shift is not None:
             normed = normed + slots.film_shift
+        if slots.feed_forward is None:
+            out: Tensor = x + self.feed_forward(normed)
+            return out
         return x + self._fed(normed, listed(slots.feed_forward))
 
     def _fed(self, x: Tensor, maps: tuple[ValueMap, ...]) -> Tensor:

@@ -80,6 +80,8 @@ class KVCache:
 
     def prefix(self, block: int, made: Prefix | tuple[Prefix, ...] | None) -> tuple[Prefix, ...]:
         """The prefixes of a block, those made in passes before included."""
+        if made is None:  # the common case, at every block and token
+            return tuple(self.prefixes[block].values()) if block in self.prefixes else ()
         held = self.prefixes.setdefault(block, {})
         for key, prefix in _keyed(listed(made)):
             if key not in held:
@@ -91,6 +93,8 @@ class KVCache:
 
     def cross(self, block: int, made: Cross | tuple[Cross, ...] | None) -> tuple[Cross, ...]:
         """The memory slots of a block, made once, with the prompt; later passes find them here."""
+        if made is None:
+            return tuple(self.crosses[block].values()) if block in self.crosses else ()
         held = self.crosses.setdefault(block, {})
         for key, cross in _keyed(listed(made)):
             held.setdefault(key, cross)
@@ -170,6 +174,9 @@ class _Join(NamedTuple):
 
 def _keyed(slots: tuple[_Slots, ...]) -> Iterator[tuple[_Key, _Slots]]:
     """Slots with their latent's name and their number among that latent's."""
+    if len(slots) == 1:
+        yield (slots[0].owner, 0), slots[0]
+        return
     met: Counter[str] = Counter()
     for each in slots:
         yield (each.owner, met[each.owner]), each

@@ -320,6 +320,8 @@ class ComposedDecoder(LatentDecoder):
 
     def shown(self, context: Context, name: str, latents: Latents, cache: KVCache | None = None) -> Context:
         """The context with every block run that the latent's parts read, so that none is run twice, for the latents' rows."""
+        if len(self.latents) == 1:
+            return context
         highest = max(needs(self.latents, name, socket)[0] for socket in ("encoder", "prior"))
         return stages.raised(self, context, highest, latents, cache)
 

@@ -56,8 +56,9 @@ def upper(decoder: Staged, context: Context, latents: Latents, cache: KVCache | 
     start = decoder.cut if context.reach is None else context.reach
     x, _ = run(decoder, context, made, start, decoder.config.backbone.blocks, cache)
     out: Tensor = decoder.backbone.norm(x)
-    bias = merged(list(made.values())).logit_bias
-    return out if bias is None else out + bias
+    for condition in made.values():
+        out = out if condition.logit_bias is None else out + condition.logit_bias
+    return out
 
 
 def rows_like(context: Context, latents: Latents) -> Context:
@@ -90,6 +91,8 @@ class SelectedTaps(Mapping[int, Tensor]):
 def view(decoder: Staged, context: Context, name: str, socket: str, latents: Latents, cache: KVCache | None = None) -> Context:
     """The context as a part sees it: sites of its own latent, the blocks that it reads, the values that its `above` names.
     Rows are the latents' where the part depends on any of them, else the context's own."""
+    if len(decoder.latents) == 1:
+        return context  # one stage, one view
     highest, depends = needs(decoder.latents, name, socket)
     if not depends:
         return context.of(name)
@@ -117,8 +120,9 @@ def conditions(
 
 def _held(sockets: Sockets, cache: KVCache | None) -> bool:
     """Whether the cache holds all that the injection would make: prefixes and memory slots are made with the prompt."""
-    made_once = set(sockets.injection.slots) <= {"prefix", "cross"} and sockets.shape.granularity == "document"
-    return made_once and cache is not None and cache.start > 0
+    if cache is None or cache.start == 0 or sockets.shape.granularity != "document":
+        return False
+    return set(sockets.injection.slots) <= {"prefix", "cross"}
 
 
 def raised(decoder: Staged, context: Context, block: int, latents: Latents, cache: KVCache | None = None) -> Context:
@@ -149,7 +153,7 @@ def run(
         rotation=turn,
         conditions=whole.blocks,
         cache=cache,
-        taps=[tap for tap in decoder.taps if start < tap <= stop],
+        taps=[tap for tap in decoder.taps if start < tap <= stop] if len(decoder.latents) > 1 else (),
     )
     return x, kept
 

@@ -108,8 +108,8 @@ def by_name(
     """A setting for each latent, from one value for all or a mapping by name; `default` for what is not named. Raises UserError
     for a name that is no latent, and for a word that is none of `words`, where the setting is a word (`or_values`: or a value).
     """
-    for value in given.values() if isinstance(given, Mapping) else [given]:
-        if words and isinstance(value, str) and value not in words:
+    for value in (given.values() if isinstance(given, Mapping) else (given,)) if words else ():
+        if isinstance(value, str) and value not in words:
             listed = ", ".join(f'"{word}"' for word in words) + (" or latent values" if or_values else "")
             raise UserError(f'{what} must be {listed}, not "{value}".{did_you_mean(value, words)}')
     if not isinstance(given, Mapping):
