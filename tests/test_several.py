@@ -197,6 +197,24 @@ def test_the_parts_below_read_what_is_above_and_the_encoder_above_a_tap_depends_
     assert not torch.allclose(q_before, q_after), "free reads block L/2, above the vector's injection"
 
 
+def test_a_prior_whose_tap_is_free_of_z_reads_the_vector_through_above_alone() -> None:
+    """With the tap below every injection nothing but `Context.above` can carry the vector to the prior of the bits."""
+    prior = {**ABOVE["bits"]["prior"], "tap": 0}
+    model = decoder({**ABOVE, "bits": {**ABOVE["bits"], "prior": prior}})
+    assert not any(sockets.changes(0) for sockets in model.latents.values()), "or the tap carries the vector too"
+    for parameter in model.latents["bits"].prior.parameters():
+        parameter.data.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(0))
+    context = model.context(Batch.of([[1, 2, 3, 4]]))
+    bits = Latent(torch.zeros(1, 4, 3))
+    below, above = (
+        model.prior(context, "bits", Latents({"intent": Latent(torch.full((1, 1, 2), value)), "bits": bits})).expected()
+        for value in (-2.0, 2.0)
+    )
+    assert below is not None
+    assert above is not None
+    assert not torch.allclose(below, above)
+
+
 @pytest.mark.parametrize("latents", [TWO, ABOVE], ids=["two", "above"])
 def test_given_and_shared_latents_go_by_name(latents: dict[str, Any], tmp_path: Path) -> None:
     model = decoder(latents)
