@@ -36,7 +36,7 @@ class Strict(BaseModel):
 # ------------------------------------------------------------------------------------------------------------- model
 
 
-class RopeScaling(Strict):
+class RopeScaling(Strict, frozen=True):
     """Llama-3's frequency scaling of rotary positions (Llama 3.1 release, `rope_type: llama3`)."""
 
     factor: float = Field(8.0, ge=1.0, description="what the frequencies of long wavelengths are divided by")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from benchmarks import generation, large, report, steps, timing
 from benchmarks.contenders import QUICK
+from benchmarks.losses.trees import ROOT, RevisionError, Tree
+from benchmarks.pace import __main__ as pace
 from benchmarks.timing import Row, quartiles, summary
 
 
@@ -115,3 +120,24 @@ def test_page_holds_command_goals_and_tables(invented: report.Results) -> None:
 def test_results_survive_json(invented: report.Results) -> None:
     again: dict[str, Any] = json.loads(json.dumps(invented))
     assert report.page(again) == report.page(invented)
+
+
+def test_pace_compares_what_both_trees_ship_and_has_a_control(tmp_path: Path) -> None:
+    rows = pace.measured(Tree("before", ROOT), "vanilla-*", rounds=2, folder=tmp_path, console=Console(quiet=True))
+    assert [(row["what"], row["contender"]) for row in rows] == list(product(pace.KINDS, (pace.HERE, pace.CONTROL)))
+    assert all(row["seconds"] > 0 and row["runs"] == 2 for row in rows)
+    with (console := Console(width=110)).capture() as printed:
+        console.print(pace.table(rows, against="before"))
+    assert printed.get().count("vanilla-tiny") == len(pace.KINDS)
+
+
+def test_pace_says_why_a_revision_cannot_be_timed(tmp_path: Path) -> None:
+    for shelf in ("zoo/latentlm_zoo/cards/vanilla-tiny", "latentlm"):
+        (tmp_path / "old" / shelf).mkdir(parents=True)
+    (tmp_path / "old/zoo/latentlm_zoo/cards/vanilla-tiny/card.yaml").touch()
+    (tmp_path / "old/pyproject.toml").write_text("[project]\nscripts = {}\nentry-points = {}\n")
+    (tmp_path / "old/latentlm/__init__.py").write_text("raise RuntimeError('broken')\n")
+    with pytest.raises(RevisionError, match="old failed: RuntimeError: broken"):
+        pace.measured(Tree("old", tmp_path / "old"), "*", rounds=2, folder=tmp_path, console=Console(quiet=True))
+    with pytest.raises(RevisionError, match="no card like 'nothing'"):
+        pace.measured(Tree("old", tmp_path / "old"), "nothing", rounds=2, folder=tmp_path, console=Console(quiet=True))

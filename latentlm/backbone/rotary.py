@@ -8,6 +8,7 @@ Legend: B rows, T tokens, H heads, dh head width.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -29,12 +30,18 @@ class Rotation(NamedTuple):
         return x * self.cos.to(x.dtype) + partner * self.sin.to(x.dtype)
 
 
-def frequencies(config: BackboneConfig, *, device: torch.device | str) -> Tensor:
-    """Angular frequency of each pair of dimensions, (dh/2,) float32."""
+def frequencies(config: BackboneConfig, *, device: torch.device) -> Tensor:
+    """Angular frequency of each pair of dimensions, (dh/2,) float32. Not to be written to."""
     assert config.head_dim is not None
-    exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
-    plain = config.rope_base**-exponents
-    return plain if config.rope_scaling is None else _scaled(plain, config.rope_scaling)
+    return _frequencies(config.head_dim, config.rope_base, config.rope_scaling, device)
+
+
+@lru_cache(maxsize=64)
+def _frequencies(head_dim: int, base: float, scaling: RopeScaling | None, device: torch.device) -> Tensor:
+    """Made once: in generation they would be made anew for every token."""
+    exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    plain = base**-exponents
+    return plain if scaling is None else _scaled(plain, scaling)
 
 
 def _scaled(plain: Tensor, scaling: RopeScaling) -> Tensor:

@@ -1,0 +1,1 @@
+"""Whether a change leaves the speed alone: ``python -m benchmarks.pace --against REV``."""
