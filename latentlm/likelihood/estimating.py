@@ -7,7 +7,7 @@ alone. """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -23,8 +23,10 @@ from latentlm.likelihood.weights import Texts, Weights, bound_samples, fitting_r
 
 DEFENSIVE = 0.5
 """Share of paths drawn from the target itself."""
-FIRST_SAMPLES = 16
+FIRST_SAMPLES = 32
 """Of the first round."""
+Progress = Callable[[int, int], None]
+"""Called with the requests that are done and all of them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class How:
     """Gradient steps on the proposal of a document's vector (`refining`)."""
 
 
-def estimated(model: LatentDecoder, requests: list[Request], how: How) -> list[Score]:
+def estimated(model: LatentDecoder, requests: list[Request], how: How, progress: Progress | None = None) -> list[Score]:
     """A score for each request, in their order."""
     run = _Run(model, requests, how)
     pending, samples, had = list(range(len(requests))), how.samples, 0
@@ -68,8 +70,10 @@ def estimated(model: LatentDecoder, requests: list[Request], how: How) -> list[S
         while pending:
             for batch in run.batches(pending, samples - had):
                 run.add(batch, samples, had)
+                if progress is not None:
+                    progress(sum(run.done(number, 2 * samples) for number in run.scores), len(requests))
             had, samples = samples, 2 * samples
-            pending = [number for number in pending if samples <= how.max_samples and not run.scores[number].converged]
+            pending = [number for number in pending if not run.done(number, samples)]
     return [run.scores[number] for number in range(len(requests))]
 
 
@@ -88,6 +92,10 @@ class _Run:
         """The latents that are drawn once for all targets, where it matters to the method which these are."""
         matters = self.how.method == "smc" or self.how.refine
         return open_latents(self.model, request.tokens, request.given) if matters else ()
+
+    def done(self, number: int, samples: int) -> bool:
+        """Whether a score has converged, or the next round's samples would be too many."""
+        return self.scores[number].converged or samples > self.how.max_samples
 
     def batches(self, numbers: list[int], samples: int) -> Iterator[list[int]]:
         """Requests that are treated alike, longest first, at most `batch_size`, and no more than fit the memory set aside

@@ -19,14 +19,16 @@ import torch
 
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood.estimating import DEFENSIVE, FIRST_SAMPLES, How, Request, estimated
+from latentlm.likelihood.estimating import DEFENSIVE, FIRST_SAMPLES, How, Progress, Request, estimated
 from latentlm.likelihood.paths import LastLatent, Target
 from latentlm.likelihood.results import Method, Score
 
 TOLERANCE = 0.01
 """Nats of a continuation, bits per byte of a text."""
-MAX_SAMPLES = 1024
+MAX_SAMPLES = 256
 """Where `samples="auto"` ends."""
+REFINE = 50
+"""Gradient steps on the proposal of a document's vector that are worth their time for a text."""
 
 
 @torch.no_grad()
@@ -45,23 +47,25 @@ def score_continuations(
     refine: int = 0,
     greedy: bool = False,
     keys: Sequence[Hashable] | None = None,
+    progress: Progress | None = None,
 ) -> list[Score]:
     """Log-likelihood of each continuation given its context, nats, in the order of the requests.
 
     method         see `METHODS`. `iwae`, `prior` and `elbo` condition on the context's tokens and take every latent, the
                    context's too, from the prior (what `generate(latents="prior")` samples); `joint` adds the context's own
                    likelihood.
-    samples        K; "auto" doubles it, from 16, for each request until its score has converged or K would pass `max_samples`.
+    samples        K; "auto" doubles it, from 32, for each request until its score has converged or K would pass `max_samples`.
                    Ignored by a decoder without latents, whose scores are exact
     tolerance      nats that a score is to be good to: what `Score.converged` is judged by
     batch_size     most requests per forward pass; default: as many as fit a fixed number of latent tokens. Fewer go together
                    where the logits of one position of all their samples would not fit a fixed memory
     last_latent    whose draw the site of the last context token is under `operational`, as in `prefill`
     defensive      share of paths drawn from the target instead of the posterior, 0 <= defensive < 1
-    refine         gradient steps that move a document's vector's proposal towards what explains the continuation, from the
-                   encoder's posterior on; for texts, whose documents are longer, 50 are worth their time
+    refine         gradient steps that move the proposal of a document's vector towards what explains the continuation
+                   (`refining`); for an `operational` score that the encoder serves badly
     greedy         also say whether every target is the argmax of the predictive mixture (a second pass of the upper blocks)
     keys           key of each request's random numbers; default: its context
+    progress       called with the number of requests that are done and of all
 
     An empty context stands for none: the continuation is scored as a text after its own first token, by `iwae` where
     `operational` is asked for. Raises UserError for empty continuations, requests longer than the model's context (see
@@ -77,7 +81,7 @@ def score_continuations(
         request = _request(given, asked, method, ("continuation", key), number, tolerance)
         _check_length(model, request, number)
         prepared.append(request)
-    return estimated(model, prepared, how)
+    return estimated(model, prepared, how, progress)
 
 
 @torch.no_grad()
@@ -86,24 +90,67 @@ def score_texts(
     texts: Sequence[Sequence[int]],
     *,
     method: Method = "iwae",
-    samples: int | Literal["auto"] = 16,
+    samples: int | Literal["auto"] = "auto",
     tolerance: float = TOLERANCE,
     max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
     defensive: float = DEFENSIVE,
-    refine: int = 0,
+    refine: int | None = None,
     context: int | None = None,
     greedy: bool = False,
     keys: Sequence[Hashable] | None = None,
+    progress: Progress | None = None,
 ) -> list[Score]:
     """Log-likelihood of each text after its first token, nats. Texts longer than `context` inputs (default: the model's) are
-    cut into disjoint windows, each a text of its own after its one context token; nats and biases add up, errors in quadrature.
+    cut into disjoint windows, each a text of its own after its one context token; nats and biases add up, errors in
+    quadrature.
 
-    `operational` and `joint` are `iwae` here. `tolerance` is in bits per byte of each window, as the tokenizer spells it; a
-    model without a tokenizer counts a token as a byte. Raises UserError for texts of fewer than two tokens. """
-    how = _how(method, samples, max_samples, seed, batch_size, "posterior", defensive, greedy, refine, tolerance)
-    method = "iwae" if method in ("operational", "joint") else method
+    Settings are those of `score_continuations`. `operational` and `joint` are `iwae` here. `tolerance` is in bits per byte of
+    each window, as the tokenizer spells it; a model without a tokenizer counts a token as a byte. `refine` is 50 by default
+    with samples="auto", else 0. Raises UserError for texts of fewer than two tokens."""
+    prepared, owners, how = texts_to_score(
+        model,
+        texts,
+        method=method,
+        samples=samples,
+        tolerance=tolerance,
+        max_samples=max_samples,
+        seed=seed,
+        batch_size=batch_size,
+        defensive=defensive,
+        refine=refine,
+        context=context,
+        greedy=greedy,
+        keys=keys,
+    )
+    scores = estimated(model, prepared, how, progress)
+    totals: dict[int, Score] = {}
+    for owner, score in zip(owners, scores, strict=True):
+        totals[owner] = totals[owner].plus(score) if owner in totals else score
+    return [totals[number] for number in range(len(texts))]
+
+
+def texts_to_score(
+    model: LatentDecoder,
+    texts: Sequence[Sequence[int]],
+    *,
+    method: Method = "iwae",
+    samples: int | Literal["auto"] = "auto",
+    tolerance: float = TOLERANCE,
+    max_samples: int = MAX_SAMPLES,
+    seed: int = 0,
+    batch_size: int | None = None,
+    defensive: float = DEFENSIVE,
+    refine: int | None = None,
+    context: int | None = None,
+    greedy: bool = False,
+    keys: Sequence[Hashable] | None = None,
+) -> tuple[list[Request], list[int], How]:
+    """What `score_texts` is going to score: windows, the number of each one's text, and how."""
+    steps = (REFINE if samples == "auto" else 0) if refine is None else refine
+    how = _how(method, samples, max_samples, seed, batch_size, "posterior", defensive, greedy, steps, tolerance)
+    how = replace(how, method="iwae") if method in ("operational", "joint") else how
     limit = min(context or model.config.backbone.context, model.config.backbone.context)
     if keys is not None and len(keys) != len(texts):
         raise UserError(f"{len(keys)} keys for {len(texts)} texts; give one key per text.")
@@ -116,11 +163,7 @@ def score_texts(
             nats = tolerance * math.log(2) * _bytes(model, window)
             prepared.append(Request(window, 1, 1, "prior", ("text", key, place), nats))
             owners.append(number)
-    scores = estimated(model, prepared, replace(how, method=method))
-    totals: dict[int, Score] = {}
-    for owner, score in zip(owners, scores, strict=True):
-        totals[owner] = totals[owner].plus(score) if owner in totals else score
-    return [totals[number] for number in range(len(texts))]
+    return prepared, owners, how
 
 
 def windows(tokens: Sequence[int], context: int) -> list[list[int]]:

@@ -30,7 +30,7 @@ from latentlm.likelihood.paths import LastLatent, Paths, Proposal, Target, class
 
 LATENT_TOKENS = 2**16
 """Latent rows times tokens that one pass of the upper blocks takes."""
-_LOGITS = 2**25
+LOGITS = 2**25
 """Logits held at a time (128 MiB in float32)."""
 
 
@@ -239,9 +239,9 @@ def _from_prior(
 
 
 def fitting_rows(model: LatentDecoder, *, samples: int, tokens: int | None) -> int:
-    """Texts (at least one) that a batch may hold, so that the logits at one position of every sample fit `_LOGITS` and, where
+    """Texts (at least one) that a batch may hold, so that the logits at one position of every sample fit `LOGITS` and, where
     `tokens`, the length of the longest, is given, all latent tokens fit `LATENT_TOKENS`."""
-    rows = _LOGITS // (samples * model.config.backbone.vocabulary)
+    rows = LOGITS // (samples * model.config.backbone.vocabulary)
     if tokens is not None:
         rows = min(rows, LATENT_TOKENS // (samples * tokens))
     return max(1, rows)
@@ -258,7 +258,7 @@ def path_likelihood(
     start = 0
     while start < length:
         logits = model.logits(hidden[:, :, start : start + 1])  # learns V on the first round without asking the config
-        width = max(1, _LOGITS // (rows * samples * logits.shape[-1]))
+        width = max(1, LOGITS // (rows * samples * logits.shape[-1]))
         if width > 1:
             logits = model.logits(hidden[:, :, start : start + width])
         stop = start + logits.shape[2]
