@@ -57,6 +57,8 @@ class Evaluation:
     """What lm-eval itself reports of a group."""
     complete: bool = True
     """False where no results file lay beside the samples."""
+    older: list[str] = field(default_factory=list)
+    """Tasks of which the folder holds earlier evaluations too."""
 
     @classmethod
     def of(cls, name: str, results: dict[str, Any]) -> Evaluation:
@@ -73,9 +75,10 @@ class Evaluation:
         place = samples_folder(folder)
         if place is None:
             raise UserError(f"{folder} holds no samples_*.jsonl; make them with lm_eval --log_samples --output_path {folder}.")
-        latest: dict[str, tuple[str, Path]] = {}
+        dated: dict[str, list[tuple[str, Path]]] = {}
         for file, task, date in _files(place):
-            latest[task] = max(latest.get(task, ("", file)), (date, file))
+            dated.setdefault(task, []).append((date, file))
+        latest = {task: max(found) for task, found in dated.items()}
         tasks, groups, values, complete = {}, {}, {}, True
         for date in sorted({date for date, _ in latest.values()}):
             results = _results(place, date)
@@ -85,7 +88,7 @@ class Evaluation:
             tasks.update(part.tasks)
             groups.update({group: below for group, below in part.groups.items() if below})
             values.update(part.group_values)
-        return cls(name, tasks, groups, values, complete)
+        return cls(name, tasks, groups, values, complete, [task for task, found in dated.items() if len(found) > 1])
 
 
 def write_evaluation(results: dict[str, Any], folder: Path) -> None:

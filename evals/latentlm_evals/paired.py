@@ -55,8 +55,8 @@ class Difference:
     """Standard error from the runs (seeds) of both models; 0 where each has one."""
 
 
-def crossed_difference(strata: Sequence[Stratum], *, confidence: float = 0.95) -> Difference:
-    """Difference over one or more tasks, with its interval (module docstring). Not a number where a task has one item."""
+def crossed_difference(strata: Sequence[Stratum]) -> Difference:
+    """Difference over one or more tasks, with its 95% interval (module docstring). Not a number where a task has one item."""
     value = sum(s.weight * (s.second.mean() - s.first.mean()) for s in strata)
     if any(s.first.shape[1] < 2 for s in strata):
         return Difference(float(value), math.nan, math.nan, math.nan, math.nan)
@@ -70,7 +70,7 @@ def crossed_difference(strata: Sequence[Stratum], *, confidence: float = 0.95) -
     variance = sum(part for part, _ in pairs)
     spread = sum(part**2 / freedom for part, freedom in pairs)
     freedom = variance**2 / spread if spread > 0 else 1.0
-    half = t_quantile(freedom, confidence) * math.sqrt(variance) if variance > 0 else 0.0
+    half = t_quantile(freedom) * math.sqrt(variance) if variance > 0 else 0.0
     return Difference(float(value), value - half, value + half, math.sqrt(items), math.sqrt(max(0.0, variance - items)))
 
 
@@ -89,22 +89,22 @@ def _variance(values: NDArray[np.float64]) -> float:
     return float(values.var(ddof=1))
 
 
-def t_quantile(freedom: float, confidence: float = 0.95) -> float:
-    """Where a share of `confidence` of Student's t distribution lies between minus and plus this."""
+def t_quantile(freedom: float) -> float:
+    """Where 95% of Student's t distribution lies between minus and plus this; at least one degree of freedom."""
     freedom = max(freedom, 1.0)
     constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
 
-    def within(angle: float) -> float:
-        """The share below t = sqrt(freedom) tan(angle); Simpson's rule over the angle, in which the density is smooth."""
-        x = np.linspace(0.0, angle, 2001)
-        y = np.cos(x) ** (freedom - 1)
-        return float(2 * constant * (y[0] + y[-1] + 4 * y[1::2].sum() + 2 * y[2:-1:2].sum()) * angle / 6000)
+    def within(t: float) -> float:
+        """The share below t, by Simpson's rule over the angle atan(t / sqrt(freedom)), in which the density is smooth."""
+        angle = math.atan(t / math.sqrt(freedom))
+        y = np.cos(np.linspace(0.0, angle, 401)) ** (freedom - 1)
+        return float(2 * constant * (y[0] + y[-1] + 4 * y[1::2].sum() + 2 * y[2:-1:2].sum()) * angle / 1200)
 
-    low, high = 0.0, math.pi / 2
-    for _ in range(50):
+    low, high = 1.9, 13.0  # the quantiles of infinitely many and of one degree of freedom lie between
+    for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan(high)
+        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
+    return high
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -15,7 +15,7 @@ _MANY = 10  # rows from which chance findings are worth a word
 
 def show_tasks(found: TaskComparison, *, console: Console) -> None:
     """Print a table for every model but the first, and the notes."""
-    first, *others = found.models
+    first, *others = found.models if found.differences else [""]
     for name in others:
         title = f"{escape(name)} minus {escape(first)}, item by item"
         table = Table(title=title, title_justify="left")

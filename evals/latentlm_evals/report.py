@@ -197,10 +197,11 @@ def _task_cell(result: TaskResult | None) -> str:
 
 def _differences(found: TaskComparison | None) -> str:
     """The paired differences: a figure and a table for every model but the first."""
-    if found is None or not found.differences:
+    if found is None:
         return ""
-    first, *others = found.models
-    parts = [f"<h2>Tasks, item by item</h2><p>{escape(paired_tables.explained(found))}</p>", plots.differences(found)]
+    first, *others = found.models if found.differences else [""]
+    parts = [f"<h2>Tasks, item by item</h2><p>{escape(paired_tables.explained(found))}</p>"]
+    parts += [plots.differences(found)] if found.differences else []
     for name in others:
         columns = ("task", first, name, "difference", "95% interval", "McNemar", "items", "seeds")
         head = "".join(f"<th>{escape(column)}</th>" for column in columns)

@@ -75,8 +75,6 @@ def _scores(models: Sequence[Model], tasks: Sequence[str]) -> tuple[_ByTask, lis
                 continue
             rows = iter(items)
             found[task][metric] = [np.stack([next(rows) for _ in model.runs]) for model in models]
-    if not any(found.values()):
-        raise UserError(f"Nothing to compare: no metric of {', '.join(tasks)} is aggregated as lm-eval does it.")
     return found, left_out
 
 
@@ -167,7 +165,7 @@ def _check_items(models: Sequence[Model], task: str) -> None:
         for metric, items in own.values.items():
             if items.keys() != other.values[metric].keys():
                 raise UserError(_different_items(task, metric, first, run))
-        changed = [item[0] for item, target in own.targets.items() if other.targets[item] != target]
+        changed = [item[0] for item, target in own.targets.items() if other.targets.get(item, target) != target]
         if changed:
             raise UserError(
                 f"{task}: the right answers of {first.name} and {run.name} differ at doc_id {_listed(changed)} (versions "
@@ -200,6 +198,8 @@ def _notes(models: Sequence[Model], tasks: Sequence[str]) -> list[str]:
         if asked:
             found.append(f"{run.name} had other prompts than {runs[0].name} (shots, chat template): {_listed(asked)}.")
     for run in runs:
+        if run.older:
+            found.append(f"{run.name} holds several evaluations of {_listed(run.older)}: the latest is compared.")
         if not run.complete:
             found.append(f"{run.name} has no results file beside its samples: its groups and aggregations are not known.")
     alone = [model.name for model in models if len(model.runs) == 1]
