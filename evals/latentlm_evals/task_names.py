@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def resolve_tasks(names: Sequence[str], include_path: Path | None = None) -> lis
     no comparison of text models can run."""
     if not names:
         raise UserError("--tasks names no task; leave it out for the shipped ones.")
+    names = [found for name in names for found in (_task_files(name) or [name])]
     patterns = [name for name in names if _is_pattern(name)]
     manager = task_manager([name for name in names if name not in patterns], include_path)
     if any(not pattern.startswith(_OURS) for pattern in patterns):  # lm-eval's own tasks take seconds to index
@@ -34,6 +36,11 @@ def resolve_tasks(names: Sequence[str], include_path: Path | None = None) -> lis
             task_manager([name], include_path)  # says which name is near
         found.update(dict.fromkeys(matches))
     return _without_repeats({name: _load(name, manager) for name in found})
+
+
+def _task_files(pattern: str) -> list[str]:
+    """The files that a pattern of files means; none for a pattern of names."""
+    return sorted(glob(pattern)) if pattern.endswith((".yaml", ".yml")) and _is_pattern(pattern) else []
 
 
 def _is_pattern(name: str) -> bool:

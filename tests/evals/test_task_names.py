@@ -42,6 +42,7 @@ def test_names_groups_and_files_are_taken_as_they_are(tmp_path: Path) -> None:
     assert resolve_tasks(["latentlm_short"]) == ["latentlm_short"]
     file = str(task(tmp_path, "mine"))
     assert resolve_tasks([file]) == [file]
+    assert resolve_tasks([str(tmp_path / "m*.yaml")]) == [file]
 
 
 def test_unknown_names_and_patterns_say_what_is_near() -> None:
