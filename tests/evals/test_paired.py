@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from lm_eval.api.metrics import mean, perplexity
+from lm_eval.api.metrics import bits_per_byte, mean, perplexity
 from scipy import stats
 
 from latentlm_evals.paired import Stratum, crossed_difference, mcnemar, pseudo_values, t_quantile
@@ -118,6 +118,36 @@ def seeds(runs: tuple[int, int], spread: float, tasks: int = 1) -> Callable[[np.
     return experiment
 
 
+def accuracies_of_seeds(items: int, runs: int) -> Callable[[np.random.Generator], tuple[list[Stratum], float]]:
+    """Right or wrong, in several runs of which some are better at all items."""
+
+    def experiment(rng: np.random.Generator) -> tuple[list[Stratum], float]:
+        hard = rng.normal(size=(1, items))
+        answers = []
+        for threshold in (-0.5, -0.2):
+            own = math.sqrt(0.6) * hard + math.sqrt(0.4) * rng.normal(size=(runs, items)) + 0.2 * rng.normal(size=(runs, 1))
+            answers.append((own < threshold).astype(float))
+        spread = math.sqrt(1 + 0.2**2)
+        return [Stratum(*answers)], float(stats.norm.cdf(-0.2 / spread) - stats.norm.cdf(-0.5 / spread))
+
+    return experiment
+
+
+def rates(items: int) -> Callable[[np.random.Generator], tuple[list[Stratum], float]]:
+    """Bits per byte of documents of unequal length."""
+
+    def experiment(rng: np.random.Generator) -> tuple[list[Stratum], float]:
+        sizes = rng.integers(100, 1000, items)
+        nats = rng.normal(1.4, 0.4, items)
+        first, second = (
+            pseudo_values([(-rate * size, size) for rate, size in zip(rates, sizes, strict=True)], bits_per_byte)[None]
+            for rates in (nats + rng.normal(0, 0.05, items), nats + 0.03 + rng.normal(0, 0.05, items))
+        )
+        return [Stratum(first, second)], 0.03 / math.log(2)
+
+    return experiment
+
+
 @pytest.mark.parametrize(
     "experiment",
     [
@@ -126,6 +156,8 @@ def seeds(runs: tuple[int, int], spread: float, tasks: int = 1) -> Callable[[np.
         pytest.param(seeds((1, 1), 0.0), id="one run each"),
         pytest.param(seeds((3, 3), 0.3), id="three seeds that differ"),
         pytest.param(seeds((5, 3), 0.15), id="five seeds and three"),
+        pytest.param(accuracies_of_seeds(100, 3), id="accuracies of three seeds"),
+        pytest.param(rates(30), id="bits per byte"),
         pytest.param(seeds((3, 3), 0.2, tasks=3), id="three seeds over a group"),
     ],
 )
