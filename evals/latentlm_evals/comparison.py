@@ -4,13 +4,13 @@
 
 A name is a recipe (trained first, side by side; a run that was begun goes on) or anything `zoo.load` takes.
 All models are scored on the same held-out documents of the first recipe's data, each with its own tokenizer, per raw byte,
-paired by document.
+paired by document. Several runs (seeds) of one model are named together, with commas: each is measured, and the paired
+differences of the tasks have the spread over them.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import platform
 import time
 from dataclasses import dataclass
@@ -28,8 +28,11 @@ from latentlm.training.recipes import load_recipe, zoo_recipes
 from latentlm.training.record import METRICS, read_metrics
 from latentlm_evals import report
 from latentlm_evals.jobs import Job, train_all
+from latentlm_evals.logged import Evaluation, write_evaluation
 from latentlm_evals.measure import Text, add_differences, held_out_texts, measure
+from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.results import Comparison, ModelResult
+from latentlm_evals.task_comparison import Model, compare_tasks
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Settings:
     documents: int = 48
     document_bytes: int = 2048
     tasks: str = "short"
+    include_path: Path | None = None
     limit: int | None = None
     seed: int = 0
     jobs: int = 2
@@ -56,8 +60,10 @@ class Entry:
 
 
 def run(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> Comparison:
-    """Compare; writes comparison.json and report.html into `folder`. Raises UserError before any long work."""
-    entries = [_entry(name, folder) for name in names]
+    """Compare; writes comparison.json, report.html and the evaluations, as lm-eval logs them, into `folder`. Raises UserError
+    before any long work."""
+    models = [[_entry(run, folder) for run in split_runs(name)] for name in names]
+    entries = [entry for runs in models for entry in runs]
     if len({entry.name for entry in entries}) < len(entries) or not entries:
         listed = ", ".join(entry.name for entry in entries)
         raise UserError(f"Name at least one model or recipe, each once and under a name of its own, not: {listed or 'none'}.")
@@ -65,13 +71,18 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
         raise UserError(f"{overrides[0]} changes recipes, but only models were named ({', '.join(names)}); leave it out.")
     recipes = [load_recipe(entry.recipe, overrides) for entry in entries if entry.recipe]
     config = _common_data(entries, recipes)
-    tasks = _tasks(settings.tasks)
-    _prepare_folder(folder)
+    tasks = _tasks(settings)
+    prepare_folder(folder)
     corpus = load_documents(config)
     _train(entries, recipes, overrides, folder, settings, console)
     texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
-    results = [_measure(entry, texts, tasks, settings, console) for entry in entries]
+    evaluations: dict[str, Evaluation] = {}
+    results = [_measure(entry, texts, tasks, folder, evaluations, settings, console) for entry in entries]
     comparison = _collect(results, corpus, texts, config, settings)
+    if tasks and len(models) > 1:
+        runs = [tuple(evaluations[entry.name] for entry in own) for own in models]
+        labels = shared_name([[run.name for run in own] for own in runs])
+        comparison.paired_tasks = compare_tasks([Model(label, own) for label, own in zip(labels, runs, strict=True)])
     comparison.save(folder / "comparison.json")
     report.write(comparison, folder / "report.html")
     return comparison
@@ -122,19 +133,19 @@ def _data_of(entry: Entry) -> DataConfig | None:
     return parse(Recipe, read_yaml(recipe), source=str(recipe)).data if recipe.is_file() else None
 
 
-def _tasks(names: str) -> list[str]:
-    """Task names, known to exist before any long work."""
-    from latentlm_evals.evaluation import check_tasks
+def _tasks(settings: Settings) -> list[str]:
+    """Task names, known to exist and loaded once before any long work."""
     from latentlm_evals.suites import SUITE_TASKS
+    from latentlm_evals.task_names import resolve_tasks
 
-    if names == "none":
+    if settings.tasks == "none":
         return []
-    wanted = list(SUITE_TASKS) if names == "short" else names.split(",")
-    check_tasks(wanted)
-    return wanted
+    named = [name.strip() for name in settings.tasks.split(",") if name.strip()]
+    return resolve_tasks(SUITE_TASKS if settings.tasks == "short" else named, settings.include_path)
 
 
-def _prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of the results. Raises UserError where it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -159,8 +170,16 @@ def _train(
         train_all(jobs, parallel=parallel, console=console)
 
 
-def _measure(entry: Entry, texts: list[Text], tasks: list[str], settings: Settings, console: Console) -> ModelResult:
-    """Load and measure one model."""
+def _measure(
+    entry: Entry,
+    texts: list[Text],
+    tasks: list[str],
+    folder: Path,
+    evaluations: dict[str, Evaluation],
+    settings: Settings,
+    console: Console,
+) -> ModelResult:
+    """Load and measure one model; what it answered in the tasks goes into `evaluations` and the folder."""
     started = time.monotonic()
     with console.status(f"Measuring {entry.name} on {len(texts)} held-out documents"):
         model = zoo.load(entry.model, weights="required")
@@ -168,11 +187,15 @@ def _measure(entry: Entry, texts: list[Text], tasks: list[str], settings: Settin
     result.training = _training_facts(Path(entry.model), model)
     result.curves.update(_training_curves(Path(entry.model)))
     if tasks:
-        from latentlm_evals.evaluation import evaluate
+        from latentlm_evals.adapter import LatentLM
+        from latentlm_evals.evaluation import run_tasks, task_results
 
-        console.print(f"Running {len(tasks)} lm-eval tasks on {entry.name}")
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        result.tasks = evaluate(model, tasks, samples=settings.samples, seed=settings.seed, limit=settings.limit)
+        console.print(f"Running {', '.join(tasks)} (lm-eval) on {entry.name}")
+        adapter = LatentLM(model, samples=settings.samples, seed=settings.seed)
+        answered = run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
+        result.tasks = task_results(answered)
+        evaluations[entry.name] = Evaluation.of(entry.name, answered)
+        write_evaluation(answered, folder / "evaluations" / entry.name)
     console.print(f"Measured {entry.name} in {time.monotonic() - started:.0f} s.")
     return result
 

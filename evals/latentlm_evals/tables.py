@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from latentlm_evals.paired_tables import show_tasks
 from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult
 
 _SIDE_BY_SIDE = 3
@@ -27,6 +28,8 @@ def show(comparison: Comparison, *, console: Console) -> None:
     )
     if any(model.tasks for model in comparison.models):
         console.print(_tasks(comparison.models, comparison.task_scoring))
+    if comparison.paired_tasks is not None:
+        show_tasks(comparison.paired_tasks, console=console)
 
 
 def _main(models: list[ModelResult], title: str) -> list[Table]:
