@@ -3,7 +3,9 @@ compare evaluations that lm-eval has logged, item by item."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +25,8 @@ Examples:
 
   latentlm compare vanilla-tiny free-tiny --out runs/tiny
 
+  latentlm compare vanilla-tiny chunk-tiny --method smc --max-samples 256 --dry-run
+
   latentlm compare demo-vanilla demo-free train.steps=300 data.path=my_texts/
 
   latentlm compare runs/mine/a runs/mine/b --tasks none --json
@@ -39,7 +43,10 @@ Folders of lm_eval --log_samples, of any model type:
 
   latentlm compare out/hf out/free --tasks arc_easy
 """
-_MEASURING = ("jobs", "samples", "documents", "document_bytes", "include_path", "limit", "seed")
+_MEASURING = (
+    "jobs", "method", "samples", "tolerance", "max_samples", "task_samples", "dry_run", "documents", "document_bytes",
+    "include_path", "limit", "seed",
+)  # fmt: skip
 """Options of models, which mean nothing where the answers are logged."""
 
 
@@ -55,7 +62,13 @@ def compare(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for runs, results and page. Default: runs/compare-NAMES.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Models trained at the same time.")] = 2,
-    samples: Annotated[int, typer.Option(min=1, help="Latent samples per text for the honest likelihood.")] = 16,
+    method: Annotated[str, typer.Option(help="Estimator of the honest likelihood: iwae, or smc, slower and surer.")] = "iwae",
+    samples: Annotated[
+        str, typer.Option(help='Latent samples per window; "auto" doubles them, from 32, until the score meets --tolerance.')
+    ] = "auto",
+    tolerance: Annotated[float, typer.Option(help="Bits per byte that the likelihoods are to be good to.")] = 0.01,
+    max_samples: Annotated[int, typer.Option(min=1, help='Where "auto" gives up, and the table says so.')] = 64,
+    task_samples: Annotated[int, typer.Option(min=1, help="Latent samples per lm-eval request.")] = 16,
     documents: Annotated[int, typer.Option(min=2, help="Held-out documents to score.")] = 48,
     document_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each that are scored, from its start.")] = 2048,
     tasks: Annotated[
@@ -68,6 +81,7 @@ def compare(
     include_path: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw in the measurements.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what measuring will take.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
 ) -> None:
     """Train or load several models, measure them alike, and lay them side by side; or compare evaluations logged by lm-eval."""
@@ -88,11 +102,14 @@ def compare(
         _show_logged(names, tasks, folder, command, console=console, as_json=as_json)
         return
 
-    from latentlm_evals.comparison import Settings, run
-    from latentlm_evals.tables import show
+    from latentlm.cli._precision import samples_of
+    from latentlm_evals.comparison import Settings, dry, run
+    from latentlm_evals.measure import Precision
+    from latentlm_evals.tables import show, show_plans
 
     settings = Settings(
-        samples=samples,
+        precision=Precision(method, samples_of(samples), tolerance, max_samples),  # type: ignore[arg-type]
+        task_samples=task_samples,
         documents=documents,
         document_bytes=document_bytes,
         tasks="short" if tasks is None else tasks,
@@ -102,6 +119,13 @@ def compare(
         jobs=jobs,
         command=command,
     )
+    if dry_run:
+        plans = dry(names, overrides, folder, settings=settings, console=console)
+        if as_json:
+            print(json.dumps({name: asdict(plan) for name, plan in plans.items()}, indent=2))
+        else:
+            show_plans(plans, console=console)
+        return
     comparison = run(names, overrides, folder, settings=settings, console=console)
     if as_json:
         print(comparison.to_json())

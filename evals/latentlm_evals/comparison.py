@@ -13,23 +13,28 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 
 from latentlm import zoo
 from latentlm.config import DataConfig, Recipe, parse, read_yaml
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
+from latentlm.likelihood.planning import Plan, plan
+from latentlm.likelihood.scoring import texts_to_score
+from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data import Corpus, load_documents
 from latentlm.training.recipes import load_recipe, zoo_recipes
 from latentlm.training.record import METRICS, read_metrics
+from latentlm.training.setup import make_model, resolve
 from latentlm_evals import report
 from latentlm_evals.jobs import Job, train_all
 from latentlm_evals.logged import Evaluation, write_evaluation
-from latentlm_evals.measure import Text, add_differences, held_out_texts, measure
+from latentlm_evals.measure import Precision, Text, add_differences, held_out_texts, measure, tokenized
 from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.results import Comparison, ModelResult
 from latentlm_evals.task_comparison import Model, compare_tasks
@@ -39,7 +44,9 @@ from latentlm_evals.task_comparison import Model, compare_tasks
 class Settings:
     """How models are measured; see `latentlm compare --help`."""
 
-    samples: int = 16
+    precision: Precision = field(default_factory=Precision)
+    task_samples: int = 16
+    """Of each lm-eval request."""
     documents: int = 48
     document_bytes: int = 2048
     tasks: str = "short"
@@ -59,9 +66,66 @@ class Entry:
     recipe: str | None = None
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What is to be compared."""
+
+    models: list[list[Entry]]
+    """The runs of each."""
+    recipes: list[Recipe]
+    """Of the entries that are to be trained."""
+    data: DataConfig
+    tasks: list[str]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every run."""
+        return [entry for runs in self.models for entry in runs]
+
+
 def run(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> Comparison:
     """Compare; writes comparison.json, report.html and the evaluations, as lm-eval logs them, into `folder`. Raises UserError
     before any long work."""
+    chosen = _chosen(names, overrides, folder, settings)
+    prepare_folder(folder)
+    corpus = load_documents(chosen.data)
+    _train(chosen.entries, chosen.recipes, overrides, folder, settings, console)
+    texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
+    evaluations: dict[str, Evaluation] = {}
+    results = [_measure(entry, texts, chosen.tasks, folder, evaluations, settings, console) for entry in chosen.entries]
+    comparison = _collect(results, corpus, texts, chosen.data, settings)
+    if chosen.tasks and len(chosen.models) > 1:
+        runs = [tuple(evaluations[entry.name] for entry in own) for own in chosen.models]
+        labels = shared_name([[run.name for run in own] for own in runs])
+        comparison.paired_tasks = compare_tasks([Model(label, own) for label, own in zip(labels, runs, strict=True)])
+    comparison.save(folder / "comparison.json")
+    report.write(comparison, folder / "report.html")
+    return comparison
+
+
+def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> dict[str, Plan]:
+    """What the likelihoods of each model will take; nothing is trained or written. A model that is yet to be trained is timed
+    with the weights that it begins with, a byte standing for a token. Raises UserError."""
+    chosen = _chosen(names, overrides, folder, settings)
+    held_out = load_documents(chosen.data).held_out
+    texts = held_out_texts(held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
+    recipes = iter(chosen.recipes)
+    plans = {}
+    for entry in chosen.entries:
+        with console.status(f"Timing a window of {entry.name}"):
+            if entry.recipe:
+                model = make_model(resolve(next(recipes), tokenizer=load_tokenizer("bytes")), "cpu")
+                model.tokenizer = load_tokenizer("bytes")
+            else:
+                model = zoo.load(entry.model, weights="required")
+            tokens = [tokenized(model, text) for text in texts]
+            requests, _, how = texts_to_score(model, tokens, **asdict(settings.precision), seed=settings.seed)
+            plans[entry.name] = plan(model, requests, how)
+    return plans
+
+
+def _chosen(names: list[str], overrides: list[str], folder: Path, settings: Settings) -> _Chosen:
+    """Models, recipes, data and tasks, all known to exist. Raises UserError."""
     models = [[_entry(run, folder) for run in split_runs(name)] for name in names]
     entries = [entry for runs in models for entry in runs]
     if len({entry.name for entry in entries}) < len(entries) or not entries:
@@ -70,22 +134,7 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     if overrides and not any(entry.recipe for entry in entries):
         raise UserError(f"{overrides[0]} changes recipes, but only models were named ({', '.join(names)}); leave it out.")
     recipes = [load_recipe(entry.recipe, overrides) for entry in entries if entry.recipe]
-    config = _common_data(entries, recipes)
-    tasks = _tasks(settings)
-    prepare_folder(folder)
-    corpus = load_documents(config)
-    _train(entries, recipes, overrides, folder, settings, console)
-    texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
-    evaluations: dict[str, Evaluation] = {}
-    results = [_measure(entry, texts, tasks, folder, evaluations, settings, console) for entry in entries]
-    comparison = _collect(results, corpus, texts, config, settings)
-    if tasks and len(models) > 1:
-        runs = [tuple(evaluations[entry.name] for entry in own) for own in models]
-        labels = shared_name([[run.name for run in own] for own in runs])
-        comparison.paired_tasks = compare_tasks([Model(label, own) for label, own in zip(labels, runs, strict=True)])
-    comparison.save(folder / "comparison.json")
-    report.write(comparison, folder / "report.html")
-    return comparison
+    return _Chosen(models, recipes, _common_data(entries, recipes), _tasks(settings))
 
 
 def _entry(name: str, folder: Path) -> Entry:
@@ -181,9 +230,17 @@ def _measure(
 ) -> ModelResult:
     """Load and measure one model; what it answered in the tasks goes into `evaluations` and the folder."""
     started = time.monotonic()
-    with console.status(f"Measuring {entry.name} on {len(texts)} held-out documents"):
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
+        bar = bars.add_task(f"Measuring {entry.name} on {len(texts)} held-out documents", total=None)
         model = zoo.load(entry.model, weights="required")
-        result = measure(model, entry.name, texts, samples=settings.samples, seed=settings.seed)
+        result = measure(
+            model,
+            entry.name,
+            texts,
+            precision=settings.precision,
+            seed=settings.seed,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
     result.training = _training_facts(Path(entry.model), model)
     result.curves.update(_training_curves(Path(entry.model)))
     if tasks:
@@ -191,7 +248,7 @@ def _measure(
         from latentlm_evals.evaluation import run_tasks, task_results
 
         console.print(f"Running {', '.join(tasks)} (lm-eval) on {entry.name}")
-        adapter = LatentLM(model, samples=settings.samples, seed=settings.seed)
+        adapter = LatentLM(model, samples=settings.task_samples, seed=settings.seed)
         answered = run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
         result.tasks = task_results(answered)
         evaluations[entry.name] = Evaluation.of(entry.name, answered)
@@ -254,9 +311,12 @@ def _collect(
             f"the first {settings.document_bytes:,} bytes of each (and end-of-text where it ends there), in disjoint windows "
             "of the model's context."
         ),
-        task_scoring=f"latent models: operational, {settings.samples} samples",
+        task_scoring=f"latent models: operational, {settings.task_samples} samples",
         settings={
-            "latent samples": settings.samples,
+            "latent samples": settings.precision.samples,
+            "tolerance": settings.precision.tolerance,
+            "most latent samples": settings.precision.max_samples,
+            "latent samples of tasks": settings.task_samples,
             "seed": settings.seed,
             "bytes per document": settings.document_bytes,
             "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",

@@ -128,6 +128,10 @@ class ModelResult:
     """Honest, on held-out documents; standard error clustered by document."""
     estimator_error: float
     """Standard error of the likelihood estimates themselves, in bits per byte; 0 where they are exact."""
+    bias: float
+    """What the estimates may be too high by beside their errors, in bits per byte: what the last fourfold of samples gained."""
+    converged: bool
+    """The estimates are good to the comparison's tolerance."""
     effective_samples: float
     """Median over documents; near 1 means that the estimate leans on single samples."""
     difference: Estimate | None

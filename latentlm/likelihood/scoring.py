@@ -71,16 +71,21 @@ def score_continuations(
     `operational` is asked for. Raises UserError for empty continuations, requests longer than the model's context (see
     `fit_to_context`), and settings out of range.
     """
-    how = _how(method, samples, max_samples, seed, batch_size, last_latent, defensive, greedy, refine, tolerance)
-    if keys is not None and len(keys) != len(requests):
-        raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
-    prepared = []
-    for number, (context, continuation) in enumerate(requests):
-        given, asked = _integers(context), _integers(continuation)
-        key = tuple(given) if keys is None else keys[number]
-        request = _request(given, asked, method, ("continuation", key), number, tolerance)
-        _check_length(model, request, number)
-        prepared.append(request)
+    prepared, how = continuations_to_score(
+        model,
+        requests,
+        method=method,
+        samples=samples,
+        tolerance=tolerance,
+        max_samples=max_samples,
+        seed=seed,
+        batch_size=batch_size,
+        last_latent=last_latent,
+        defensive=defensive,
+        refine=refine,
+        greedy=greedy,
+        keys=keys,
+    )
     return estimated(model, prepared, how, progress)
 
 
@@ -129,6 +134,36 @@ def score_texts(
     for owner, score in zip(owners, scores, strict=True):
         totals[owner] = totals[owner].plus(score) if owner in totals else score
     return [totals[number] for number in range(len(texts))]
+
+
+def continuations_to_score(
+    model: LatentDecoder,
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    method: Method = "operational",
+    samples: int | Literal["auto"] = 16,
+    tolerance: float = TOLERANCE,
+    max_samples: int = MAX_SAMPLES,
+    seed: int = 0,
+    batch_size: int | None = None,
+    last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
+    defensive: float = DEFENSIVE,
+    refine: int = 0,
+    greedy: bool = False,
+    keys: Sequence[Hashable] | None = None,
+) -> tuple[list[Request], How]:
+    """What `score_continuations` is going to score, and how."""
+    how = _how(method, samples, max_samples, seed, batch_size, last_latent, defensive, greedy, refine, tolerance)
+    if keys is not None and len(keys) != len(requests):
+        raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
+    prepared = []
+    for number, (context, continuation) in enumerate(requests):
+        given, asked = _integers(context), _integers(continuation)
+        key = tuple(given) if keys is None else keys[number]
+        request = _request(given, asked, method, ("continuation", key), number, tolerance)
+        _check_length(model, request, number)
+        prepared.append(request)
+    return prepared, how
 
 
 def texts_to_score(
