@@ -6,7 +6,7 @@ do not is counted and left out. Then each text is scored again and again by `sco
 other random numbers, and the intervals that hold the truth are counted:
 
     error alone     value - 1.96 errors .. value + 1.96 errors
-    interval        value - 1.96 errors .. value + uncertainty (1.96 errors and the bias, see latentlm/likelihood/results.py)
+    interval        `Score.interval`: Student's quantile in place of 1.96, and the bias above (latentlm/likelihood/results.py)
 
 Run: ``python -m benchmarks.coverage [MODEL ...]`` (about 5 minutes a model, on one core).
 """
@@ -65,8 +65,8 @@ def _truth(one: Score, other: Score) -> Truth:
 
 def covered(score: Score, truth: Truth) -> tuple[bool, bool]:
     """Whether the truth lies in the interval of the error alone, and in that of error and bias."""
-    low, error = score.value - 1.96 * score.standard_error, 1.96 * score.standard_error
-    return low <= truth.value <= score.value + error, low <= truth.value <= score.value + score.uncertainty
+    low, high = score.interval
+    return abs(score.value - truth.value) <= 1.96 * score.standard_error, low <= truth.value <= high
 
 
 def run(name: str, *, texts: int, size: int, estimates: int, samples: int, console: Console) -> dict[str, Any]:

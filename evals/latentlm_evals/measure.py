@@ -84,7 +84,7 @@ def measure(
         method=_method(scores),
         bits_per_byte=Estimate(honest.value, honest.standard_error),
         estimator_error=honest.estimator_error,
-        bias=honest.bias,
+        uncertainty=honest.uncertainty,
         converged=honest.converged(precision.tolerance),
         effective_samples=statistics.median(score.effective_samples for score in scores),
         difference=None,

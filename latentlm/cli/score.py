@@ -209,7 +209,7 @@ def _verdict(score: Score, bits: Estimate) -> str:
     exact_to = f"good to {score.uncertainty:.2f} nats, {bits.uncertainty:.4f} bits per byte"
     if score.converged:
         return f"converged: {exact_to}"
-    return f"not converged: {exact_to} (1.96 errors and what the last fourfold of samples gained); take more samples, or smc"
+    return f"not converged: {exact_to} (interval of the error, and the gain over K/4); take more samples, or smc"
 
 
 def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str) -> str:
