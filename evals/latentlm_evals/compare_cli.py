@@ -102,7 +102,7 @@ def compare(
         _show_logged(names, tasks, folder, command, console=console, as_json=as_json)
         return
 
-    from latentlm.cli._precision import samples_of
+    from latentlm.likelihood.planning import samples_of
     from latentlm_evals.comparison import Settings, dry, run
     from latentlm_evals.measure import Precision
     from latentlm_evals.tables import show, show_plans

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from latentlm.cli._precision import plan_lines
 from latentlm.likelihood.planning import Plan
 from latentlm_evals.paired_tables import show_tasks
 from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult
@@ -84,7 +83,7 @@ def _verdict(model: ModelResult) -> str:
 def show_plans(plans: dict[str, Plan], *, console: Console) -> None:
     """What measuring will take, a column per model."""
     table = Table("", *map(escape, plans), title="Likelihoods of held-out text (a dry run: nothing is measured)")
-    lines = [plan_lines(plan) for plan in plans.values()]
+    lines = [plan.lines() for plan in plans.values()]
     for label in lines[0]:
         table.add_row(label, *(line[label] for line in lines))
     console.print(table)

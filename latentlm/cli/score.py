@@ -79,9 +79,8 @@ def score(
         raise UserError(f"--context {context}: a window holds at least one token.")
     texts = [(name, _read(name)) for name in files]
     from latentlm.cli._models import load_reader
-    from latentlm.cli._precision import samples_of
     from latentlm.likelihood import METHODS, bits_per_byte, score_continuations, score_texts
-    from latentlm.likelihood.planning import plan
+    from latentlm.likelihood.planning import plan, samples_of
     from latentlm.likelihood.scoring import continuations_to_score, texts_to_score
 
     count = samples_of(samples)
@@ -128,9 +127,7 @@ def _bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
 
 def _show_plan(found: Plan, as_json: bool) -> None:
     """What scoring will take."""
-    from latentlm.cli._precision import plan_lines
-
-    lines = plan_lines(found)
+    lines = found.lines()
     width = max(map(len, lines))
     typer.echo(json.dumps(asdict(found), indent=2) if as_json else "\n".join(f"{k:{width}}  {v}" for k, v in lines.items()))
 

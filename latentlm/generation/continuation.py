@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from latentlm.generation.prompts import count_sites
 from latentlm.generation.sampling import TokenSampling
 from latentlm.generation.stopping import StopStrings
-from latentlm.interface import Finish, Latent, Latents, LatentSource, Noise, State
+from latentlm.interface import Finish, Latent, Latents, LatentSource, Noise, State, count_sites
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder

@@ -26,7 +26,7 @@ from torch import Tensor
 from latentlm.errors import UserError
 from latentlm.generation.continuation import Job, Row, run
 from latentlm.generation.latents import check_events, rows_of, same_names
-from latentlm.generation.prompts import count_sites, end_of_text, fed_tokens, fitted, request_keys
+from latentlm.generation.prompts import end_of_text, fed_tokens, fitted, request_keys
 from latentlm.generation.sampling import TokenSampling
 from latentlm.generation.stopping import StopStrings
 from latentlm.interface import (
@@ -40,6 +40,7 @@ from latentlm.interface import (
     OnToken,
     Wanted,
     by_name,
+    count_sites,
     noise_of,
 )
 

@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from latentlm.errors import UserError
-from latentlm.interface import Granularity, site_starts
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
@@ -80,14 +77,3 @@ def request_keys(prompts: Sequence[list[int]]) -> list[Hashable]:
         keys.append((tokens, seen[tokens]))
         seen[tokens] += 1
     return keys
-
-
-def count_sites(granularity: Granularity, tokens: Sequence[int]) -> int:
-    """Sites of a document of these tokens."""
-    if granularity.length is not None:
-        return -(-len(tokens) // granularity.length)
-    if not tokens:
-        return 0
-    row = torch.tensor([list(tokens)])
-    positions = torch.arange(len(tokens))[None]
-    return int(site_starts(granularity, row, torch.zeros_like(row), positions).sum())
