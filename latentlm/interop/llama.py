@@ -7,8 +7,8 @@ The structure must be the backbone's: RMSNorm before each half, SwiGLU, rotary p
 grouped-query attention over the whole context, no biases. Whatever else config.json asks for is refused by name. Weights are
 never unpickled.
 
-`generate` and `score` begin every text with the tokenizer's end-of-text. A model that was trained to expect another first token
-is served by lists of tokens.
+`generate` and `score` begin every text with the token that tokenizer.json itself puts there (BOS), with end-of-text where it
+puts none. A model that was trained to expect another first token is served by lists of tokens.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
     _fill(model, folder)
     model.tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        from latentlm.tokenizer import load_tokenizer
+        from latentlm.tokenizer import LibraryTokenizer, load_tokenizer
 
         tokenizer = load_tokenizer("tokenizer.json", folder=folder)
         if tokenizer.vocabulary > config.backbone.vocabulary:  # fewer is fine: vocabularies are padded for speed
@@ -103,6 +103,8 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
                 f"{folder}: the tokenizer has {tokenizer.vocabulary} symbols, but the model has {config.backbone.vocabulary}; "
                 "put the tokenizer.json there that the model was trained with."
             )
+        leading = tokenizer.leading() if isinstance(tokenizer, LibraryTokenizer) else []
+        tokenizer.bos = leading[0] if leading else None
         model.tokenizer = tokenizer
     return model.eval()
 
