@@ -61,8 +61,10 @@ def check_tasks(tasks: Sequence[str], include_path: Path | None = None) -> None:
 
 def run_tasks(
     adapter: LatentLM, tasks: Sequence[str], *, limit: float | None = None, include_path: Path | None = None
-) -> dict[str, Any]:
-    """lm-eval's results of the tasks, samples included. `limit`: items per task, or their share below 1."""
+) -> dict[str, Any] | None:
+    """lm-eval's results of the tasks, samples included; None in the processes of an evaluation but the first. `limit`: items
+    per task, or their share below 1."""
+    adapter.begin()
     with _errors_only():
         results = lm_eval.simple_evaluate(
             model=adapter,
@@ -74,8 +76,7 @@ def run_tasks(
             numpy_random_seed=None,  # type: ignore[arg-type]
             torch_random_seed=None,  # type: ignore[arg-type]
         )
-    assert results is not None, "one process has the results"
-    return dict(results)
+    return None if results is None else dict(results)
 
 
 @contextmanager
@@ -100,7 +101,9 @@ def evaluate(
     limit: float | None = None,
 ) -> list[TaskResult]:
     """Every metric of every task on a model."""
-    return task_results(run_tasks(LatentLM(model, score=score, samples=samples, seed=seed), tasks, limit=limit))
+    results = run_tasks(LatentLM(model, score=score, samples=samples, seed=seed), tasks, limit=limit)
+    assert results is not None, "one process has the results"
+    return task_results(results)
 
 
 def task_results(results: dict[str, Any]) -> list[TaskResult]:

@@ -59,7 +59,7 @@ class Reader:
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt, what is fed first among them."""
         tokens = self.plain(text)
-        return tokens if tokens[:1] == [self.prefix] else self.leading + tokens
+        return tokens if tokens[:1] in ([self.prefix], self.leading[:1]) else self.leading + tokens
 
     def pair(self, context: str, continuation: str) -> Pair:
         """Cut the whole text's tokens where the context's end, blanks at its end being the continuation's, as lm-eval does.
