@@ -115,7 +115,7 @@ class LatentLM(TemplateLM):
             prefix_token_id=prefix_token_id,
             trust_remote_code=trust_remote_code,
         )
-        self.tokenizer = self.reader.templates  # what TemplateLM picks a chat template from
+        self.tokenizer = self.reader.templates  # lm-eval notes its special tokens in the results
         self.templates = chat.Templates(self.reader.templates, {**(chat_template_args or {}), **self.thinking.template_args()})
         self.batch_size = batch_rows(batch_size, max_batch_size, loaded.device)
         self.max_length = seen_tokens(max_length, loaded.config.backbone.context)
@@ -174,12 +174,10 @@ class LatentLM(TemplateLM):
         return self.templates.apply(chat_history, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that `--apply_chat_template [NAME]` picks. Raises UserError where there is none."""
+        """The template that `--apply_chat_template [NAME]` picks, from now on. Raises UserError where there is none."""
         if chat_template is False or chat_template is None:
             return None
-        self.templates.check()
-        self.templates.chosen = super().chat_template(chat_template)
-        return self.templates.chosen
+        return self.templates.choose(chat_template if isinstance(chat_template, str) else None)
 
     # ------------------------------------------------------------------------------------------------ requests
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from latentlm.errors import UserError
+from latentlm.errors import UserError, unknown_name
 
 
 class Templates:
@@ -16,10 +16,19 @@ class Templates:
 
     def __init__(self, tokenizer: Any, arguments: dict[str, Any]) -> None:
         self._tokenizer, self._arguments = tokenizer, arguments
-        self.chosen: str | None = None
-        """The template to apply; None: the tokenizer's own choice."""
+        self._chosen: str | None = None  # the tokenizer's own choice
 
-    def check(self) -> None:
+    def choose(self, name: str | None = None) -> str:
+        """Apply the template of that name, or the default, from now on; returns it. Raises UserError where there is none."""
+        self._check()
+        known = self._tokenizer.chat_template
+        known = known if isinstance(known, dict) else {"default": known}
+        if (name or "default") not in known:
+            raise unknown_name("chat template", name or "default", known, remedy="Say --apply_chat_template NAME.")
+        self._chosen = str(known[name or "default"])
+        return self._chosen
+
+    def _check(self) -> None:
         """Raise UserError where there is no template."""
         if not getattr(self._tokenizer, "chat_template", None):
             raise UserError(
@@ -31,7 +40,7 @@ class Templates:
         """The conversation as one text. A template that knows no system role gets the conversation without it, as in `hf`."""
         import jinja2
 
-        self.check()
+        self._check()
         try:
             return self._rendered(history, add_generation_prompt)
         except jinja2.exceptions.TemplateError as error:
@@ -46,7 +55,7 @@ class Templates:
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
-            chat_template=self.chosen,
+            chat_template=self._chosen,
             **self._arguments,
         )
         return str(rendered)
