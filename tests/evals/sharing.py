@@ -12,7 +12,7 @@ from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals.adapter import LatentLM
-from latentlm_evals.evaluation import run_tasks
+from latentlm_evals.evaluation import run_with
 from latentlm_evals.suites import SUITE_TASKS
 
 
@@ -22,7 +22,7 @@ def main(out: Path) -> None:
     model = build(config, seed=3).eval()
     model.tokenizer = ByteTokenizer()
     lm = LatentLM(model, samples=2)
-    results = run_tasks(lm, SUITE_TASKS, limit=5)  # an odd number: the processes have unlike shares
+    results = run_with(lm, SUITE_TASKS, limit=5)  # an odd number: the processes have unlike shares
     if results is not None:
         kept = {key: results[key] for key in ("results", "samples", "n-samples")}
         kept["latentlm"] = results["config"]["latentlm"]
