@@ -69,7 +69,7 @@ MODEL = [
     Option("add_bos_token=false", "feed none", {"add_bos_token": False}),
     Option("prefix_token_id=5", "stands for an empty context", {"prefix_token_id": 5}),
     Option("trust_remote_code=true", "for the tokenizer; model code of a folder is never run", {"trust_remote_code": True}),
-    Option("think_end_token=,", "answers begin after the last of it, a text or a token's number", {"think_end_token": ","}),
+    Option("think_end_token=...", "answers begin after the last of it, a text or a token's number", {"think_end_token": ","}),
     Option("enable_thinking=false", "passed to the chat template", {"enable_thinking": False}, {"apply_chat_template": True}),
     Option("chat_template_args={...}", "passed to it", {"chat_template_args": {"a": 1}}, {"apply_chat_template": True}),
     Option("logits_cache, truncation=false, use_fast_tokenizer, backend=causal, revision=main, ...", "accepted, unused",
@@ -98,8 +98,8 @@ HARNESS = [
     Option("--cache_requests true", "lm-eval's own; tokenizers and templates have names of their own",
            evaluate={"cache_requests": True, "apply_chat_template": True}),
     Option("--predict_only", "lm-eval's own", evaluate={"predict_only": True}),
-    Option("--seed 7", "few-shot examples and metrics follow it; latents and sampled tokens follow seed= of --model_args, and a "
-           "warning says so", evaluate={"torch_random_seed": 7, "random_seed": 7, "numpy_random_seed": 7}),
+    Option("--seed 7", "few-shot examples and metrics follow it; latents and sampled tokens follow seed= of --model_args, "
+           "and a warning says so", evaluate={"torch_random_seed": 7, "random_seed": 7, "numpy_random_seed": 7}),
     Option("--confirm_run_unsafe_code", "lm-eval's own", evaluate={"confirm_run_unsafe_code": True}),
     Option("--gen_kwargs max_gen_toks=4", "tokens at most; also max_new_tokens, max_tokens, max_completion_tokens",
            evaluate={"gen_kwargs": {"max_gen_toks": 4}}),
