@@ -57,14 +57,17 @@ class Tokenizer(ABC):
         """`decode_bytes` as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
+    def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
+        """The bytes that `tokens` add behind the tokens `before`; here, those that they stand for wherever they are. Raises
+        ValueError as `decode_bytes`."""
+        return self.decode_bytes(tokens)
+
     def pieces(self) -> list[bytes]:
         """The bytes that each id 0..V-1 stands for in the middle of a text; none for end-of-text and for a hole in the ids.
 
         Each is decoded behind a letter, since many tokenizers leave out the space that begins a text's first token."""
         letter = self.encode("a")
-        before = self.decode_bytes(letter)
-        found = (self.decode_bytes([*letter, token]) for token in range(self.vocabulary))
-        return [text.removeprefix(before) for text in found]
+        return [self.decode_after(letter, [token]) for token in range(self.vocabulary)]
 
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of many texts, each an array (n,) of the smallest of uint16 and uint32 that holds V."""
@@ -155,6 +158,12 @@ class LibraryTokenizer(Tokenizer):
         kept = [int(token) for token in tokens if token != self.end_of_text]
         return str(self._backend.decode(kept, skip_special_tokens=False))
 
+    def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
+        """The text of both less that of `before`: decoders leave out the blank that begins a text, and join the bytes of a
+        letter that is cut between the two."""
+        alone, both = self.decode(before), self.decode([*before, *tokens])
+        return both[len(os.path.commonprefix([alone, both])) :].encode("utf-8")
+
     def save(self, folder: Path) -> str:
         """Writes tokenizer.json, and beside it which token ends a text where the file alone would not tell."""
         _write(folder / FILE, self._backend.to_str(pretty=True))
@@ -228,6 +237,10 @@ class BPETokenizer(LibraryTokenizer):
     def decode(self, tokens: Sequence[int]) -> str:
         """`decode_bytes` as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return Tokenizer.decode(self, tokens)
+
+    def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
+        """The tokens' own bytes."""
+        return self.decode_bytes(tokens)
 
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of many texts, those that are UTF-8 in one parallel batch."""
