@@ -128,6 +128,8 @@ class LibraryTokenizer(Tokenizer):
         self.name = name
         self._backend = backend
         self._end_of_text_name = end_of_text
+        if end_of_text not in _special_tokens(backend):  # else a text that spells it would hold it
+            self._backend.add_special_tokens([end_of_text])
         self._backend.encode_special_tokens = True  # never make a special token out of text
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -349,17 +351,27 @@ def _added_tokens(backend: Any) -> dict[int, Any]:
     return dict(backend.get_added_tokens_decoder())
 
 
+def _special_tokens(backend: Any) -> set[str]:
+    return {str(token.content) for token in _added_tokens(backend).values() if token.special}
+
+
 def _end_of_text_name(backend: Any, companion: Path | None) -> str | None:
-    """The special token that ends a text: what the companion file says, else the first well-known name."""
-    special = {str(token.content) for token in _added_tokens(backend).values() if token.special}
+    """The token that ends a text: what the companion file says, else the first well-known name of a special token. Raises
+    UserError where the companion names a token that is not there."""
+    special = _special_tokens(backend)
     if companion is not None and companion.is_file():
         try:
             said = json.loads(companion.read_text(encoding="utf-8")).get("eos_token")
         except (ValueError, AttributeError) as error:
             raise UserError(f"{companion} is not readable: {error}") from None
         said = said.get("content") if isinstance(said, dict) else said
-        if said in special:
-            return str(said)
+        if said is not None:
+            if not isinstance(said, str) or backend.token_to_id(said) is None:
+                raise UserError(
+                    f'{companion} says that "{said}" ends a text (eos_token), but the tokenizer.json beside it has no such token. '
+                    "Put the files of one tokenizer there."
+                )
+            return said
     return next((name for name in _END_OF_TEXT_NAMES if name in special), None)
 
 
