@@ -164,7 +164,9 @@ class LibraryTokenizer(Tokenizer):
         """The text of both less that of `before`: decoders leave out the blank that begins a text, and join the bytes of a
         letter that is cut between the two."""
         alone, both = self.decode(before), self.decode([*before, *tokens])
-        return both[len(os.path.commonprefix([alone, both])) :].encode("utf-8")
+        if not both.startswith(alone):
+            alone = both[: next(place for place, letter in enumerate(alone) if both[place : place + 1] != letter)]
+        return both[len(alone) :].encode("utf-8")
 
     def save(self, folder: Path) -> str:
         """Writes tokenizer.json, and beside it which token ends a text where the file alone would not tell."""
@@ -368,8 +370,8 @@ def _end_of_text_name(backend: Any, companion: Path | None) -> str | None:
         if said is not None:
             if not isinstance(said, str) or backend.token_to_id(said) is None:
                 raise UserError(
-                    f'{companion} says that "{said}" ends a text (eos_token), but the tokenizer.json beside it has no such token. '
-                    "Put the files of one tokenizer there."
+                    f'{companion} says that "{said}" ends a text (eos_token), but the tokenizer.json beside it has no such '
+                    "token. Put the files of one tokenizer there."
                 )
             return said
     return next((name for name in _END_OF_TEXT_NAMES if name in special), None)

@@ -14,6 +14,7 @@ from latentlm.interface import LatentDecoder
 from latentlm.interop import is_llama_folder, llama_config, load_llama
 from llama_folders import SCALED, edit_config, our_logits, saved
 
+
 @pytest.fixture(scope="module")
 def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")

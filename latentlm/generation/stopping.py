@@ -1,4 +1,4 @@
-"""Where a generated text ends: stop strings, found across token boundaries, in the bytes that the tokens add behind the prompt."""
+"""Where a generated text ends: stop strings, found across token boundaries, in the bytes that tokens add to a prompt."""
 
 from __future__ import annotations
 

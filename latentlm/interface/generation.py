@@ -26,7 +26,8 @@ class Generation:
     """One continuation."""
 
     text: str | None
-    """What the tokens add to the text of the prompt, without the stop string; bytes that are no UTF-8 are replaced. None where the model has no tokenizer."""
+    """What the tokens add to the text of the prompt, without the stop string; bytes that are no UTF-8 are replaced. None where
+    the model has no tokenizer."""
     tokens: list[int]
     """Every token drawn but the end token (the stop string's included)."""
     prompt: list[int]

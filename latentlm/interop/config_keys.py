@@ -59,7 +59,8 @@ _CLASSIFIER, _HOW = "belongs to classifiers", "chooses how the same numbers are 
 _NOTE = "is a note of the program that wrote the file"
 _OTHERS = "belongs to models of other kinds"
 HARMLESS = {
-    **dict.fromkeys(("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "gradient_checkpointing"), _IN_TRAINING),
+    **dict.fromkeys(("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"), _IN_TRAINING),
+    "gradient_checkpointing": _IN_TRAINING,
     **dict.fromkeys(("use_cache", "chunk_size_feed_forward", "pretraining_tp"), _HOW),
     **dict.fromkeys(("attn_implementation", "_attn_implementation", "_attn_implementation_autoset"), _HOW),
     **dict.fromkeys(("_flash_attn_2_enabled", "experts_implementation", "torchscript", "use_bfloat16"), _HOW),

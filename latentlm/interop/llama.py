@@ -15,7 +15,6 @@ is served by lists of tokens. A generated text ends where transformers ends it (
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

@@ -37,7 +37,7 @@ def rotary(settings: dict[str, Any], path: Path) -> tuple[float, dict[str, Any] 
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in _KINDS:
         raise UserError(
-            f'{path}: rotary positions of type "{kind}" ({name}) are not supported; {", ".join(_KINDS[:-1])} and {_KINDS[-1]} are.'
+            f'{path}: rotary positions of type "{kind}" ({name}) are not supported; these are: {", ".join(_KINDS)}.'
         )
     if (share := rope.get("partial_rotary_factor")) not in (None, 1.0):
         raise UserError(f"{path}: a share of {share} of each head is rotated (partial_rotary_factor in {name}), not all of it.")

@@ -60,7 +60,7 @@ def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
                 tensor = opened.get_tensor(name)
                 if not tensor.is_floating_point():
-                    raise CheckpointError(f'{file}: "{name}" holds {tensor.dtype} numbers; quantised weights are not supported.')
+                    raise CheckpointError(f'{file}: "{name}" holds {tensor.dtype} numbers; quantised weights are not read.')
                 yield name, tensor
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); download it again.") from None
