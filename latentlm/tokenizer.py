@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from latentlm.errors import UserError, did_you_mean
+from latentlm.errors import UserError, did_you_mean, typed_path
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
@@ -281,7 +281,7 @@ def load_tokenizer(spec: str, *, folder: Path | None = None) -> Tokenizer:
     if not spec.endswith(".json"):
         hint = did_you_mean(spec, ["bytes", FILE])
         raise UserError(f'unknown tokenizer "{spec}".{hint} Give "bytes" or the path of a tokenizer.json.')
-    path = Path(spec).expanduser() if folder is None else _inside(folder, spec)
+    path = typed_path(spec) if folder is None else _inside(folder, spec)
     if not path.is_file():
         raise UserError(f"the tokenizer {path} does not exist; give the path of a tokenizer.json.")
     return _read(path)
