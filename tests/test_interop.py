@@ -12,7 +12,7 @@ import torch
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import LatentDecoder
 from latentlm.interop import is_llama_folder, llama_config, load_llama
-from llama_folders import SCALED, edit_config, our_logits, saved
+from saved_llamas import SCALED, edit_config, our_logits, saved
 
 
 @pytest.fixture(scope="module")

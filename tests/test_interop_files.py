@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interop import load_llama
-from llama_folders import edit_config, our_logits, saved, their_logits
+from saved_llamas import edit_config, our_logits, saved, their_logits
 
 TOKENS = torch.arange(30)[None]
 

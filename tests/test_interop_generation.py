@@ -16,7 +16,7 @@ from latentlm.generation.prompts import end_tokens
 from latentlm.interop import load_llama
 from latentlm.interop.generation_keys import GENERATION, GenerationWarning
 from latentlm.tokenizer import BPETokenizer
-from llama_folders import edit_config, saved
+from saved_llamas import edit_config, saved
 
 PROMPTS = [[7, 3, 9], [1, 2, 30], [11, 12, 13]]
 

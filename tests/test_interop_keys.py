@@ -14,7 +14,7 @@ from latentlm.errors import UserError
 from latentlm.interop import llama_config, load_llama
 from latentlm.interop.config_keys import HARMLESS, HONOURED, SERVED
 from latentlm.interop.generation_keys import GENERATION
-from llama_folders import SCALED, edit_config, our_logits, saved, their_logits
+from saved_llamas import SCALED, edit_config, our_logits, saved, their_logits
 
 TOKENS = torch.randint(0, 53, (2, 60), generator=torch.Generator().manual_seed(1))
 
@@ -51,6 +51,12 @@ def test_every_key_that_transformers_writes_is_known(kind: str) -> None:
     config = getattr(transformers, f"{kind}Config")()
     fields = {*config.to_dict(), *(field.name for field in dataclasses.fields(config))}
     assert fields - HONOURED - SERVED.keys() - HARMLESS.keys() - GENERATION == set()
+
+
+def test_the_page_names_every_key() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "transformers.md").read_text(encoding="utf-8")
+    known = {*HONOURED, *SERVED, *HARMLESS, *GENERATION}
+    assert {key for key in known if f"`{key}`" not in page} == set()
 
 
 def test_no_key_is_in_two_lists() -> None:

@@ -16,7 +16,7 @@ from latentlm.tokenizer import BPETokenizer, load_tokenizer
 from latentlm.training.data.corpora import read_corpus
 from latentlm.training.loop import train
 from latentlm.training.recipes import find_recipe, load_recipe
-from llama_folders import saved
+from saved_llamas import saved
 from zoo_models import make_run
 
 ODD = [

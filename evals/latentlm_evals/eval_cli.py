@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError
 from latentlm_evals.suites import DEFAULT_SUITE, task_path
 
@@ -33,7 +35,7 @@ app = typer.Typer(add_completion=False)
 
 def _print_task_path(asked: bool) -> None:
     if asked:
-        typer.echo(str(task_path()))
+        typer.echo(str(task_path()), file=sys.stdout)
         raise typer.Exit
 
 
@@ -51,7 +53,7 @@ def evaluate(
     tokenizer: Annotated[str | None, typer.Option(help='For a card without one: "bytes" or a tokenizer.json.')] = None,
     allow_random: Annotated[bool, typer.Option(help="Evaluate an architecture card's random weights.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write lm-eval's whole results here, as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     show_task_path: Annotated[
         bool, typer.Option("--task-path", is_eager=True, callback=_print_task_path, help="Print the shipped tasks' folder.")
     ] = False,
@@ -81,7 +83,7 @@ def evaluate(
     if output is not None:
         _write(output, results)
     if as_json:
-        typer.echo(json.dumps({"model": model, "facts": facts, "tasks": [vars(row) for row in rows]}, indent=2))
+        emit(json.dumps({"model": model, "facts": facts, "tasks": [vars(row) for row in rows]}, indent=2))
     else:
         _print_table(model, rows, facts)
 

@@ -54,10 +54,10 @@ SERVED = {
 }
 """Lists are served where each of their elements is."""
 
-_IN_TRAINING, _OUTPUT = "is at work in training only", "chooses what a call returns"
-_CLASSIFIER, _HOW = "belongs to classifiers", "chooses how the same numbers are computed"
-_NOTE = "is a note of the program that wrote the file"
-_OTHERS = "belongs to models of other kinds"
+_IN_TRAINING, _OUTPUT = "at work in training only", "what a call returns"
+_CLASSIFIER, _HOW = "of classifiers", "how the same numbers are computed"
+_NOTE = "a note of the program that wrote the file"
+_OTHERS = "of models of other kinds"
 HARMLESS = {
     **dict.fromkeys(("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"), _IN_TRAINING),
     "gradient_checkpointing": _IN_TRAINING,
@@ -70,7 +70,7 @@ HARMLESS = {
     **dict.fromkeys(("transformers_version", "_name_or_path", "name_or_path", "_commit_hash"), _NOTE),
     **dict.fromkeys(("unsloth_version", "unsloth_fixed"), _NOTE),
     "tokenizer_class": "the tokenizer is that of tokenizer.json",
-    "task_specific_params": "is read by pipelines, not by `generate`",
+    "task_specific_params": "read by pipelines, not by `generate`",
 }
 
 

@@ -32,7 +32,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 
 
 def _name_of(path: Path) -> str:
-    """A recipe's name where it says none: its file's, or for a recipe.yaml its folder's, in the letters that a name may have."""
+    """A recipe's name where it says none: its file's, or for a recipe.yaml its folder's, in letters that a name may have."""
     said = path.resolve().parent.name if path.name == RECIPE else path.stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", said).strip("._-") or "run"
 

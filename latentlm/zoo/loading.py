@@ -66,9 +66,9 @@ def load(
     unknown name, missing or damaged weights, too little memory, a tokenizer that does not fit.
     """
     target, path = _device(device), typed_path(name_or_path)
-    if (path / "config.json").is_file() and not is_name(name_or_path):
-        if (llama := _llama(path, target, dtype, weights)) is not None:
-            return llama
+    foreign = (path / "config.json").is_file() and not is_name(name_or_path)
+    if foreign and (llama := _llama(path, target, dtype, weights)) is not None:
+        return llama
     entry = find(name_or_path)
     card, file = _weights_for(entry, weights)
     wanted, names = _dtype(dtype or card.dtype), card.plugins or None

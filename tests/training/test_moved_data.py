@@ -15,7 +15,7 @@ from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.tokenizer import BPETokenizer
 from latentlm.training import run as run_module
-from latentlm.training.loop import InterruptedRun, train
+from latentlm.training.loop import InterruptedRun, StopRequest, train
 from latentlm.training.recipes import load_recipe
 from latentlm.training.record.folder import saved_recipe
 
@@ -93,8 +93,13 @@ def test_it_may_be_said_at_the_run_folder_more_than_once(
 ) -> None:
     run = started(recipe(), steps=5)
     first = Path(shutil.move(texts, tmp_path / "first"))
+
+    def asked(request: StopRequest) -> StopRequest:
+        request.requested = True
+        return request
+
     with monkeypatch.context() as patch:
-        patch.setattr("latentlm.training.loop.StopRequest.__enter__", lambda request: setattr(request, "requested", True) or request)
+        patch.setattr(StopRequest, "__enter__", asked)
         with pytest.raises(InterruptedRun):
             train(load_recipe(str(run), [f"data.path={first}"]), out=run, resume=True, progress=False)
     second = Path(shutil.move(first, tmp_path / "second"))

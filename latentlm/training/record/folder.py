@@ -28,7 +28,8 @@ _BEFORE_START = {_LOCK, TOKENIZER, "tokenizer_config.json", "manifest.json", "te
 """What a run writes ahead of recipe.yaml."""
 
 _FREE_TO_CHANGE = {
-    "name", "description", "data.path", "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
+    "name", "description", "data.path",
+    "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
     "train.device", "train.threads", "train.tensorboard",
 }  # fmt: skip
 """Settings that a resumed run may change: they decide what is written, where the data lie and where it is computed, not what
