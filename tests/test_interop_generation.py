@@ -100,6 +100,15 @@ def test_without_an_end_token_the_tokenizers_end_of_text_ends_a_text(tmp_path: P
     assert end_tokens(load_llama(tmp_path)) == {tokenizer.end_of_text}
 
 
+def test_answers_that_were_kept_under_other_end_tokens_are_not_taken(folder: Path) -> None:
+    from latentlm_evals.fingerprint import model_facts
+
+    write(folder, eos_token_id=[3, 4])
+    before = model_facts(load_llama(folder))
+    write(folder, eos_token_id=[3])
+    assert model_facts(load_llama(folder)) != before
+
+
 @pytest.mark.parametrize("said", ["</s>", [1, "2"], True, {"id": 1}])
 def test_an_end_token_that_is_no_number_is_refused(folder: Path, said: Any) -> None:
     write(folder, eos_token_id=said)

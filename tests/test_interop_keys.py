@@ -100,6 +100,7 @@ def test_rotary_positions_are_read_as_transformers_reads_them(folder: Path, chan
         {"_name_or_path": "elsewhere", "unsloth_version": "2024.9", "bos_token_id": 3, "pad_token_id": 4},
         {"quantization_config": None, "sliding_window": None, "logit_scale": None, "architectures": None},
         {"layer_types": ["full_attention"] * 3, "partial_rotary_factor": 1.0, "pruned_heads": {}},
+        {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}, "max_sequence_length": 9},
         {"hidden_act": "swish", "temperature": 0.3, "do_sample": True},
     ],
 )
@@ -114,6 +115,7 @@ def test_keys_that_change_nothing_in_transformers_change_nothing_here(folder: Pa
         ({"partial_rotary_factor": 0.5}, r"0\.5 of each head is rotated \(partial_rotary_factor\)"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"is_causal": False}, "is_causal"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
         ({"per_layer_config": {"1": {"head_dim": 4}}}, "per_layer_config"),
         ({"transformers_weights": "other.safetensors"}, r"the weights lie in other\.safetensors"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),

@@ -25,6 +25,8 @@ Examples:
 
   latentlm train runs/try --resume
 
+  latentlm train runs/try --resume data.path=where/the/texts/are/now/
+
 What it writes is a model: latentlm generate runs/try "def ".
 """
 

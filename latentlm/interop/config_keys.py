@@ -43,6 +43,7 @@ SERVED = {
     "is_encoder_decoder": Served((False,), "there is an encoder"),
     "add_cross_attention": Served((False,), "there is cross-attention"),
     "cross_attention_hidden_size": Served((), "there is cross-attention"),
+    "rope_interleaved": Served((False,), "rotary positions turn neighbours"),
     "partial_rotary_factor": Served((1.0,), "a share of {} of each head is rotated"),
     "quantization_config": Served(({},), "the weights are quantised"),
     "per_layer_config": Served(({},), "layers differ from each other"),
@@ -68,7 +69,8 @@ HARMLESS = {
     **dict.fromkeys(("id2label", "label2id", "num_labels", "problem_type", "finetuning_task"), _CLASSIFIER),
     **dict.fromkeys(("is_decoder", "tie_encoder_decoder", "tf_legacy_loss", "sep_token_id"), _OTHERS),
     **dict.fromkeys(("transformers_version", "_name_or_path", "name_or_path", "_commit_hash"), _NOTE),
-    **dict.fromkeys(("unsloth_version", "unsloth_fixed"), _NOTE),
+    **dict.fromkeys(("unsloth_version", "unsloth_fixed", "is_llama_config", "transformers.js_config"), _NOTE),
+    **dict.fromkeys(("max_sequence_length", "model_max_length"), "a bound for others; max_position_embeddings counts"),
     "tokenizer_class": "the tokenizer is that of tokenizer.json",
     "task_specific_params": "read by pipelines, not by `generate`",
 }
