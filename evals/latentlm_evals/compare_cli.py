@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
+
 app = typer.Typer(add_completion=False)
 
 _EPILOG = """
@@ -38,7 +40,7 @@ def compare(
     ] = "short",
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw in the measurements.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train or load several models, measure them alike, and lay them side by side."""
     from rich.console import Console
@@ -62,7 +64,7 @@ def compare(
     folder = out or Path("runs") / ("compare-" + "-".join(Path(name).stem for name in names))
     comparison = run(names, overrides, folder, settings=settings, console=console)
     if as_json:
-        print(comparison.to_json())
+        emit(comparison.to_json())
     else:
         show(comparison, console=console)
         console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")

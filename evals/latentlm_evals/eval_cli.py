@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError, unknown_name
 from latentlm_evals.strict_json import strict_json
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
@@ -40,7 +41,7 @@ app = typer.Typer(add_completion=False)
 
 def _print_task_path(asked: bool) -> None:
     if asked:
-        typer.echo(str(task_path()))
+        typer.echo(str(task_path()), file=sys.stdout)
         raise typer.Exit
 
 
@@ -71,7 +72,7 @@ def evaluate(
     predict_only: Annotated[bool, typer.Option(help="Answers only, no metrics; for --output.")] = False,
     confirm_run_unsafe_code: Annotated[bool, typer.Option(help="Run code that the model writes (mbpp).")] = False,
     output: Annotated[Path | None, typer.Option(help="Write lm-eval's whole results here, as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     show_task_path: Annotated[
         bool, typer.Option("--task-path", is_eager=True, callback=_print_task_path, help="Print the shipped tasks' folder.")
     ] = False,
@@ -119,7 +120,7 @@ def evaluate(
         _write(output, results)
     if as_json:
         said = {"model": model, "facts": facts, "tasks": [vars(row) for row in rows], "groups": [vars(row) for row in groups]}
-        typer.echo(strict_json(said))
+        emit(strict_json(said))
     else:
         _print_table(model, rows, groups, facts)
 

@@ -36,6 +36,7 @@ def model_facts(model: LatentDecoder) -> Facts:
         "card_sha256": _hash(_in_order(card.model_dump(mode="json"))) if card else None,
         "weights_sha256": card.weights.sha256 if card and card.weights else weights_hash(model),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "end_tokens": None if model.end_tokens is None else sorted(model.end_tokens),
         "tokenizer": model.tokenizer.name if model.tokenizer else None,
         "tokenizer_sha256": _hash(tokenizer_facts(model)),
         "latentlm": latentlm.__version__,

@@ -62,7 +62,6 @@ class Writer:
 
 def _written(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], stop: Sequence[str]) -> str:
     """The text that tokens add to a prompt, up to the first stop string."""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
-    text = whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(tokens)
+    text = tokenizer.decode_after(prompt, tokens).decode("utf-8", errors="replace")
     places = [place for each in stop if (place := text.find(each)) >= 0]
     return text[: min(places, default=len(text))]

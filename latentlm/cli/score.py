@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def score(
     context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's context.")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by size.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Honest likelihood of a text."""
     if context is not None and context < 1:
@@ -86,7 +87,10 @@ def score(
     ]
     total = bits_per_byte(scores, [row.bytes for row in rows]) if len(rows) > 1 else None
     meaning = METHODS[scores[0].method] if decoder.has_latents else "exact: this decoder has no latents"
-    typer.echo(_as_json(model, rows, total, meaning) if as_json else _as_text(rows, total, meaning))
+    if as_json:
+        emit(_as_json(model, rows, total, meaning))
+    else:
+        typer.echo(_as_text(rows, total, meaning), file=sys.stdout)
 
 
 def _read(name: str) -> bytes:

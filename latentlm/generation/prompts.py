@@ -20,6 +20,13 @@ def end_of_text(model: LatentDecoder) -> int | None:
     return None if model.tokenizer is None else model.tokenizer.end_of_text
 
 
+def end_tokens(model: LatentDecoder) -> frozenset[int]:
+    """The tokens that end a generated text: those that the model names, else the tokenizer's end-of-text."""
+    if model.end_tokens is not None:
+        return model.end_tokens
+    return frozenset() if model.tokenizer is None else frozenset([model.tokenizer.end_of_text])
+
+
 def fed_tokens(model: LatentDecoder, prompt: str | Sequence[int], number: int) -> list[int]:
     """Tokens of a prompt: [first token, text ...], or the given list, the first token where it is empty. It is end-of-text, or
     the BOS of a model from elsewhere.
