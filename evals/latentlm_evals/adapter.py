@@ -15,8 +15,8 @@
     windows          auto           rolling windows: "disjoint" (one context token each) or "overlapping" (lm-eval's: the last
                                     window keeps as much context as fits); auto: disjoint for latents, else overlapping
 
-add_bos_token, prefix_token_id, trust_remote_code, enable_thinking, think_end_token and chat_template_args are those of
-lm-eval's `hf`. docs/lm-eval.md lists every option of both.
+add_bos_token, prefix_token_id, enable_thinking, think_end_token and chat_template_args are those of lm-eval's `hf`.
+docs/lm-eval.md lists every option of both.
 
 Rules that make the numbers honest: nothing is shared between the options of a question (one option's posterior has seen its own
 targets); batches are padded on the right and encoders never see the padding; `is_greedy` is the argmax of the K-sample
@@ -81,7 +81,6 @@ class LatentLM(TemplateLM):
         windows: Windows = "auto",
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
-        trust_remote_code: bool = False,
         enable_thinking: bool | None = None,
         think_end_token: str | int | None = None,
         chat_template_args: dict[str, Any] | None = None,
@@ -113,7 +112,6 @@ class LatentLM(TemplateLM):
             elsewhere=elsewhere,
             add_bos_token=add_bos_token,
             prefix_token_id=prefix_token_id,
-            trust_remote_code=trust_remote_code,
         )
         self.tokenizer = self.reader.templates  # lm-eval notes its special tokens in the results
         self.templates = chat.Templates(self.reader.templates, {**(chat_template_args or {}), **self.thinking.template_args()})

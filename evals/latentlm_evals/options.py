@@ -25,6 +25,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "softmax_dtype": (),
     "mixed_precision_dtype": (),
     "use_fast_tokenizer": (True,),
+    "trust_remote_code": (True, False),  # code of a folder is never run
     "parallelize": (False,),
     "max_memory_per_gpu": (),
     "max_cpu_memory": (),

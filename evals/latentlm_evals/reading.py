@@ -96,12 +96,11 @@ def reader_of(
     elsewhere: bool,
     add_bos_token: bool | None = None,
     prefix_token_id: int | None = None,
-    trust_remote_code: bool = False,
 ) -> Reader:
     """The reader of a model's prompts. `folder`: where its tokenizer.json lies, None where there is none; `elsewhere`: it is
     a folder of transformers, not of a card. Raises UserError for a folder that transformers cannot read."""
     if elsewhere and folder is not None:
-        return _of_transformers(tokenizer, folder, add_bos_token, prefix_token_id, trust_remote_code)
+        return _of_transformers(tokenizer, folder, add_bos_token, prefix_token_id)
     return Reader(
         name=tokenizer.name,
         plain=lambda text: [int(token) for token in tokenizer.encode_prompt(text)],
@@ -111,15 +110,18 @@ def reader_of(
     )
 
 
-def _of_transformers(
-    tokenizer: Tokenizer, folder: Path, add_bos_token: bool | None, prefix: int | None, trust_remote_code: bool
-) -> Reader:
+def _of_transformers(tokenizer: Tokenizer, folder: Path, add_bos_token: bool | None, prefix: int | None) -> Reader:
     """By the tokenizer that lm-eval's `hf` would load, and its rule."""
     from transformers import AutoTokenizer
 
+    if "AutoTokenizer" in _said(folder).get("auto_map", {}):
+        raise UserError(
+            f"the tokenizer in {folder} is code of its own (auto_map in {CONFIG}), and code of a folder is never run: give "
+            "tokenizer=PATH of a tokenizer.json that does without."
+        )
     ruled = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
     try:
-        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **ruled)
+        theirs = AutoTokenizer.from_pretrained(folder, **ruled)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"transformers cannot read the tokenizer in {folder}: {error}") from None
 
@@ -143,14 +145,20 @@ def _templates(folder: Path | None) -> Any:
 
 
 def _has_template(folder: Path) -> bool:
-    if (folder / TEMPLATE).is_file():
-        return True
+    return (folder / TEMPLATE).is_file() or bool(_said(folder).get("chat_template"))
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What the file beside a tokenizer.json says of it; nothing where there is none."""
     try:
-        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("chat_template"))
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return False
-    except (OSError, ValueError, AttributeError) as error:
+        return {}
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} is not readable: {error}") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{folder / CONFIG} should hold a mapping, not {type(said).__name__}.")
+    return said
 
 
 def fitted(request: TokenRequest, limit: int) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,13 @@ def test_generate_and_score_feed_the_bos_that_the_folder_puts_before_a_text(tmp_
         (found,) = generate(model, ["import"], max_tokens=1)
         assert found.prompt[0] == model.tokenizer._backend.token_to_id(name)  # type: ignore[union-attr]
         assert found.prompt[1:] == model.tokenizer.encode("import")  # type: ignore[union-attr]
+
+
+def test_a_tokenizer_that_is_code_of_the_folder_is_refused(tmp_path: Path) -> None:
+    file = llama_folder(tmp_path) / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}))
+    with pytest.raises(UserError, match="never run"):
+        LatentLM(str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------- blanks and joins
