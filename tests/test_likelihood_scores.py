@@ -200,7 +200,7 @@ def test_pieces_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [([0, 2], [1, 2, 0, 1, 1]), ([1, 2, 0, 0], [1, 1])]
     whole = score_continuations(chunked(), requests, samples=24, batch_size=2, greedy=True)
     monkeypatch.setattr(weights, "LATENT_TOKENS", 50)
-    monkeypatch.setattr(weights, "_LOGITS", 2 * 24 * 3 * 2)
+    monkeypatch.setattr(weights, "LOGITS", 2 * 24 * 3 * 2)
     pieces = score_continuations(chunked(), requests, samples=24, batch_size=2, greedy=True)
     for one, other in zip(whole, pieces, strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-5)
@@ -213,7 +213,7 @@ def test_a_batch_holds_no_more_rows_than_their_logits_allow(monkeypatch: pytest.
     requests = [([0, 2], [1, 2, 0]), ([1, 2, 0], [1, 1]), ([1, 1], [0, 2]), ([2, 2], [0]), ([0], [1, 1])]
     whole = score_continuations(chunked(), requests, samples=8)
     decoder, most = chunked(), 2 * 8 * 3
-    monkeypatch.setattr(weights, "_LOGITS", most)
+    monkeypatch.setattr(weights, "LOGITS", most)
     sizes = []
     logits = decoder.logits
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -104,6 +105,13 @@ def test_every_json_of_ours_is_of_that_kind() -> None:
     assert len(found) >= 14
     assert [name for name, option in found.items() if option.callback is None] == []
     assert {option.help for option in found.values()} == {"Print JSON, and nothing else on standard output."}
+
+
+def test_json_for_a_program_is_written_by_emit() -> None:
+    root = Path(cli.__file__).parent.parent.parent
+    written = re.compile(r"(print|echo)\(\w*_?(json\.dumps|\w+\.to_json|as_json)\(")
+    sources = [path for folder in ("latentlm", "evals") for path in (root / folder).rglob("*.py")]
+    assert [str(path) for path in sources if written.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_what_a_plugin_prints_is_not_lost(place: Path) -> None:

@@ -4,42 +4,53 @@
 
 A name is a recipe (trained first, side by side; a run that was begun goes on) or anything `zoo.load` takes.
 All models are scored on the same held-out documents of the first recipe's data, each with its own tokenizer, per raw byte,
-paired by document.
+paired by document. Several runs (seeds) of one model are named together, with commas: each is measured, and the paired
+differences of the tasks have the spread over them.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 
 from latentlm import zoo
 from latentlm.config import DataConfig, Recipe, parse, read_yaml
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
+from latentlm.likelihood.planning import Plan, plan
+from latentlm.likelihood.scoring import texts_to_score
+from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data import Corpus, load_documents
 from latentlm.training.recipes import load_recipe, zoo_recipes
 from latentlm.training.record import METRICS, read_metrics
+from latentlm.training.setup import make_model, resolve
 from latentlm_evals import report
 from latentlm_evals.jobs import Job, train_all
-from latentlm_evals.measure import Text, add_differences, held_out_texts, measure
+from latentlm_evals.logged import Evaluation, write_evaluation
+from latentlm_evals.measure import Precision, Text, add_differences, held_out_texts, measure, tokenized
+from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.results import Comparison, ModelResult
+from latentlm_evals.task_comparison import Model, compare_tasks
 
 
 @dataclass(frozen=True)
 class Settings:
     """How models are measured; see `latentlm compare --help`."""
 
-    samples: int = 16
+    precision: Precision = field(default_factory=Precision)
+    task_samples: int = 16
+    """Of each lm-eval request."""
     documents: int = 48
     document_bytes: int = 2048
     tasks: str = "short"
+    include_path: Path | None = None
     limit: int | None = None
     seed: int = 0
     jobs: int = 2
@@ -55,26 +66,75 @@ class Entry:
     recipe: str | None = None
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What is to be compared."""
+
+    models: list[list[Entry]]
+    """The runs of each."""
+    recipes: list[Recipe]
+    """Of the entries that are to be trained."""
+    data: DataConfig
+    tasks: list[str]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every run."""
+        return [entry for runs in self.models for entry in runs]
+
+
 def run(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> Comparison:
-    """Compare; writes comparison.json and report.html into `folder`. Raises UserError before any long work."""
-    entries = [_entry(name, folder) for name in names]
+    """Compare; writes comparison.json, report.html and the evaluations, as lm-eval logs them, into `folder`. Raises UserError
+    before any long work."""
+    chosen = _chosen(names, overrides, folder, settings)
+    prepare_folder(folder)
+    corpus = load_documents(chosen.data)
+    _train(chosen.entries, chosen.recipes, overrides, folder, settings, console)
+    texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
+    evaluations: dict[str, Evaluation] = {}
+    results = [_measure(entry, texts, chosen.tasks, folder, evaluations, settings, console) for entry in chosen.entries]
+    comparison = _collect(results, corpus, texts, chosen.data, settings)
+    if chosen.tasks and len(chosen.models) > 1:
+        runs = [tuple(evaluations[entry.name] for entry in own) for own in chosen.models]
+        labels = shared_name([[run.name for run in own] for own in runs])
+        comparison.paired_tasks = compare_tasks([Model(label, own) for label, own in zip(labels, runs, strict=True)])
+    comparison.save(folder / "comparison.json")
+    report.write(comparison, folder / "report.html")
+    return comparison
+
+
+def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> dict[str, Plan]:
+    """What the likelihoods of each model will take; nothing is trained or written. A model that is yet to be trained is timed
+    with the weights that it begins with, a byte standing for a token. Raises UserError."""
+    chosen = _chosen(names, overrides, folder, settings)
+    held_out = load_documents(chosen.data).held_out
+    texts = held_out_texts(held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
+    recipes = iter(chosen.recipes)
+    plans = {}
+    for entry in chosen.entries:
+        with console.status(f"Timing a window of {entry.name}"):
+            if entry.recipe:
+                model = make_model(resolve(next(recipes), tokenizer=load_tokenizer("bytes")), "cpu")
+                model.tokenizer = load_tokenizer("bytes")
+            else:
+                model = zoo.load(entry.model, weights="required")
+            tokens = [tokenized(model, text) for text in texts]
+            requests, _, how = texts_to_score(model, tokens, **asdict(settings.precision), seed=settings.seed)
+            plans[entry.name] = plan(model, requests, how)
+    return plans
+
+
+def _chosen(names: list[str], overrides: list[str], folder: Path, settings: Settings) -> _Chosen:
+    """Models, recipes, data and tasks, all known to exist. Raises UserError."""
+    models = [[_entry(run, folder) for run in split_runs(name)] for name in names]
+    entries = [entry for runs in models for entry in runs]
     if len({entry.name for entry in entries}) < len(entries) or not entries:
         listed = ", ".join(entry.name for entry in entries)
         raise UserError(f"Name at least one model or recipe, each once and under a name of its own, not: {listed or 'none'}.")
     if overrides and not any(entry.recipe for entry in entries):
         raise UserError(f"{overrides[0]} changes recipes, but only models were named ({', '.join(names)}); leave it out.")
     recipes = [load_recipe(entry.recipe, overrides) for entry in entries if entry.recipe]
-    config = _common_data(entries, recipes)
-    tasks = _tasks(settings.tasks)
-    _prepare_folder(folder)
-    corpus = load_documents(config)
-    _train(entries, recipes, overrides, folder, settings, console)
-    texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
-    results = [_measure(entry, texts, tasks, settings, console) for entry in entries]
-    comparison = _collect(results, corpus, texts, config, settings)
-    comparison.save(folder / "comparison.json")
-    report.write(comparison, folder / "report.html")
-    return comparison
+    return _Chosen(models, recipes, _common_data(entries, recipes), _tasks(settings))
 
 
 def _entry(name: str, folder: Path) -> Entry:
@@ -122,19 +182,19 @@ def _data_of(entry: Entry) -> DataConfig | None:
     return parse(Recipe, read_yaml(recipe), source=str(recipe)).data if recipe.is_file() else None
 
 
-def _tasks(names: str) -> list[str]:
-    """Task names, known to exist before any long work."""
-    from latentlm_evals.evaluation import check_tasks
+def _tasks(settings: Settings) -> list[str]:
+    """Task names, known to exist and loaded once before any long work."""
     from latentlm_evals.suites import SUITE_TASKS
+    from latentlm_evals.task_names import resolve_tasks
 
-    if names == "none":
+    if settings.tasks == "none":
         return []
-    wanted = list(SUITE_TASKS) if names == "short" else names.split(",")
-    check_tasks(wanted)
-    return wanted
+    named = [name.strip() for name in settings.tasks.split(",") if name.strip()]
+    return resolve_tasks(SUITE_TASKS if settings.tasks == "short" else named, settings.include_path)
 
 
-def _prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of the results. Raises UserError where it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -159,20 +219,40 @@ def _train(
         train_all(jobs, parallel=parallel, console=console)
 
 
-def _measure(entry: Entry, texts: list[Text], tasks: list[str], settings: Settings, console: Console) -> ModelResult:
-    """Load and measure one model."""
+def _measure(
+    entry: Entry,
+    texts: list[Text],
+    tasks: list[str],
+    folder: Path,
+    evaluations: dict[str, Evaluation],
+    settings: Settings,
+    console: Console,
+) -> ModelResult:
+    """Load and measure one model; what it answered in the tasks goes into `evaluations` and the folder."""
     started = time.monotonic()
-    with console.status(f"Measuring {entry.name} on {len(texts)} held-out documents"):
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
+        bar = bars.add_task(f"Measuring {entry.name} on {len(texts)} held-out documents", total=None)
         model = zoo.load(entry.model, weights="required")
-        result = measure(model, entry.name, texts, samples=settings.samples, seed=settings.seed)
+        result = measure(
+            model,
+            entry.name,
+            texts,
+            precision=settings.precision,
+            seed=settings.seed,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
     result.training = _training_facts(Path(entry.model), model)
     result.curves.update(_training_curves(Path(entry.model)))
     if tasks:
-        from latentlm_evals.evaluation import evaluate
+        from latentlm_evals.adapter import LatentLM
+        from latentlm_evals.evaluation import run_tasks, task_results
 
-        console.print(f"Running {len(tasks)} lm-eval tasks on {entry.name}")
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        result.tasks = evaluate(model, tasks, samples=settings.samples, seed=settings.seed, limit=settings.limit)
+        console.print(f"Running {', '.join(tasks)} (lm-eval) on {entry.name}")
+        adapter = LatentLM(model, samples=settings.task_samples, seed=settings.seed)
+        answered = run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
+        result.tasks = task_results(answered)
+        evaluations[entry.name] = Evaluation.of(entry.name, answered)
+        write_evaluation(answered, folder / "evaluations" / entry.name)
     console.print(f"Measured {entry.name} in {time.monotonic() - started:.0f} s.")
     return result
 
@@ -231,9 +311,12 @@ def _collect(
             f"the first {settings.document_bytes:,} bytes of each (and end-of-text where it ends there), in disjoint windows "
             "of the model's context."
         ),
-        task_scoring=f"latent models: operational, {settings.samples} samples",
+        task_scoring=f"latent models: operational, {settings.task_samples} samples",
         settings={
-            "latent samples": settings.samples,
+            "latent samples": settings.precision.samples,
+            "tolerance": settings.precision.tolerance,
+            "most latent samples": settings.precision.max_samples,
+            "latent samples of tasks": settings.task_samples,
             "seed": settings.seed,
             "bytes per document": settings.document_bytes,
             "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",

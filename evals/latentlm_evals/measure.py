@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 
 from latentlm.errors import UserError
 from latentlm.generation import generate
 from latentlm.interface import Batch, LatentDecoder, Noise
-from latentlm.likelihood import bits_per_byte, elbo, paired_difference, score_texts, windows
+from latentlm.likelihood import Method, Score, bits_per_byte, elbo, paired_difference, score_texts, windows
 from latentlm.likelihood.diagnostics import Diagnostics, diagnose
 from latentlm.training.data import Document
 from latentlm.zoo.accounting import cost_of
@@ -29,6 +30,17 @@ from latentlm_evals.results import Estimate, LatentResult, ModelResult, Sample
 
 PROMPT_BYTES = 48
 _ROWS = 16
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the honest likelihood is made; see `score_texts`."""
+
+    method: Method = "iwae"
+    samples: int | Literal["auto"] = "auto"
+    tolerance: float = 0.01
+    """Bits per byte."""
+    max_samples: int = 64
 
 
 @dataclass(frozen=True)
@@ -48,20 +60,32 @@ def held_out_texts(documents: Sequence[Document], *, count: int, limit: int, see
 
 
 @torch.no_grad()
-def measure(model: LatentDecoder, name: str, texts: Sequence[Text], *, samples: int, seed: int) -> ModelResult:
+def measure(
+    model: LatentDecoder,
+    name: str,
+    texts: Sequence[Text],
+    *,
+    precision: Precision,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> ModelResult:
     """Everything but training curves and tasks."""
     tokens = [tokenized(model, text) for text in texts]
     sizes = [len(text.data) for text in texts]
-    scores = score_texts(model, tokens, method="iwae", samples=samples, seed=seed, keys=[text.id for text in texts])
+    scores = score_texts(
+        model, tokens, **asdict(precision), seed=seed, keys=[text.id for text in texts], progress=progress
+    )
     honest = bits_per_byte(scores, sizes)
     result = ModelResult(
         name=name,
         decoder=model.config.decoder,
         has_latents=model.has_latents,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        method=f"iwae, {samples} samples" if model.has_latents else "exact",
+        method=_method(scores),
         bits_per_byte=Estimate(honest.value, honest.standard_error),
         estimator_error=honest.estimator_error,
+        bias=honest.bias,
+        converged=honest.converged(precision.tolerance),
         effective_samples=statistics.median(score.effective_samples for score in scores),
         difference=None,
         elbo_bits_per_byte=math.nan,
@@ -79,6 +103,14 @@ def measure(model: LatentDecoder, name: str, texts: Sequence[Text], *, samples: 
         _latents(model, tokens, result, seed)
     result.samples = samples_of(model, texts, seed=seed)
     return result
+
+
+def _method(scores: Sequence[Score]) -> str:
+    """The estimator and the samples that a text took, the fewest and the most."""
+    counts = sorted({score.samples for score in scores})
+    if counts == [0]:
+        return "exact"
+    return f"{scores[0].method}, {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} samples"
 
 
 def add_differences(results: Sequence[ModelResult]) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG text: training curves, KL over positions, live units.
+"""The figures of a report, as SVG text: training curves, KL over positions, live units; differences of tasks.
 
 Colours follow the models' order, so a model has one colour throughout the page.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from latentlm_evals.results import ModelResult
+from latentlm_evals.results import ModelResult, TaskComparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#4c6ef5", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#c2255c", "#846358", "#e6a700", "#495057", "#66a80f")
 
@@ -49,6 +53,45 @@ def curves(models: Sequence[ModelResult]) -> str:
         else:
             absent = "no latents" if name == "kl_by_site" else "no record of training"
             axes.text(0.5, 0.5, absent, transform=axes.transAxes, ha="center", color="#999")
+    return _svg(figure)
+
+
+def differences(found: TaskComparison) -> str:
+    """Every paired difference with its interval, a panel per metric (their units differ), tasks from above."""
+    from matplotlib.figure import Figure
+
+    rows: dict[tuple[str, str], list[str]] = {}
+    for one in found.differences:
+        names = rows.setdefault((one.metric, one.filter), [])
+        names.extend([one.name] if one.name not in names else [])
+    metrics = list(rows)
+    heights = [0.9 + 0.32 * len(rows[metric]) for metric in metrics]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(metrics), 1, squeeze=False, height_ratios=heights)[:, 0]
+    others = list(found.models)[1:]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for one in found.differences:
+            if (one.metric, one.filter) != metric:
+                continue
+            number = others.index(one.second)
+            y = rows[metric].index(one.name) + 0.5 * ((number + 0.5) / len(others) - 0.5)  # models side by side in a row
+            axes.plot([one.low, one.high], [y, y], color=COLOURS[(number + 1) % len(COLOURS)], lw=1.6)
+            label = one.second if one.name == rows[metric][0] else None
+            marker = "D" if one.tasks else "o"
+            axes.plot(one.difference, y, marker, ms=5, color=COLOURS[(number + 1) % len(COLOURS)], label=label)
+        axes.axvline(0.0, color="#999", lw=0.8)
+        axes.set_yticks(range(len(rows[metric])), rows[metric], fontsize=8)
+        axes.set_ylim(len(rows[metric]) - 0.4, -0.6)
+        named = ", ".join(part for part in metric if part != "none")
+        axes.set_title(f"{named}: difference from {next(iter(found.models))}", loc="left", fontsize=10, fontweight="bold")
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25, axis="x")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()

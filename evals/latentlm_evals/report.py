@@ -8,8 +8,8 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from latentlm_evals import plots
-from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskResult
+from latentlm_evals import paired_tables, plots
+from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskComparison, TaskDifference, TaskResult
 
 _STYLE = """
 :root{color-scheme:light;--ink:#1d1f24;--soft:#5f6673;--line:#dfe3ea;--wash:#f6f7f9}
@@ -62,18 +62,32 @@ def page(comparison: Comparison) -> str:
     names = f"{', '.join(firsts)} and {last}" if firsts else last
     scored = f"{held_out['documents']} held-out documents, {held_out['bytes']:,} bytes: {comparison.scored.rstrip('.')}"
     parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>latentlm: {names}</title>',
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>',
+        _head(names),
         f'<h1>{names}</h1><p class="sub">{scored}. Made by <code>{escape(comparison.command)}</code></p>',
         "<h2>Side by side</h2>" + _table(comparison.models) + _warning(comparison.warning),
         "<dl>" + "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in _TERMS) + "</dl>",
         "<h2>Curves</h2>" + plots.curves(comparison.models),
         _use_of_latents(comparison.models),
         _tasks(comparison.models, comparison.task_scoring),
+        _differences(comparison.paired_tasks),
         _samples(comparison.models),
         _provenance(comparison),
     ]
     return "\n".join(parts) + "\n</html>\n"
+
+
+def tasks_page(comparison: TaskComparison, command: str) -> str:
+    """The page of a comparison of tasks alone."""
+    names = " and ".join(escape(name) for name in comparison.models)
+    head = f'{_head(names)}<h1>{names}</h1><p class="sub">Made by <code>{escape(command)}</code></p>'
+    return f"{head}\n{_differences(comparison)}\n</html>\n"
+
+
+def _head(title: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>latentlm: {title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
+    )
 
 
 def _warning(text: str | None) -> str:
@@ -179,6 +193,30 @@ def _task_cell(result: TaskResult | None) -> str:
         return "–"
     error = "" if result.standard_error is None else f' <span class="se">± {result.standard_error:.3f}</span>'
     return f"{result.value:.3f}{error}"
+
+
+def _differences(found: TaskComparison | None) -> str:
+    """The paired differences: a figure and a table for every model but the first."""
+    if found is None:
+        return ""
+    first, *others = found.models if found.differences else [""]
+    parts = [f"<h2>Tasks, item by item</h2><p>{escape(paired_tables.explained(found))}</p>"]
+    parts += [plots.differences(found)] if found.differences else []
+    for name in others:
+        columns = ("task", first, name, "difference", "95% interval", "McNemar", "items", "seeds")
+        head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+        rows = "".join(_difference_row(one) for one in found.differences if one.second == name)
+        title = f"<h3>{escape(name)} minus {escape(first)}</h3>"
+        parts.append(f'{title}<div class="wide"><table><tr>{head}</tr>{rows}</table></div>')
+    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    return "\n".join(parts) + (f"<ul>{notes}</ul>" if notes else "")
+
+
+def _difference_row(one: TaskDifference) -> str:
+    about = paired_tables.about(one)
+    name = f'{escape(one.name)} <span class="se">{escape(about)}</span>'
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in paired_tables.cells(one))
+    return f"<tr><td>{f'<b>{name}</b>' if one.tasks else name}</td>{cells}</tr>"
 
 
 def _samples(models: list[ModelResult]) -> str:

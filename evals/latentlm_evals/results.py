@@ -40,6 +40,62 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class TaskDifference:
+    """How much better or worse `second` does than `first`, on the same items of a task or of all tasks of a group."""
+
+    name: str
+    """Of the task or group."""
+    tasks: list[str]
+    """What is pooled; empty for a single task."""
+    metric: str
+    filter: str
+    first: str
+    second: str
+    items: int
+    runs: tuple[int, int]
+    """Runs (seeds) of each."""
+    first_value: float
+    second_value: float
+    difference: float
+    """Second minus first."""
+    low: float
+    """The 95% interval covers the choice of items and, where there are several runs of a model, of its seeds."""
+    high: float
+    items_error: float
+    runs_error: float
+    """The two standard errors in it."""
+    higher_is_better: bool | None
+    only_first: int | None
+    """Items that the first alone gets right; None unless scores are 0 or 1 and each model has one run."""
+    only_second: int | None
+    mcnemar: float | None
+    """Exact two-sided p."""
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says of the second model: better, worse, differs (where no direction is better), or nothing."""
+        if not (self.low > 0 or self.high < 0):
+            return ""
+        if self.higher_is_better is None:
+            return "differs"
+        return "better" if (self.low > 0) == self.higher_is_better else "worse"
+
+
+@dataclass
+class TaskComparison:
+    """Tasks compared item by item: every model with the first."""
+
+    models: dict[str, list[str]]
+    """Model -> its runs."""
+    differences: list[TaskDifference]
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
+
+
+@dataclass(frozen=True)
 class Sample:
     """A prompt and its continuations; `latents` is "fresh" (a draw for each) or "shared" (one draw for all)."""
 
@@ -74,6 +130,10 @@ class ModelResult:
     """Honest, on held-out documents; standard error clustered by document."""
     estimator_error: float
     """Standard error of the likelihood estimates themselves, in bits per byte; 0 where they are exact."""
+    bias: float
+    """What the estimates may be too high by beside their errors, in bits per byte: what the last fourfold of samples gained."""
+    converged: bool
+    """The estimates are good to the comparison's tolerance."""
     effective_samples: float
     """Median over documents; near 1 means that the estimate leans on single samples."""
     difference: Estimate | None
@@ -120,6 +180,8 @@ class Comparison:
     settings: dict[str, Any]
     command: str
     versions: dict[str, str]
+    paired_tasks: TaskComparison | None = None
+    """The tasks, item by item; None where no tasks were run or there is one model."""
 
     @property
     def budgets(self) -> dict[str, int]:

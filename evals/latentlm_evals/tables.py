@@ -6,6 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from latentlm.cli._precision import plan_lines
+from latentlm.likelihood.planning import Plan
+from latentlm_evals.paired_tables import show_tasks
 from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult
 
 _SIDE_BY_SIDE = 3
@@ -18,6 +21,8 @@ def show(comparison: Comparison, *, console: Console) -> None:
     title = f"{held_out['documents']} held-out documents, {held_out['bytes']:,} bytes"
     for table in _main(comparison.models, title):
         console.print(table)
+    if warning := unconverged(comparison.models):
+        console.print(f"[yellow]{escape(warning)}[/yellow]")
     if comparison.warning:
         console.print(f"[yellow]{escape(comparison.warning)}[/yellow]")
     console.print(
@@ -27,6 +32,8 @@ def show(comparison: Comparison, *, console: Console) -> None:
     )
     if any(model.tasks for model in comparison.models):
         console.print(_tasks(comparison.models, comparison.task_scoring))
+    if comparison.paired_tasks is not None:
+        show_tasks(comparison.paired_tasks, console=console)
 
 
 def _main(models: list[ModelResult], title: str) -> list[Table]:
@@ -37,6 +44,7 @@ def _main(models: list[ModelResult], title: str) -> list[Table]:
         "error of the estimate": [
             f"{m.estimator_error:.4f} ({m.effective_samples:.1f} eff. samples)" if m.has_latents else "0" for m in models
         ],
+        "converged": [_verdict(m) for m in models],
         "difference, paired": [_signed(model.difference) for model in models],
     }
     latents = {
@@ -53,7 +61,7 @@ def _main(models: list[ModelResult], title: str) -> list[Table]:
     }
     names = [model.name for model in models]
     if len(models) > _SIDE_BY_SIDE:
-        estimates = {label: likelihood.pop(label) for label in ("by", "error of the estimate")}
+        estimates = {label: likelihood.pop(label) for label in ("by", "error of the estimate", "converged")}
         likelihood["ELBO, bits/byte"] = latents.pop("ELBO, bits/byte")
         groups = {title: likelihood, "estimates": estimates, "latents": latents, "cost": cost}
         return [_model_rows(names, group, text) for text, group in groups.items()]
@@ -64,6 +72,33 @@ def _main(models: list[ModelResult], title: str) -> list[Table]:
     for label, cells in (likelihood | latents | cost).items():
         table.add_row(label, *cells)
     return [table]
+
+
+def _verdict(model: ModelResult) -> str:
+    """Whether the likelihood is good to the comparison's tolerance, and what it is good to."""
+    if not model.has_latents:
+        return "exact"
+    return f"{'yes' if model.converged else '[red]no[/red]'}, to {1.96 * model.estimator_error + model.bias:.4f}"
+
+
+def unconverged(models: list[ModelResult]) -> str | None:
+    """What a ranking that rests on such likelihoods must say."""
+    found = [model.name for model in models if not model.converged]
+    if not found:
+        return None
+    return (
+        f"The likelihood of {', '.join(found)} has not converged: where models differ by less than it is good to, their order "
+        "says nothing. More samples (--max-samples) or --method smc bring it nearer."
+    )
+
+
+def show_plans(plans: dict[str, Plan], *, console: Console) -> None:
+    """What measuring will take, a column per model."""
+    table = Table("", *map(escape, plans), title="Likelihoods of held-out text (a dry run: nothing is measured)")
+    lines = [plan_lines(plan) for plan in plans.values()]
+    for label in lines[0]:
+        table.add_row(label, *(line[label] for line in lines))
+    console.print(table)
 
 
 def _model_rows(names: list[str], columns: dict[str, list[str]], title: str) -> Table:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
     from latentlm.likelihood import Estimate, Score
     from latentlm.likelihood.diagnostics import Diagnostics
+    from latentlm.likelihood.planning import Plan
 
 app = typer.Typer(add_completion=False)
 
@@ -31,6 +34,8 @@ Examples:
 latentlm score free-tiny README.md
 
 latentlm score free-tiny chapter1.txt chapter2.txt --samples 64 --json
+
+latentlm score chunk-tiny book.txt --method smc --tolerance 0.02 --dry-run
 
 echo "return x" | latentlm score free-tiny - --given "def f(x): "
 """
@@ -52,14 +57,22 @@ def score(
     model: Annotated[str, typer.Argument(help="Zoo name, run folder or card.")],
     files: Annotated[list[str], typer.Argument(help='Texts to score; "-" is standard input.')],
     method: Annotated[
-        str | None, typer.Option(help="operational, iwae, prior, elbo or joint. [default: iwae; with --given operational]")
+        str | None, typer.Option(help="operational, iwae, smc, prior, elbo or joint. [default: iwae; with --given operational]")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Latent samples; more tighten the score. Ignored without latents.")] = 16,
+    samples: Annotated[
+        str,
+        typer.Option(help='Latent samples; "auto" doubles them, from 32, until the score meets --tolerance.'),
+    ] = "auto",
+    tolerance: Annotated[
+        float, typer.Option(help="What the score is to be good to: bits per byte, or with --given nats.")
+    ] = 0.01,
+    max_samples: Annotated[int, typer.Option(help='Where "auto" gives up, and the score says so.')] = 256,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal scores.")] = 0,
     given: Annotated[str | None, typer.Option(help="Score the file as a continuation of this text.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's context.")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by size.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what scoring will take.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Honest likelihood of a text."""
@@ -67,20 +80,32 @@ def score(
         raise UserError(f"--context {context}: a window holds at least one token.")
     texts = [(name, _read(name)) for name in files]
     from latentlm.cli._models import load_reader
+    from latentlm.cli._precision import samples_of
     from latentlm.likelihood import METHODS, bits_per_byte, score_continuations, score_texts
+    from latentlm.likelihood.planning import plan
+    from latentlm.likelihood.scoring import continuations_to_score, texts_to_score
 
+    count = samples_of(samples)
     decoder = load_reader(model, device=device)
     chosen = method or ("iwae" if given is None else "operational")
     tokens = [_tokens(decoder, data) for _, data in texts]
+    shared: dict[str, Any] = {
+        "method": chosen, "samples": count, "tolerance": tolerance, "max_samples": max_samples, "seed": seed,
+        "batch_size": batch,
+    }  # fmt: skip
     if given is None:
-        scores = score_texts(
-            decoder, tokens, method=chosen, samples=samples, seed=seed, context=context, batch_size=batch  # type: ignore[arg-type]
-        )
+        requests, _, how = texts_to_score(decoder, tokens, context=context, **shared)
     else:
-        requests = [_continuation(decoder, given, text) for text in tokens]
-        scores = score_continuations(
-            decoder, requests, method=chosen, samples=samples, seed=seed, batch_size=batch  # type: ignore[arg-type]
-        )
+        pairs = [_continuation(decoder, given, text) for text in tokens]
+        requests, how = continuations_to_score(decoder, pairs, **shared)
+    if dry_run:
+        _show_plan(plan(decoder, requests, how), as_json)
+        return
+    with _bar(shown=sys.stderr.isatty()) as progress:
+        if given is None:
+            scores = score_texts(decoder, tokens, context=context, progress=progress, **shared)
+        else:
+            scores = score_continuations(decoder, pairs, progress=progress, **shared)
     rows = [
         _Row(name, len(data), score, bits_per_byte([score], [len(data)]), _diagnose(decoder, text, seed))
         for (name, data), text, score in zip(texts, tokens, scores, strict=True)
@@ -91,6 +116,30 @@ def score(
         emit(_as_json(model, rows, total, meaning))
     else:
         typer.echo(_as_text(rows, total, meaning), file=sys.stdout)
+
+
+@contextmanager
+def _bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Progress on standard error, where somebody looks."""
+    from rich.console import Console
+    from rich.progress import Progress, TimeElapsedColumn
+
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bars:
+        bar = bars.add_task("windows", total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def _show_plan(found: Plan, as_json: bool) -> None:
+    """What scoring will take."""
+    from latentlm.cli._precision import plan_lines
+
+    lines = plan_lines(found)
+    width = max(map(len, lines))
+    if as_json:
+        emit(json.dumps(asdict(found), indent=2))
+    else:
+        typer.echo("\n".join(f"{k:{width}}  {v}" for k, v in lines.items()), file=sys.stdout)
 
 
 def _read(name: str) -> bytes:
@@ -142,7 +191,9 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
         if score.samples:
             found, entropy = row.diagnostics, row.diagnostics.cross_entropy["posterior"]
             lines += [
+                f"  at K/4 samples   {score.quarter:.2f} nats",
                 f"  samples          {score.samples}, effective {score.effective_samples:.1f}",
+                f"  verdict          {_verdict(score, bits)}",
                 f"  drawn from       {score.proposal}",
                 f"  first window     KL {found.kl_bits_per_token:.4f} bits per token; "
                 f"posterior cross-entropy (not a likelihood) {entropy / math.log(2):.4f} bits per token",
@@ -157,6 +208,16 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
     return "\n".join(lines)
 
 
+def _verdict(score: Score, bits: Estimate) -> str:
+    """Whether the score is as good as asked for."""
+    if not math.isfinite(score.uncertainty):
+        return "unknown: under four samples nothing can be said"
+    exact_to = f"good to {score.uncertainty:.2f} nats, {bits.uncertainty:.4f} bits per byte"
+    if score.converged:
+        return f"converged: {exact_to}"
+    return f"not converged: {exact_to} (1.96 errors and what the last fourfold of samples gained); take more samples, or smc"
+
+
 def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str) -> str:
     """The same, and more, for programs."""
     files = [
@@ -166,6 +227,9 @@ def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str)
             **{("nats" if key == "value" else key): value for key, value in asdict(row.score).items()},
             "bits_per_byte": row.bits_per_byte.value,
             "bits_per_byte_error": row.bits_per_byte.estimator_error,
+            "bits_per_byte_bias": row.bits_per_byte.bias,
+            "uncertainty": row.score.uncertainty,
+            "converged": row.score.converged,
             "kl_bits_per_token": row.diagnostics.kl_bits_per_token,
             "posterior_cross_entropy_not_a_likelihood": row.diagnostics.cross_entropy.get("posterior"),
             "latents": {

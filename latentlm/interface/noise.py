@@ -50,12 +50,12 @@ class Noise:
             raise ValueError(f"{len(self.keys)} keys but {len(self.offsets)} offsets; give one offset per row.")
 
     @classmethod
-    def keyed(cls, seed: int, requests: Sequence[Hashable], *, samples: int = 1) -> Noise:
-        """Noise for `samples` rows per request, request-major: row b*K + k is sample k of request b.
+    def keyed(cls, seed: int, requests: Sequence[Hashable], *, samples: int = 1, first: int = 0) -> Noise:
+        """Noise for `samples` rows per request, request-major: row b*K + k is sample first + k of request b.
 
         Requests are plain values (integers, strings, tuples of them); equal requests draw equal numbers.
         """
-        return cls([_key((seed, request, sample)) for request in requests for sample in range(samples)])
+        return cls([_key((seed, request, first + k)) for request in requests for k in range(samples)])
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -16,9 +16,10 @@ and two proposals g(z), likewise:
                  makes up for that. All other sites come from r: what the posterior has learnt about them from the context is
                  not what the target asks for. A latent whose posterior is a point mass comes from r; the others do not.
 
-log r and log g are summed over all latents and sites. With a *defensive mixture*, a path comes from r with probability eps,
-from g otherwise; its ratio r / ((1-eps) g + eps r) is at most 1/eps (Hesterberg 1995). The choice is made for whole paths: site
-by site it would bound nothing useful.
+log r and log g are summed over all latents and sites. With a *defensive mixture*, a share of the paths comes from r, the others
+from g (Hesterberg 1995). Which do is fixed: path k, counted from 0, is one of r's where floor((k+1) eps) > floor(k eps), so
+that every run of paths holds its share, where a coin for each path would leave some texts without any. Whole paths: site by
+site it would bound nothing useful.
 
 Legend: B rows, T tokens, S sites, E event dimensions, K samples, R = B*K latent rows.
 """
@@ -26,7 +27,7 @@ Legend: B rows, T tokens, S sites, E event dimensions, K samples, R = B*K latent
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -117,8 +118,10 @@ class Paths:
 
     latents: Latents
     """(R, S, E) each, zero at sites that condition nothing."""
-    log_ratio: Tensor
-    """(R,) float64 nats: log target - log proposal."""
+    log_target: Tensor
+    """(R,) float64 nats: log r over the sites that a posterior proposes; zero where none does."""
+    log_proposal: Tensor
+    """(R,) float64 nats: log g over the same sites, whichever of the two the path was drawn from."""
     near_ties: Tensor
     """(B,) long: bits that rounding can flip. ((R,) while the paths are made.)"""
     proposals: Mapping[str, str]
@@ -144,21 +147,44 @@ def draw_paths(
     target: Target,
     proposal: Proposal,
     defensive: float = 0.0,
+    first: int = 0,
     last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
+    names: Sequence[str] | None = None,
+    refined: Mapping[str, Distribution] | None = None,
 ) -> Paths:
-    """Draw latents for `context`, whose first `lengths` (B,) tokens are given; `noise` has R rows."""
-    walk = _Walk(model, context, lengths, noise, classify(model, context, lengths, target=target, last_latent=last_latent))
+    """Draw latents for `context`, whose first `lengths` (B,) tokens are given; `noise` has R rows, the samples `first` and
+    following of each text. `names`: the first few latents only (default: all). `refined`: distributions (B, S, E) that stand
+    in the place of the posterior on all inputs as proposals."""
+    sites = classify(model, context, lengths, target=target, last_latent=last_latent)
+    walk = _Walk(model, context, lengths, noise, sites, names=list(model.latents) if names is None else list(names))
+    walk.free.update({("posterior", name): proposal for name, proposal in (refined or {}).items()})
     paths = walk.paths(from_posterior=proposal == "posterior")
+    samples = len(noise) // context.rows
     if paths.proposed:
-        if defensive > 0:
-            chosen = noise.stream("path").uniform(1, 1, device=walk.rows.device)[:, 0, 0] < defensive
-            picked = chosen.nonzero()[:, 0]
-            if len(picked):
-                own = noise.select(picked.tolist())
-                other = _Walk(model, context, lengths, own, walk.sites, picked=(walk, picked))
-                paths = _exchanged(paths, other.paths(from_posterior=False), picked)
-        paths = walk.weighted(paths, defensive=defensive)
-    return replace(paths, near_ties=_per_row(paths.near_ties, len(noise) // context.rows))
+        own = torch.tensor(from_target(defensive, first, first + samples), dtype=torch.long, device=walk.rows.device)
+        if len(own):
+            picked = (torch.arange(context.rows, device=own.device)[:, None] * samples + own - first).flatten()
+            other = _Walk(
+                model, context, lengths, noise.select(picked.tolist()), sites, names=walk.names, picked=(walk, picked)
+            )
+            paths = _exchanged(paths, other.paths(from_posterior=False), picked)
+        paths = walk.weighted(paths)
+    return replace(paths, near_ties=_per_row(paths.near_ties, samples))
+
+
+def from_target(defensive: float, start: int, stop: int) -> list[int]:
+    """Which of the paths start .. stop-1 of a text come from the target itself."""
+    before = [math.floor(k * defensive + 1e-9) for k in range(start, stop + 1)]
+    return [start + k for k in range(stop - start) if before[k + 1] > before[k]]
+
+
+def mixture(log_proposal: Tensor, log_target: Tensor, share: float) -> Tensor:
+    """log ((1 - share) g + share r), nats."""
+    if share == 0:
+        return log_proposal
+    if share == 1:
+        return log_target
+    return torch.logaddexp(log_proposal + math.log1p(-share), log_target + math.log(share))
 
 
 def _exchanged(paths: Paths, other: Paths, picked: Tensor) -> Paths:
@@ -181,22 +207,23 @@ class _Walk:
         noise: Noise,
         sites: dict[str, Sites],
         *,
+        names: list[str],
         picked: tuple[_Walk, Tensor] | None = None,
     ) -> None:
         self.model, self.context, self.lengths, self.noise, self.sites = model, context, lengths, noise, sites
         each = torch.arange(context.rows, device=lengths.device)
         self.rows: Tensor = each.repeat_interleave(len(noise) // context.rows) if picked is None else picked[0].rows[picked[1]]
         self.whole = picked is None
-        self.names = list(model.latents)
+        self.names = names
         # Posteriors that depend on no latent: they are made once per text, for picked rows too.
         self.free: dict[tuple[str, str], Distribution] = {} if picked is None else picked[0].free
 
     def paths(self, *, from_posterior: bool) -> Paths:
-        """One path for each row of noise. `log_ratio` is zero still; `near_ties` are those of each row of noise."""
+        """One path for each row of noise. Its densities are zero still; `near_ties` are those of each row of noise."""
         latents, ties = Latents({}), torch.zeros(len(self.noise), dtype=torch.long, device=self.rows.device)
         proposals: dict[str, str] = {}
         for name in self.names:
-            sites, own = self.sites[name], noise_of(self.noise, name, self.names)
+            sites, own = self.sites[name], noise_of(self.noise, name, list(self.model.latents))
             posterior = self.posterior(name, latents) if from_posterior else None
             proposals[name] = "target" if posterior is None else "posterior"
             wanted = sites.real if posterior is None else sites.real & ~sites.proposed
@@ -206,10 +233,10 @@ class _Walk:
                 drawn, more = draw(posterior, own, sites.proposed[self.rows])  # (R', S, E)
                 value, ties = value + drawn, ties + more
             latents = latents.plus(name, Latent(value))
-        return Paths(latents, self._zeros(), ties, proposals)
+        return Paths(latents, self._zeros(), self._zeros(), ties, proposals)
 
-    def weighted(self, paths: Paths, *, defensive: float) -> Paths:
-        """The paths with their log-ratio."""
+    def weighted(self, paths: Paths) -> Paths:
+        """The paths with their densities."""
         log_target, log_proposal = self._zeros(), self._zeros()
         for name in self.names:
             above = paths.latents.before(name)
@@ -225,7 +252,7 @@ class _Walk:
             log_target = log_target + log_r.masked_fill(~sites.proposed, 0.0).sum(-1)
             log_q = posterior.log_prob(latent).double()
             log_proposal = log_proposal + log_q.masked_fill(~sites.proposed, 0.0).sum(-1)
-        return replace(paths, log_ratio=log_target - _mixture(log_proposal, log_target, defensive))
+        return replace(paths, log_target=log_target, log_proposal=log_proposal)
 
     def posterior(self, name: str, above: Latents) -> Distribution | None:
         """q(z^n | all inputs, z above) for each row of noise; None where nothing comes from it: no encoder, no site that is
@@ -295,13 +322,6 @@ def check_normalised(model: LatentDecoder, context: Context) -> None:
                 "there is no likelihood to print. Generation and cross-entropy under the posterior work; for a likelihood, "
                 "choose another prior."
             )
-
-
-def _mixture(log_posterior: Tensor, log_target: Tensor, defensive: float) -> Tensor:
-    """log ((1 - eps) g + eps r)."""
-    if defensive <= 0:
-        return log_posterior
-    return torch.logaddexp(log_posterior + math.log1p(-defensive), log_target + math.log(defensive))
 
 
 def draw(distribution: Distribution, noise: Noise, wanted: Tensor) -> tuple[Tensor, Tensor]:

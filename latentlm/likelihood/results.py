@@ -1,12 +1,21 @@
-"""From K log-weights to a score: log-mean-exp, its standard error, and the effective sample size.
+"""From K log-weights to a score: log-mean-exp, its standard error, the effective sample size, and whether it has converged.
 
     value               log (1/K) sum_k w_k
-    standard error      jackknife: s^2 = (K-1)/K sum_k (L_k - mean L)^2, L_k the value without sample k
+    standard error      jackknife: s^2 = (K-1)/K sum_k (L_k - mean L)^2, L_k the value without sample k; of a defensive mixture,
+                        whose paths of either kind are a fixed number, such a sum for each kind
+    quarter             the same from K/4 samples: the mean of four such values
+    bias                value - quarter: what four times the samples gained, which the next four times gain again, or less
+    uncertainty         1.96 standard errors + bias
     effective samples   (sum w)^2 / sum w^2, between 1 and K
 
 The delta method's error, sd(w) / (mean(w) sqrt(K)), can never exceed 1 nat however badly one weight dominates; the jackknife's
 can, so it is the one reported. It says how far the value moves from draw to draw. On texts so long that few samples carry the
-weight, `iwae` is moreover below the log-likelihood by an amount that no spread of the weights reveals: use more samples.
+weight, the value is moreover below the log-likelihood by an amount that no spread of the weights reveals: E log-mean-exp
+rises with K (Burda et al. 2016, theorem 1). Where the bias falls like K^-a, what is left at K is (value - quarter) / (4^a -
+1): a third of the difference for the well-behaved weights of a = 1, all of it for a = 1/2.
+
+A score has *converged* to a tolerance where its uncertainty is at most that. The tolerance is in nats for a continuation, in
+bits per byte for a text.
 
 Legend: B requests, K samples. All numbers are nats, float64.
 """
@@ -21,11 +30,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Method = Literal["operational", "iwae", "prior", "elbo", "joint"]
+Method = Literal["operational", "iwae", "smc", "prior", "elbo", "joint"]
 
 METHODS: dict[str, str] = {
     "operational": "density of what generate samples: latents from the encoder on the context alone, then from the prior",
     "iwae": "importance-weighted bound on the log-likelihood, posterior as proposal; tight as samples grow",
+    "smc": "particle filter: of a continuation as operational, of a text as iwae, unbiased for the likelihood",
     "prior": "mean over samples from the prior: unbiased for the likelihood, useless for long texts",
     "elbo": "lower bound on the log-likelihood; does not converge to it",
     "joint": "log-likelihood of context and continuation together, by iwae: only for ranking one question's options",
@@ -39,7 +49,8 @@ _ALONE = 1.1
 
 @dataclass(frozen=True)
 class Score:
-    """The log-likelihood of one request."""
+    """The log-likelihood of one request. The truth lies between value - 1.96 standard errors and value + uncertainty in about
+    95 cases of 100."""
 
     value: float
     """Nats, over all tokens of the request."""
@@ -48,10 +59,14 @@ class Score:
     effective_samples: float
     """Between 1 and `samples`; the smallest of a text's windows. For `elbo`, which weights nothing, all of them."""
     samples: int
-    """K; 0 where the score is exact."""
+    """K, of a text the most that one of its windows took; 0 where the score is exact."""
     tokens: int
     """Targets that were scored."""
     method: str
+    quarter: float = math.nan
+    """The value at K/4 (nats); NaN under four samples."""
+    tolerance: float = math.nan
+    """Nats that the score is to be good to."""
     greedy: bool | None = None
     """Every target is the argmax of the predictive mixture given those before it; None if not asked for."""
     near_ties: int = 0
@@ -62,36 +77,64 @@ class Score:
     there is no encoder, its posterior is a point mass, or no site predicts a target that it has seen; by latent where they
     differ. Empty without latents. Of a text in windows, the first one's."""
 
+    @property
+    def bias(self) -> float:
+        """Nats by which the value may lie below the truth, beside its standard error; NaN under four samples."""
+        return max(0.0, self.value - self.quarter) if self.quarter == self.quarter else math.nan
+
+    @property
+    def uncertainty(self) -> float:
+        """1.96 standard errors and the bias, nats; infinite under four samples of a score that is not exact."""
+        return math.inf if math.isnan(self.bias) else 1.96 * self.standard_error + self.bias
+
+    @property
+    def converged(self) -> bool:
+        """The uncertainty is within the tolerance."""
+        return self.uncertainty <= self.tolerance
+
     def plus(self, other: Score) -> Score:
-        """The next window of the same text: nats add up, errors in quadrature."""
+        """The next window of the same text: nats add up, and with them the bias; errors in quadrature."""
         return replace(
             self,
             value=self.value + other.value,
             standard_error=math.hypot(self.standard_error, other.standard_error),
             effective_samples=min(self.effective_samples, other.effective_samples),
+            samples=max(self.samples, other.samples),
             tokens=self.tokens + other.tokens,
+            quarter=self.quarter + other.quarter,
+            tolerance=self.tolerance + other.tolerance,
             greedy=None if self.greedy is None or other.greedy is None else self.greedy and other.greedy,
             near_ties=self.near_ties + other.near_ties,
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings))[:1],
         )
 
 
-def log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and jackknife standard error, both (B,) float64 nats, of log-weights (B, K). With K = 1 the error is infinite."""
+def log_mean_exp(log_weights: Tensor, strata: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Value and jackknife standard error, both (B,) float64 nats, of log-weights (B, K). `strata` (K,) bool: draws of two
+    kinds, a fixed number of each; the error is then that within the kinds, each of which needs two draws. With K = 1 it is
+    infinite."""
     weights = log_weights.double()
     count = weights.shape[-1]
     value = weights.logsumexp(-1) - math.log(count)
     if count == 1:
         return value, torch.full_like(value, math.inf)
-    # Leave-one-out sums, relative to the largest weight; the largest itself is summed over the others to avoid cancellation.
+    whole = torch.ones(count, dtype=torch.bool)
+    kinds = [whole] if strata is None else [kind for kind in (strata, ~strata) if bool(kind.any())]
+    if any(int(kind.sum()) == 1 for kind in kinds):  # of a single draw nothing is known: as if it were one of the others
+        kinds = [whole]
     scaled = (weights - weights.amax(-1, keepdim=True)).exp()  # (B, K)
-    ordered, _ = scaled.sort(dim=-1, descending=True)
-    total = ordered.sum(-1, keepdim=True)
-    without = total - ordered
-    without[:, 0] = ordered[:, 1:].sum(-1)
-    left = without.clamp(min=1e-300).log()  # (B, K); the common constants drop out of the spread
-    spread = (left - left.mean(-1, keepdim=True)).square().sum(-1)
-    return value, torch.sqrt(spread * (count - 1) / count)
+    variance = torch.zeros_like(value)
+    for kind in kinds:
+        own, size = scaled[:, kind.to(scaled.device)], int(kind.sum())
+        others = scaled.sum(-1) - own.sum(-1) if len(kinds) > 1 else torch.zeros_like(value)
+        # Leave-one-out sums; the largest itself is summed over the others to avoid cancellation.
+        ordered, _ = own.sort(dim=-1, descending=True)
+        without = ordered.sum(-1, keepdim=True) - ordered
+        without[:, 0] = ordered[:, 1:].sum(-1)
+        total = others[:, None] + without * (size / (size - 1))
+        left = total.clamp(min=1e-300).log()  # (B, size); the common constants drop out of the spread
+        variance = variance + (left - left.mean(-1, keepdim=True)).square().sum(-1) * (size - 1) / size
+    return value, variance.sqrt()
 
 
 def mean_of_logs(samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,45 +152,26 @@ def effective_samples(log_weights: Tensor) -> Tensor:
     return (2 * weights.logsumexp(-1) - (2 * weights).logsumexp(-1)).exp()
 
 
-def make_scores(
-    log_weights: Tensor,
-    *,
-    method: str,
-    exact: bool,
-    tokens: Sequence[int],
-    greedy: Sequence[bool] | None,
-    near_ties: Sequence[int],
-    proposal: str = "",
-) -> list[Score]:
-    """One Score per row of (B, K) log-weights (per-sample bounds for `elbo`)."""
-    count = log_weights.shape[1]
-    if exact:
-        values, errors, effective = log_weights[:, 0], torch.zeros(len(tokens)), torch.ones(len(tokens))
-    elif method == "elbo":
-        values, errors = mean_of_logs(log_weights)
-        effective = torch.full_like(values, float(count))
-    else:
-        values, errors = log_mean_exp(log_weights)
-        effective = effective_samples(log_weights)
-    return [
-        Score(
-            value=float(values[row]),
-            standard_error=float(errors[row]),
-            effective_samples=float(effective[row]),
-            samples=0 if exact else count,
-            tokens=tokens[row],
-            method=method,
-            greedy=None if greedy is None else bool(greedy[row]),
-            near_ties=int(near_ties[row]),
-            proposal="" if exact else proposal,
-            warnings=() if exact else _warnings(float(effective[row]), count),
-        )
-        for row in range(len(tokens))
-    ]
+def exact_score(nats: float, *, tokens: int, method: str, tolerance: float, greedy: bool | None) -> Score:
+    """Of a decoder without latents."""
+    return Score(nats, 0.0, 1.0, 0, tokens, method, quarter=nats, tolerance=tolerance, greedy=greedy)
 
 
-def _warnings(effective: float, count: int) -> tuple[str, ...]:
-    """What a reader of the score should know."""
+def estimate(
+    log_weights: Tensor, quarters: Sequence[Tensor], strata: Tensor | None, *, method: str
+) -> tuple[float, float, float, float]:
+    """Value, standard error, effective samples, and the value at K/4, of log-weights (1, K), or per-sample bounds for
+    `elbo`."""
+    if method == "elbo":
+        value, error = mean_of_logs(log_weights)
+        return float(value), float(error), float(log_weights.shape[1]), float(value)
+    value, error = log_mean_exp(log_weights, strata)
+    quarter = math.nan if not quarters else float(torch.cat([log_mean_exp(part)[0] for part in quarters]).mean())
+    return float(value), float(error), float(effective_samples(log_weights)), quarter
+
+
+def cautions(effective: float, count: int) -> tuple[str, ...]:
+    """What a reader of a score should know."""
     if count == 1:
         return ("one sample has no standard error: use samples >= 2",)
     if effective < max(count / 10, _ALONE):

@@ -10,33 +10,25 @@ the key of a text is the text.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import get_args
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 
 from latentlm.errors import UserError, unknown_name
-from latentlm.interface import LatentDecoder, Noise
-from latentlm.likelihood.paths import LastLatent, Target, check_normalised
-from latentlm.likelihood.results import Method, Score, make_scores
-from latentlm.likelihood.weights import Texts, Weights, bound_samples, fitting_rows, log_weights
+from latentlm.interface import LatentDecoder
+from latentlm.likelihood.estimating import DEFENSIVE, FIRST_SAMPLES, How, Progress, Request, estimated
+from latentlm.likelihood.paths import LastLatent, Target
+from latentlm.likelihood.results import Method, Score
 
-DEFENSIVE = 0.1
-"""Share of paths drawn from the target itself. The ratio of target to proposal is then at most ten, at the price of a tenth of
-the samples."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A text, its given tokens, and where its continuation begins (the two differ for `joint`)."""
-
-    tokens: list[int]
-    given: int
-    begins: int
-    target: Target
-    key: Hashable
+TOLERANCE = 0.01
+"""Nats of a continuation, bits per byte of a text."""
+MAX_SAMPLES = 256
+"""Where `samples="auto"` ends."""
+REFINE = 50
+"""Gradient steps on the proposal of a document's vector that are worth their time for a text."""
 
 
 @torch.no_grad()
@@ -45,42 +37,56 @@ def score_continuations(
     requests: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     method: Method = "operational",
-    samples: int = 16,
+    samples: int | Literal["auto"] = 16,
+    tolerance: float = TOLERANCE,
+    max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
     last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
     defensive: float = DEFENSIVE,
+    refine: int = 0,
     greedy: bool = False,
     keys: Sequence[Hashable] | None = None,
+    progress: Progress | None = None,
 ) -> list[Score]:
     """Log-likelihood of each continuation given its context, nats, in the order of the requests.
 
     method         see `METHODS`. `iwae`, `prior` and `elbo` condition on the context's tokens and take every latent, the
                    context's too, from the prior (what `generate(latents="prior")` samples); `joint` adds the context's own
                    likelihood.
-    samples        K; ignored by a decoder without latents, whose scores are exact
+    samples        K; "auto" doubles it, from 32, for each request until its score has converged or K would pass `max_samples`.
+                   Ignored by a decoder without latents, whose scores are exact
+    tolerance      nats that a score is to be good to: what `Score.converged` is judged by
     batch_size     most requests per forward pass; default: as many as fit a fixed number of latent tokens. Fewer go together
                    where the logits of one position of all their samples would not fit a fixed memory
     last_latent    whose draw the site of the last context token is under `operational`, as in `prefill`
     defensive      share of paths drawn from the target instead of the posterior, 0 <= defensive < 1
+    refine         gradient steps that move the proposal of a document's vector towards what explains the continuation
+                   (`refining`); for an `operational` score that the encoder serves badly
     greedy         also say whether every target is the argmax of the predictive mixture (a second pass of the upper blocks)
     keys           key of each request's random numbers; default: its context
+    progress       called with the number of requests that are done and of all
 
     An empty context stands for none: the continuation is scored as a text after its own first token, by `iwae` where
     `operational` is asked for. Raises UserError for empty continuations, requests longer than the model's context (see
     `fit_to_context`), and settings out of range.
     """
-    _check(method, samples, defensive, last_latent)
-    if keys is not None and len(keys) != len(requests):
-        raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
-    prepared = []
-    for number, (context, continuation) in enumerate(requests):
-        given, asked = _integers(context), _integers(continuation)
-        key = tuple(given) if keys is None else keys[number]
-        request = _request(given, asked, method, ("continuation", key), number)
-        _check_length(model, request, number)
-        prepared.append(request)
-    return _score(model, prepared, method, samples, seed, batch_size, last_latent, defensive, greedy)
+    prepared, how = continuations_to_score(
+        model,
+        requests,
+        method=method,
+        samples=samples,
+        tolerance=tolerance,
+        max_samples=max_samples,
+        seed=seed,
+        batch_size=batch_size,
+        last_latent=last_latent,
+        defensive=defensive,
+        refine=refine,
+        greedy=greedy,
+        keys=keys,
+    )
+    return estimated(model, prepared, how, progress)
 
 
 @torch.no_grad()
@@ -89,21 +95,97 @@ def score_texts(
     texts: Sequence[Sequence[int]],
     *,
     method: Method = "iwae",
-    samples: int = 16,
+    samples: int | Literal["auto"] = "auto",
+    tolerance: float = TOLERANCE,
+    max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
     defensive: float = DEFENSIVE,
+    refine: int | None = None,
     context: int | None = None,
     greedy: bool = False,
     keys: Sequence[Hashable] | None = None,
+    progress: Progress | None = None,
 ) -> list[Score]:
     """Log-likelihood of each text after its first token, nats. Texts longer than `context` inputs (default: the model's) are
-    cut into disjoint windows, each a text of its own after its one context token; nats add up, errors in quadrature.
+    cut into disjoint windows, each a text of its own after its one context token; nats and biases add up, errors in
+    quadrature.
 
-    `operational` and `joint` are `iwae` here. Raises UserError for texts of fewer than two tokens.
-    """
-    _check(method, samples, defensive, "posterior")
-    method = "iwae" if method in ("operational", "joint") else method
+    Settings are those of `score_continuations`. `operational` and `joint` are `iwae` here. `tolerance` is in bits per byte of
+    each window, as the tokenizer spells it; a model without a tokenizer counts a token as a byte. `refine` is 50 by default
+    with samples="auto", else 0. Raises UserError for texts of fewer than two tokens."""
+    prepared, owners, how = texts_to_score(
+        model,
+        texts,
+        method=method,
+        samples=samples,
+        tolerance=tolerance,
+        max_samples=max_samples,
+        seed=seed,
+        batch_size=batch_size,
+        defensive=defensive,
+        refine=refine,
+        context=context,
+        greedy=greedy,
+        keys=keys,
+    )
+    scores = estimated(model, prepared, how, progress)
+    totals: dict[int, Score] = {}
+    for owner, score in zip(owners, scores, strict=True):
+        totals[owner] = totals[owner].plus(score) if owner in totals else score
+    return [totals[number] for number in range(len(texts))]
+
+
+def continuations_to_score(
+    model: LatentDecoder,
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    method: Method = "operational",
+    samples: int | Literal["auto"] = 16,
+    tolerance: float = TOLERANCE,
+    max_samples: int = MAX_SAMPLES,
+    seed: int = 0,
+    batch_size: int | None = None,
+    last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
+    defensive: float = DEFENSIVE,
+    refine: int = 0,
+    greedy: bool = False,
+    keys: Sequence[Hashable] | None = None,
+) -> tuple[list[Request], How]:
+    """What `score_continuations` is going to score, and how."""
+    how = _how(method, samples, max_samples, seed, batch_size, last_latent, defensive, greedy, refine, tolerance)
+    if keys is not None and len(keys) != len(requests):
+        raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
+    prepared = []
+    for number, (context, continuation) in enumerate(requests):
+        given, asked = _integers(context), _integers(continuation)
+        key = tuple(given) if keys is None else keys[number]
+        request = _request(given, asked, method, ("continuation", key), number, tolerance)
+        _check_length(model, request, number)
+        prepared.append(request)
+    return prepared, how
+
+
+def texts_to_score(
+    model: LatentDecoder,
+    texts: Sequence[Sequence[int]],
+    *,
+    method: Method = "iwae",
+    samples: int | Literal["auto"] = "auto",
+    tolerance: float = TOLERANCE,
+    max_samples: int = MAX_SAMPLES,
+    seed: int = 0,
+    batch_size: int | None = None,
+    defensive: float = DEFENSIVE,
+    refine: int | None = None,
+    context: int | None = None,
+    greedy: bool = False,
+    keys: Sequence[Hashable] | None = None,
+) -> tuple[list[Request], list[int], How]:
+    """What `score_texts` is going to score: windows, the number of each one's text, and how."""
+    steps = (REFINE if samples == "auto" else 0) if refine is None else refine
+    how = _how(method, samples, max_samples, seed, batch_size, "posterior", defensive, greedy, steps, tolerance)
+    how = replace(how, method="iwae") if method in ("operational", "joint") else how
     limit = min(context or model.config.backbone.context, model.config.backbone.context)
     if keys is not None and len(keys) != len(texts):
         raise UserError(f"{len(keys)} keys for {len(texts)} texts; give one key per text.")
@@ -113,13 +195,10 @@ def score_texts(
             raise UserError(f"Text {number} has {len(text)} tokens; a score needs a context token and at least one more.")
         for place, window in enumerate(windows(_integers(text), limit)):
             key: Hashable = tuple(window) if keys is None else keys[number]
-            prepared.append(_Request(window, 1, 1, "prior", ("text", key, place)))
+            nats = tolerance * math.log(2) * _bytes(model, window)
+            prepared.append(Request(window, 1, 1, "prior", ("text", key, place), nats))
             owners.append(number)
-    scores = _score(model, prepared, method, samples, seed, batch_size, "posterior", defensive, greedy)
-    totals: dict[int, Score] = {}
-    for owner, score in zip(owners, scores, strict=True):
-        totals[owner] = totals[owner].plus(score) if owner in totals else score
-    return [totals[number] for number in range(len(texts))]
+    return prepared, owners, how
 
 
 def windows(tokens: Sequence[int], context: int) -> list[list[int]]:
@@ -144,33 +223,75 @@ def _integers(tokens: Sequence[int]) -> list[int]:
     return [int(token) for token in tokens]
 
 
-def _request(context: list[int], continuation: list[int], method: Method, key: Hashable, number: int) -> _Request:
+def _bytes(model: LatentDecoder, window: list[int]) -> int:
+    """Raw bytes of a window's targets, at least one."""
+    if model.tokenizer is None:
+        return len(window) - 1
+    return max(1, len(model.tokenizer.decode_bytes(window[1:])))
+
+
+def _request(
+    context: list[int], continuation: list[int], method: Method, key: Hashable, number: int, tolerance: float
+) -> Request:
     """What to score, under which target."""
     if not continuation:
         raise UserError(f"Request {number} has an empty continuation: there is nothing to score.")
     if not context:
         if len(continuation) < 2:
             raise UserError(f"Request {number} has no context and one token: put an end-of-text token in its context.")
-        return _Request(continuation, 1, 1, "prior", key)
+        return Request(continuation, 1, 1, "prior", key, tolerance)
     given = 1 if method == "joint" else len(context)
-    target: Target = "generation" if method == "operational" else "prior"
-    return _Request(context + continuation, given, len(context), target, key)
+    target: Target = "generation" if method in ("operational", "smc") else "prior"
+    return Request(context + continuation, given, len(context), target, key, tolerance)
 
 
-def _check(method: str, samples: int, defensive: float, last_latent: str | Mapping[str, str]) -> None:
-    """Refuse settings that mean nothing."""
+def _how(
+    method: Method,
+    samples: int | Literal["auto"],
+    max_samples: int,
+    seed: int,
+    batch_size: int | None,
+    last_latent: LastLatent | Mapping[str, LastLatent],
+    defensive: float,
+    greedy: bool,
+    refine: int,
+    tolerance: float,
+) -> How:
+    """The settings, none of which means nothing."""
     if method not in get_args(Method):
         raise unknown_name("scoring method", method, get_args(Method))
     for given in [last_latent] if isinstance(last_latent, str) else last_latent.values():
         if given not in get_args(LastLatent):
             raise unknown_name("last_latent", given, get_args(LastLatent))
-    if samples < 1:
+    if isinstance(samples, str) and samples != "auto":
+        raise UserError(f'samples="{samples}" is neither a number nor "auto".')
+    if samples != "auto" and samples < 1:
         raise UserError(f"samples={samples}: a score needs at least 1 sample, and a standard error at least 2.")
+    if samples == "auto" and max_samples < FIRST_SAMPLES:
+        raise UserError(f'max_samples={max_samples}: samples="auto" begins with {FIRST_SAMPLES}.')
     if not 0 <= defensive < 1:
         raise UserError(f"defensive={defensive} is not a share of paths: choose 0 <= defensive < 1.")
+    if refine < 0:
+        raise UserError(f"refine={refine}: the proposal takes 0 gradient steps or more.")
+    if not tolerance > 0:
+        raise UserError(f"tolerance={tolerance} is not above 0.")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: a batch holds at least one request.")
+    first = FIRST_SAMPLES if samples == "auto" else samples
+    return How(
+        method=method,
+        samples=first,
+        max_samples=max_samples if samples == "auto" else first,
+        seed=seed,
+        batch_size=batch_size,
+        last_latent=last_latent,
+        defensive=defensive,
+        greedy=greedy,
+        refine=refine,
+    )
 
 
-def _check_length(model: LatentDecoder, request: _Request, number: int) -> None:
+def _check_length(model: LatentDecoder, request: Request, number: int) -> None:
     """Inputs must fit the model's context."""
     limit = model.config.backbone.context
     if len(request.tokens) - 1 > limit:
@@ -178,98 +299,3 @@ def _check_length(model: LatentDecoder, request: _Request, number: int) -> None:
             f"Request {number} has {len(request.tokens) - 1} input tokens, but the model's context is {limit}. "
             "Cut it with fit_to_context, which keeps the continuation and the end of the context."
         )
-
-
-def _score(
-    model: LatentDecoder,
-    requests: list[_Request],
-    method: Method,
-    samples: int,
-    seed: int,
-    batch_size: int | None,
-    last_latent: LastLatent | Mapping[str, LastLatent],
-    defensive: float,
-    greedy: bool,
-) -> list[Score]:
-    """Score in batches of like length and one target, and put the scores back in order."""
-    count = samples if model.has_latents else 1
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].target, -len(requests[i].tokens)))
-    scores: dict[int, Score] = {}
-    with _evaluating(model):
-        for numbers in _batches(model, order, requests, batch_size, count):
-            batch = [requests[number] for number in numbers]
-            texts = Texts.of(model, [request.tokens for request in batch], [request.given for request in batch])
-            if not scores:
-                check_normalised(model, texts.context)
-            noise = Noise.keyed(seed, [request.key for request in batch], samples=count)
-            if method == "elbo":
-                found = bound_samples(model, texts, noise)
-            else:
-                found = log_weights(
-                    model,
-                    texts,
-                    noise,
-                    target=batch[0].target,
-                    proposal="target" if method == "prior" else "posterior",
-                    defensive=defensive,
-                    last_latent=last_latent,
-                    greedy=greedy,
-                )
-            if greedy and found.greedy is None:
-                unseeing = log_weights(model, texts, noise, target="prior", proposal="target", greedy=True)
-                found = replace(found, greedy=unseeing.greedy)
-            made = make_scores(
-                found.log_weights.cpu(),
-                method=method,
-                exact=not model.has_latents,
-                tokens=[len(request.tokens) - request.given for request in batch],
-                greedy=_all_greedy(found, batch),
-                near_ties=found.near_ties.tolist(),
-                proposal=_proposal(found.proposals),
-            )
-            scores.update(zip(numbers, made, strict=True))
-    return [scores[number] for number in range(len(requests))]
-
-
-def _proposal(by_latent: Mapping[str, str]) -> str:
-    """What latents were drawn from, in a word where it is the same for all."""
-    kinds = set(by_latent.values())
-    return next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_latent.items())
-
-
-def _all_greedy(found: Weights, batch: list[_Request]) -> list[bool] | None:
-    """Whether every token of each continuation is greedy."""
-    if found.greedy is None:
-        return None
-    return [bool(found.greedy[row, request.begins - request.given :].all()) for row, request in enumerate(batch)]
-
-
-def _batches(
-    model: LatentDecoder, order: list[int], requests: list[_Request], batch_size: int | None, samples: int
-) -> Iterator[list[int]]:
-    """Consecutive requests of one target, at most `batch_size`, and no more than fit the memory set aside (`fitting_rows`)."""
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: a batch holds at least one request.")
-    batch: list[int] = []
-    for number in order:
-        # Requests come longest first within a target, so the first of a batch sets its width.
-        first = requests[batch[0]] if batch else requests[number]
-        most = fitting_rows(model, samples=samples, tokens=None if batch_size else len(first.tokens))
-        most = min(most, batch_size or most)
-        if batch and (len(batch) >= most or requests[number].target != first.target):
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
-
-
-@contextmanager
-def _evaluating(model: LatentDecoder) -> Iterator[None]:
-    """Evaluation mode, and back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

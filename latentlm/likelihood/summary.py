@@ -4,13 +4,15 @@ Bits per byte = - nats of all targets, end-of-text included / (raw bytes x ln 2)
 error treats documents as the independent units (linearised ratio estimator, Cochran 1977, section 2.11):
 
     r = sum a_d / sum b_d,    se^2 = n / (n-1) sum (a_d - r b_d)^2 / (sum b_d)^2
+
+The estimates' own errors are independent between texts and add in quadrature; what they are too low by adds up.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from latentlm.errors import UserError
 from latentlm.likelihood.results import Score
@@ -26,13 +28,25 @@ class Estimate:
     estimator_error: float
     """Of the likelihood estimates themselves (0 where they are exact)."""
     documents: int
+    bias: float = 0.0
+    """What the estimates may be off by beside their errors (`Score.bias`), added up; of a difference, the larger of both
+    models'."""
+
+    @property
+    def uncertainty(self) -> float:
+        """Of the estimates, not of the choice of documents: 1.96 of their errors and the bias. NaN under four samples."""
+        return 1.96 * self.estimator_error + self.bias
+
+    def converged(self, tolerance: float) -> bool:
+        """Whether the estimates are good to so many bits per byte."""
+        return self.uncertainty <= tolerance
 
 
 def bits_per_byte(scores: Sequence[Score], sizes: Sequence[int], *, documents: Sequence[Hashable] | None = None) -> Estimate:
     """Bits per byte of texts of `sizes` raw bytes. Texts with one name in `documents` are one unit; default: each its own."""
     bits = [-score.value / math.log(2) for score in scores]
     errors = [score.standard_error / math.log(2) for score in scores]
-    return _ratio(bits, errors, sizes, documents)
+    return replace(_ratio(bits, errors, sizes, documents), bias=_bias(scores, sizes))
 
 
 def paired_difference(
@@ -50,7 +64,15 @@ def paired_difference(
     errors = [
         math.hypot(one.standard_error, other.standard_error) / math.log(2) for one, other in zip(first, second, strict=True)
     ]
-    return _ratio(bits, errors, sizes, documents)
+    bias = max(_bias(first, sizes), _bias(second, sizes))
+    return replace(_ratio(bits, errors, sizes, documents), bias=bias)
+
+
+def _bias(scores: Sequence[Score], sizes: Sequence[int]) -> float:
+    """Bits per byte that the estimates together may be too high by. Texts' gains over a quarter of the samples are added before
+    the sign is looked at: noise cancels, and what is left is the bias."""
+    gained = sum(score.value - score.quarter for score in scores)
+    return gained if math.isnan(gained) else max(0.0, gained) / sum(sizes) / math.log(2)
 
 
 def _ratio(

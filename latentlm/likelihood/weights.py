@@ -2,8 +2,11 @@
 
     log w_k = sum over targets of log p(x_{t+1} | x_<=t, z_k) + log target(z_k) - log proposal(z_k),    z_k ~ proposal
 
-Their log-mean-exp estimates log E_target p(targets | z). The trunk and the encoder run once per text; the upper blocks run on
-all K samples as one batch, and logits are taken at target positions only, a few positions at a time.
+Their log-mean-exp estimates log E_target p(targets | z). Densities are kept apart from the weights that they make, since these
+depend on which samples are taken together: with a defensive mixture, log proposal = log ((1-e) g + e r) with e the share of r's
+paths among them. So any run of the samples is an estimate of its own, and more samples join those that are there. The trunk
+and the encoder run once per text; the upper blocks run on all K samples as one batch, and logits are taken at target
+positions only, a few positions at a time.
 
 Greedy check. A target x_{t+1} is greedy if it is the argmax of the predictive mixture sum_k w_k(t) p(. | x_<=t, z_k), where
 z_k ~ target (never from a posterior that has seen the targets: that would leak them) and w_k(t) is proportional to the
@@ -15,18 +18,19 @@ Legend: B texts, K samples, R = B*K, T inputs, N targets, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from latentlm.interface import Batch, Context, Latent, LatentDecoder, Latents, Noise, noise_of
-from latentlm.likelihood.paths import LastLatent, Paths, Proposal, Target, classify, draw, draw_paths
+from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecoder, Latents, Noise, noise_of
+from latentlm.likelihood.paths import LastLatent, Paths, Proposal, Target, classify, draw, draw_paths, from_target, mixture
 
 LATENT_TOKENS = 2**16
 """Latent rows times tokens that one pass of the upper blocks takes."""
-_LOGITS = 2**25
+LOGITS = 2**25
 """Logits held at a time (128 MiB in float32)."""
 
 
@@ -62,16 +66,81 @@ class Texts:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a set of draws says about each text."""
+    """What a set of draws says about each text: samples 0 .. K-1, or those from `first` on."""
 
-    log_weights: Tensor
+    nats: Tensor
+    """(B, K) float64: log p(targets | z_k); for `elbo` minus the KL."""
+    log_target: Tensor
+    """(B, K) float64 nats, of the sites that are proposed (see `Paths`)."""
+    log_proposal: Tensor
     """(B, K) float64 nats."""
     near_ties: Tensor
     """(B,) long."""
+    defensive: float = 0.0
+    first: int = 0
     greedy: Tensor | None = None
     """(B, N) bool: the target is the argmax of the predictive mixture; true outside the mask."""
     proposals: Mapping[str, str] = field(default_factory=dict)
     """Latent -> what its sites were drawn from, "posterior" or "target" (see `Paths`)."""
+
+    @classmethod
+    def of(cls, nats: Tensor, near_ties: Tensor, *, greedy: Tensor | None = None) -> Weights:
+        """Of draws from the target itself."""
+        return cls(nats, torch.zeros_like(nats), torch.zeros_like(nats), near_ties, greedy=greedy)
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.nats.shape[1]
+
+    @property
+    def log_weights(self) -> Tensor:
+        """(B, K) nats, of all samples."""
+        return self.run(0, self.count)
+
+    def run(self, start: int, stop: int) -> Tensor:
+        """(B, stop - start) log-weights of some of the samples, as they are without the others."""
+        share = len(from_target(self.defensive, self.first + start, self.first + stop)) / max(1, stop - start)
+        target, proposal = self.log_target[:, start:stop], self.log_proposal[:, start:stop]
+        return self.nats[:, start:stop] + target - mixture(proposal, target, share)
+
+    def quarters(self) -> list[Tensor]:
+        """Four runs of about K/4 samples; none of fewer than four."""
+        bounds = [quarter * self.count // 4 for quarter in range(5)]
+        return [self.run(start, stop) for start, stop in pairwise(bounds)] if self.count >= 4 else []
+
+    def strata(self) -> Tensor | None:
+        """(K,) bool: samples that come from the target itself; None where all come from one distribution."""
+        own = from_target(self.defensive, self.first, self.first + self.count)
+        if not own:
+            return None
+        kinds = torch.zeros(self.count, dtype=torch.bool)
+        kinds[torch.tensor(own) - self.first] = True
+        return kinds
+
+    def plus(self, more: Weights) -> Weights:
+        """With the samples that follow."""
+        assert more.first == self.first + self.count
+        return replace(
+            self,
+            nats=torch.cat((self.nats, more.nats), dim=1),
+            log_target=torch.cat((self.log_target, more.log_target), dim=1),
+            log_proposal=torch.cat((self.log_proposal, more.log_proposal), dim=1),
+            near_ties=self.near_ties + more.near_ties,
+            proposals={**self.proposals, **{name: kind for name, kind in more.proposals.items() if kind == "posterior"}},
+        )
+
+    def row(self, index: int) -> Weights:
+        """Of one text, on the CPU."""
+        here = slice(index, index + 1)
+        return replace(
+            self,
+            nats=self.nats[here].cpu(),
+            log_target=self.log_target[here].cpu(),
+            log_proposal=self.log_proposal[here].cpu(),
+            near_ties=self.near_ties[here].cpu(),
+            greedy=None if self.greedy is None else self.greedy[here].cpu(),
+        )
 
 
 def log_weights(
@@ -82,13 +151,17 @@ def log_weights(
     target: Target,
     proposal: Proposal,
     defensive: float = 0.0,
+    first: int = 0,
     last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
     greedy: bool = False,
+    refined: Mapping[str, Distribution] | None = None,
 ) -> Weights:
-    """K = len(noise) / B log-weights of each text; see the module's docstring. Without latents K is 1 and the weight exact."""
+    """K = len(noise) / B log-weights of each text, of its samples from `first` on; see the module's docstring. Without
+    latents K is 1 and the weight exact."""
     if not model.has_latents:
         nats, chosen = path_likelihood(model, texts, None, greedy=greedy)
-        return Weights(nats, torch.zeros_like(texts.lengths), chosen)
+        return Weights.of(nats, torch.zeros_like(texts.lengths), greedy=chosen)
+    share = defensive if proposal == "posterior" else 0.0  # whatever the texts beside: a score does not depend on them
     sites = classify(model, texts.context, texts.lengths, target=target, last_latent=last_latent)
     if not any(bool(own.proposed.any()) for own in sites.values()):  # nothing to weight: the same draws serve the greedy check
         proposal = "target"
@@ -100,7 +173,9 @@ def log_weights(
         target=target,
         proposal=proposal,
         defensive=defensive,
+        first=first,
         last_latent=last_latent,
+        refined=refined,
     )
     at_once = greedy and proposal == "target"
     nats, chosen = path_likelihood(model, texts, paths.latents, greedy=at_once)
@@ -109,7 +184,16 @@ def log_weights(
             model, texts.context, texts.lengths, noise, target=target, proposal="target", last_latent=last_latent
         )
         _, chosen = path_likelihood(model, texts, unseeing.latents, greedy=True)
-    return Weights(nats + paths.log_ratio.view_as(nats), paths.near_ties, chosen, paths.proposals)
+    return Weights(
+        nats,
+        paths.log_target.view_as(nats),
+        paths.log_proposal.view_as(nats),
+        paths.near_ties,
+        defensive=share,
+        first=first,
+        greedy=chosen,
+        proposals=paths.proposals,
+    )
 
 
 def bound_samples(model: LatentDecoder, texts: Texts, noise: Noise) -> Weights:
@@ -137,7 +221,7 @@ def bound_samples(model: LatentDecoder, texts: Texts, noise: Noise) -> Weights:
         ties = ties + near.view(context.rows, -1).sum(-1)
     nats, _ = path_likelihood(model, texts, latents, greedy=False)
     proposals = {name: "posterior" if latent.has_encoder else "target" for name, latent in model.latents.items()}
-    return Weights(nats - cost.view_as(nats), ties, proposals=proposals)
+    return replace(Weights.of(nats - cost.view_as(nats), ties), proposals=proposals)
 
 
 def _from_prior(
@@ -156,9 +240,9 @@ def _from_prior(
 
 
 def fitting_rows(model: LatentDecoder, *, samples: int, tokens: int | None) -> int:
-    """Texts (at least one) that a batch may hold, so that the logits at one position of every sample fit `_LOGITS` and, where
+    """Texts (at least one) that a batch may hold, so that the logits at one position of every sample fit `LOGITS` and, where
     `tokens`, the length of the longest, is given, all latent tokens fit `LATENT_TOKENS`."""
-    rows = _LOGITS // (samples * model.config.backbone.vocabulary)
+    rows = LOGITS // (samples * model.config.backbone.vocabulary)
     if tokens is not None:
         rows = min(rows, LATENT_TOKENS // (samples * tokens))
     return max(1, rows)
@@ -175,7 +259,7 @@ def path_likelihood(
     start = 0
     while start < length:
         logits = model.logits(hidden[:, :, start : start + 1])  # learns V on the first round without asking the config
-        width = max(1, _LOGITS // (rows * samples * logits.shape[-1]))
+        width = max(1, LOGITS // (rows * samples * logits.shape[-1]))
         if width > 1:
             logits = model.logits(hidden[:, :, start : start + width])
         stop = start + logits.shape[2]

@@ -24,6 +24,7 @@ import torch
 
 from latentlm.interface import LatentDecoder, Noise
 from latentlm.likelihood import METHODS, Method, Score, score_continuations
+from latentlm.likelihood.estimating import DEFENSIVE
 from latentlm.likelihood.weights import Texts, path_likelihood
 from latentlm.testing.exact import exact_elbo, exact_log_likelihood
 
@@ -59,7 +60,7 @@ def probability_sum(
     method: Method = "operational",
     samples: int = 64,
     last_latent: Last = "posterior",
-    defensive: float = 0.1,
+    defensive: float = DEFENSIVE,
 ) -> Sum:
     """Sum of exp(score) over all continuations; each draws numbers of its own, so that errors add in quadrature."""
     options = continuations(model, length)
@@ -281,7 +282,7 @@ def _truth(
         return exact_elbo(model, context, continuation)
     if method == "joint":
         return exact_log_likelihood(model, context[:1], [*context[1:], *continuation], target="prior")
-    target: Literal["generation", "prior"] = "generation" if method == "operational" else "prior"
+    target: Literal["generation", "prior"] = "generation" if method in ("operational", "smc") else "prior"
     return exact_log_likelihood(model, context, continuation, target=target, last_latent=last_latent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from latentlm.errors import UserError
 from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data import Document
 from latentlm_evals.comparison import Settings, run
+from latentlm_evals.logged_comparison import compare_folders
 from latentlm_evals.measure import held_out_texts, tokenized
 
 BACKBONE = {"vocabulary": 257, "width": 16, "blocks": 2, "heads": 2, "context": 32}
@@ -72,6 +74,34 @@ def test_recipes_are_trained_and_compared_and_the_runs_can_be_compared_again(tmp
     assert [model.bits_per_byte for model in again.models] == [model.bits_per_byte for model in first.models]
 
 
+@pytest.mark.slow
+def test_tasks_of_several_runs_are_paired_with_the_spread_over_seeds(tmp_path: Path, texts: str) -> None:
+    plain, *hidden = (
+        recipe(tmp_path, name, decoder, path=texts, **model)
+        for name, decoder, model in (
+            ("plain", "vanilla", {}),
+            ("hidden-0", "free", {"event_dims": 3}),
+            ("hidden-1", "free", {"event_dims": 2}),
+        )
+    )
+    tasks = dataclasses.replace(QUICK, tasks="latentlm_held*,latentlm_copy", limit=5)
+    console = Console(quiet=True)
+    found = run([plain, ",".join(hidden)], [], tmp_path / "out", settings=tasks, console=console)
+    assert [model.name for model in found.models] == ["plain", "hidden-0", "hidden-1"]
+    assert found.paired_tasks is not None
+    assert found.paired_tasks.models == {"plain": ["plain"], "hidden": ["hidden-0", "hidden-1"]}
+    assert {one.name for one in found.paired_tasks.differences} == {"latentlm_heldout", "latentlm_copy"}
+    assert {one.runs for one in found.paired_tasks.differences} == {(1, 2)}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "hidden minus plain" in page
+    assert page.count("<svg") == 2
+    saved = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert len(saved["paired_tasks"]["differences"]) == 2
+    logged = [str(tmp_path / "out" / "evaluations" / name) for name in ("plain", "hidden-0", "hidden-1")]
+    again = compare_folders([logged[0], ",".join(logged[1:])], [], tmp_path / "again", command="")
+    assert again == found.paired_tasks
+
+
 def _tokens(models: list) -> int:  # type: ignore[type-arg]
     return sum(score.tokens for score in models[0].scores)
 
@@ -88,6 +118,8 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path, texts: str) ->
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--out"):
         run([one], [], tmp_path / "file" / "out", settings=QUICK, console=console)
+    with pytest.raises(UserError, match='Did you mean "latentlm_copy"'):
+        run([one], [], tmp_path / "out", settings=dataclasses.replace(QUICK, tasks="latentlm_cpoy"), console=console)
     assert not (tmp_path / "out").exists()
 
 

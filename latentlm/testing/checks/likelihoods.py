@@ -26,7 +26,7 @@ from latentlm.testing.subject import Subject, noise
 Request = tuple[list[int], list[int]]
 
 _REQUESTS: list[Request] = [([0, 1], [1, 1]), ([1], [1, 0, 2]), ([0, 1, 1], [0]), ([1, 2, 0], [1, 0])]
-_METHODS: tuple[Method, ...] = ("operational", "iwae", "prior", "elbo", "joint")
+_METHODS: tuple[Method, ...] = ("operational", "iwae", "smc", "prior", "elbo", "joint")
 _POWER = 0.4
 """Standard errors (nats) beyond which a comparison shows too little. Prior draws of a planted decoder have about half of it."""
 _TRIALS = 100
@@ -73,7 +73,7 @@ def _wrap(request: Request, model: LatentDecoder) -> Request:
 def scores_exact_own_encoder(subject: Subject) -> None:
     """With its own encoder, scores equal the sum over all latents within their error bars."""
     model = _own(subject)
-    methods = ("operational", "iwae") if _costly(model) else _METHODS
+    methods = ("operational", "iwae", "smc") if _costly(model) else _METHODS
     for method in methods:
         known.check_exactness(model, _requests(model), method=method, samples=256, power=_POWER, seed=1)
 
@@ -82,7 +82,7 @@ def scores_exact_own_encoder(subject: Subject) -> None:
 def scores_exact_planted(subject: Subject) -> None:
     """With a posterior that knows the future, scores equal the sum over all latents within their error bars."""
     model = _planted(subject)
-    methods = ("operational", "iwae") if _costly(model) else _METHODS
+    methods = ("operational", "iwae", "smc") if _costly(model) else _METHODS
     for method in methods:
         # Of a whole text, and from the prior, planted weights are heavy: more samples of fewer requests.
         heavy = method in ("joint", "prior")

@@ -1,0 +1,58 @@
+"""What scoring is going to cost, before it is done: passes of the upper blocks, seconds and memory.
+
+Seconds are measured on one window with the samples of the first round, and scaled by tokens; memory is counted.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from latentlm.interface import LatentDecoder
+from latentlm.likelihood.estimating import How, Request, estimated
+from latentlm.likelihood.weights import LATENT_TOKENS, LOGITS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Between the least, every score converged after the first round, and the most, none at all."""
+
+    requests: int
+    tokens: int
+    """Targets."""
+    samples: tuple[int, int]
+    """Of each request; (0, 0) without latents."""
+    seconds: tuple[float, float]
+    memory: int
+    """Bytes beside the weights, at most."""
+
+
+@torch.no_grad()
+def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
+    """Score one of the longest requests to see how long it takes. Raises UserError where there are none."""
+    tokens = sum(len(request.tokens) - request.given for request in requests)
+    longest = max(requests, key=lambda request: len(request.tokens))
+    one = How(**{**vars(how), "max_samples": how.samples})
+    estimated(model, [longest], one)  # the first run of anything is slower
+    start = time.perf_counter()
+    estimated(model, [longest], one)
+    seconds = (time.perf_counter() - start) * sum(len(request.tokens) for request in requests) / len(longest.tokens)
+    backbone, size = model.config.backbone, next(model.parameters()).element_size()
+    if not model.has_latents:
+        samples, rows = (0, 0), 1
+    else:
+        samples, rows = (how.samples, how.max_samples), how.max_samples
+    held = min(max(LATENT_TOKENS, len(longest.tokens)), rows * len(longest.tokens) * len(requests))
+    assert backbone.feed_forward is not None
+    stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
+    caches = held * size * 2 * backbone.width * backbone.blocks if how.method == "smc" else 0
+    doublings = samples[1] / samples[0] if samples[0] else 1.0
+    return Plan(
+        requests=len(requests),
+        tokens=tokens,
+        samples=samples,
+        seconds=(seconds, seconds * (2 * doublings - 1 if how.method == "smc" else doublings)),
+        memory=int(stream + caches + 3 * 4 * min(LOGITS, held * backbone.vocabulary)),
+    )
