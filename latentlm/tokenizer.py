@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from latentlm.errors import UserError, did_you_mean
+from latentlm.errors import UserError, did_you_mean, typed_path
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
@@ -40,6 +40,18 @@ class Tokenizer(ABC):
     """Number of ids, V."""
     end_of_text: int
     """The id that begins and ends every document."""
+    bos: int | None = None
+    """The id that begins a text instead, where a model from elsewhere was trained so."""
+
+    @property
+    def first(self) -> int:
+        """The id that is fed before a text: what training fed there."""
+        return self.end_of_text if self.bos is None else self.bos
+
+    @property
+    def special(self) -> frozenset[int]:
+        """The ids that mark something and spell nothing."""
+        return frozenset([self.end_of_text])
 
     @abstractmethod
     def encode(self, text: str | bytes) -> list[int]:
@@ -57,14 +69,21 @@ class Tokenizer(ABC):
         """`decode_bytes` as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
+    def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
+        """The bytes that `tokens` add behind the tokens `before`; here, those that they stand for wherever they are. Raises
+        ValueError as `decode_bytes`."""
+        return self.decode_bytes(tokens)
+
     def pieces(self) -> list[bytes]:
         """The bytes that each id 0..V-1 stands for in the middle of a text; none for end-of-text and for a hole in the ids.
 
         Each is decoded behind a letter, since many tokenizers leave out the space that begins a text's first token."""
         letter = self.encode("a")
-        before = self.decode_bytes(letter)
-        found = (self.decode_bytes([*letter, token]) for token in range(self.vocabulary))
-        return [text.removeprefix(before) for text in found]
+        return [self.decode_after(letter, [token]) for token in range(self.vocabulary)]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """`encode`, but a special token that the prompt spells is that token, where the tokenizer has such."""
+        return self.encode(prompt)
 
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of many texts, each an array (n,) of the smallest of uint16 and uint32 that holds V."""
@@ -87,6 +106,12 @@ class Tokenizer(ABC):
 def as_bytes(text: str | bytes) -> bytes:
     """UTF-8 of a text. A lone surrogate, which has no UTF-8, keeps its three bytes instead of raising."""
     return text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+
+
+def tokens_before(whole: Sequence[int], part: Sequence[int]) -> list[int]:
+    """What stands before `part` in `whole`: nothing where it is not in it."""
+    places = range(len(whole) - len(part) + 1)
+    return next((list(whole[:start]) for start in places if list(whole[start : start + len(part)]) == list(part)), [])
 
 
 class ByteTokenizer(Tokenizer):
@@ -125,6 +150,8 @@ class LibraryTokenizer(Tokenizer):
         self.name = name
         self._backend = backend
         self._end_of_text_name = end_of_text
+        if end_of_text not in _special_tokens(backend):  # else a text that spells it would hold it
+            self._backend.add_special_tokens([end_of_text])
         self._backend.encode_special_tokens = True  # never make a special token out of text
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -142,6 +169,25 @@ class LibraryTokenizer(Tokenizer):
         halves = re.split(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})", readable)
         return [token for piece in halves for token in self._ids(piece) if token != self.end_of_text]
 
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """As the library reads it: special tokens that the prompt spells are found."""
+        if not any(token.content in prompt for token in _added_tokens(self._backend).values()):
+            return self.encode(prompt)
+        self._backend.encode_special_tokens = False
+        try:
+            return self._ids(as_bytes(prompt).decode("utf-8", errors="replace"))
+        finally:
+            self._backend.encode_special_tokens = True
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Those that the file calls special."""
+        return frozenset(number for number, token in _added_tokens(self._backend).items() if token.special)
+
+    def leading(self) -> list[int]:
+        """The special tokens that the file itself puts before a text (its post-processor), none where it has no such rule."""
+        return tokens_before(self._backend.encode("a", add_special_tokens=True).ids, self._ids("a"))
+
     def _ids(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
@@ -154,6 +200,14 @@ class LibraryTokenizer(Tokenizer):
         self._check(tokens)
         kept = [int(token) for token in tokens if token != self.end_of_text]
         return str(self._backend.decode(kept, skip_special_tokens=False))
+
+    def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
+        """The text of both less that of `before`: decoders leave out the blank that begins a text, and join the bytes of a
+        letter that is cut between the two."""
+        alone, both = self.decode(before), self.decode([*before, *tokens])
+        if not both.startswith(alone):
+            alone = both[: next(place for place, letter in enumerate(alone) if both[place : place + 1] != letter)]
+        return both[len(alone) :].encode("utf-8")
 
     def save(self, folder: Path) -> str:
         """Writes tokenizer.json, and beside it which token ends a text where the file alone would not tell."""
@@ -229,6 +283,10 @@ class BPETokenizer(LibraryTokenizer):
         """`decode_bytes` as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return Tokenizer.decode(self, tokens)
 
+    def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
+        """The tokens' own bytes."""
+        return self.decode_bytes(tokens)
+
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of many texts, those that are UTF-8 in one parallel batch."""
         readable = {}
@@ -264,7 +322,7 @@ def load_tokenizer(spec: str, *, folder: Path | None = None) -> Tokenizer:
     if not spec.endswith(".json"):
         hint = did_you_mean(spec, ["bytes", FILE])
         raise UserError(f'unknown tokenizer "{spec}".{hint} Give "bytes" or the path of a tokenizer.json.')
-    path = Path(spec).expanduser() if folder is None else _inside(folder, spec)
+    path = typed_path(spec) if folder is None else _inside(folder, spec)
     if not path.is_file():
         raise UserError(f"the tokenizer {path} does not exist; give the path of a tokenizer.json.")
     return _read(path)
@@ -336,17 +394,27 @@ def _added_tokens(backend: Any) -> dict[int, Any]:
     return dict(backend.get_added_tokens_decoder())
 
 
+def _special_tokens(backend: Any) -> set[str]:
+    return {str(token.content) for token in _added_tokens(backend).values() if token.special}
+
+
 def _end_of_text_name(backend: Any, companion: Path | None) -> str | None:
-    """The special token that ends a text: what the companion file says, else the first well-known name."""
-    special = {str(token.content) for token in _added_tokens(backend).values() if token.special}
+    """The token that ends a text: what the companion file says, else the first well-known name of a special token. Raises
+    UserError where the companion names a token that is not there."""
+    special = _special_tokens(backend)
     if companion is not None and companion.is_file():
         try:
             said = json.loads(companion.read_text(encoding="utf-8")).get("eos_token")
         except (ValueError, AttributeError) as error:
             raise UserError(f"{companion} is not readable: {error}") from None
         said = said.get("content") if isinstance(said, dict) else said
-        if said in special:
-            return str(said)
+        if said is not None:
+            if not isinstance(said, str) or backend.token_to_id(said) is None:
+                raise UserError(
+                    f'{companion} says that "{said}" ends a text (eos_token), but the tokenizer.json beside it has no such '
+                    "token. Put the files of one tokenizer there."
+                )
+            return said
     return next((name for name in _END_OF_TEXT_NAMES if name in special), None)
 
 

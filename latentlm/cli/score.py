@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def score(
     batch: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by size.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what scoring will take.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Honest likelihood of a text."""
     if context is not None and context < 1:
@@ -110,7 +111,10 @@ def score(
     ]
     total = bits_per_byte(scores, [row.bytes for row in rows]) if len(rows) > 1 else None
     meaning = METHODS[scores[0].method] if decoder.has_latents else "exact: this decoder has no latents"
-    typer.echo(_as_json(model, rows, total, meaning) if as_json else _as_text(rows, total, meaning))
+    if as_json:
+        emit(_as_json(model, rows, total, meaning))
+    else:
+        typer.echo(_as_text(rows, total, meaning), file=sys.stdout)
 
 
 @contextmanager
@@ -129,7 +133,10 @@ def _show_plan(found: Plan, as_json: bool) -> None:
     """What scoring will take."""
     lines = found.lines()
     width = max(map(len, lines))
-    typer.echo(json.dumps(asdict(found), indent=2) if as_json else "\n".join(f"{k:{width}}  {v}" for k, v in lines.items()))
+    if as_json:
+        emit(json.dumps(asdict(found), indent=2))
+    else:
+        typer.echo("\n".join(f"{k:{width}}  {v}" for k, v in lines.items()), file=sys.stdout)
 
 
 def _read(name: str) -> bytes:
@@ -146,11 +153,10 @@ def _read(name: str) -> bytes:
 
 
 def _tokens(decoder: LatentDecoder, data: bytes) -> list[int]:
-    """A document as in training: end-of-text, its tokens, end-of-text."""
+    """A document as in training: the first token (end-of-text, or a foreign model's BOS), its tokens, end-of-text."""
     if decoder.tokenizer is None:
         raise UserError("This model's card names no tokenizer, so text cannot be scored; add one to the card.")
-    end = decoder.tokenizer.end_of_text
-    return [end, *decoder.tokenizer.encode(data), end]
+    return [decoder.tokenizer.first, *decoder.tokenizer.encode(data), decoder.tokenizer.end_of_text]
 
 
 def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[list[int], list[int]]:
@@ -158,7 +164,7 @@ def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[
     from latentlm.likelihood import fit_to_context
 
     assert decoder.tokenizer is not None
-    before = [decoder.tokenizer.end_of_text, *decoder.tokenizer.encode(given)]
+    before = [decoder.tokenizer.first, *decoder.tokenizer.encode(given)]
     return fit_to_context(before, text[1:], decoder.config.backbone.context)
 
 
