@@ -2,9 +2,11 @@
 
     model_args       default        meaning
     model            (needed)       a name of the zoo, a run folder, or a Llama folder of transformers; also `pretrained`
-    score            operational    operational, iwae, elbo, prior or joint (docs/latents.md); whole texts take iwae
+    score            operational    operational, iwae, smc, elbo, prior or joint (docs/latents.md); whole texts take iwae
                                     for operational and joint
-    samples          16             K latent samples per request
+    samples          16             K latent samples per request; "auto" doubles them, from 32, until the score has converged
+    tolerance        0.01           what scores are to be good to: nats of a continuation, bits per byte of a whole text
+    max_samples      256            where "auto" gives up; how many requests have not converged is in the results
     seed             0              of the keyed random numbers; lm-eval's own --seed does not reach them
     last_latent      posterior      who draws the latent of the last context token: posterior or prior
     batch_size       (lm-eval's)    requests per forward pass; "auto" is as many as go well together on the device
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -41,13 +44,15 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method, Score, score_continuations
+from latentlm.likelihood.planning import samples_of
+from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
 from latentlm_evals import chat
 from latentlm_evals.answers import keep, recall, refuse_samples, repeat_numbers
 from latentlm_evals.chunks import answer_in_chunks
 from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_facts
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
-from latentlm_evals.options import batch_rows, count, ours, seen_tokens
+from latentlm_evals.options import amount, batch_rows, count, ours, seen_tokens
 from latentlm_evals.ranks import Ranks, emptied, in_document_order
 from latentlm_evals.reading import TokenRequest, fitted, reader_of
 from latentlm_evals.scored import Scored, owner_of
@@ -68,7 +73,9 @@ class LatentLM(TemplateLM):
         model: str | LatentDecoder,
         *,
         score: Method = "operational",
-        samples: int = 16,
+        samples: int | Literal["auto"] = 16,
+        tolerance: float = TOLERANCE,
+        max_samples: int = MAX_SAMPLES,
         seed: int = 0,
         last_latent: Literal["posterior", "prior"] = "posterior",
         batch_size: int | str | None = "auto",
@@ -93,7 +100,8 @@ class LatentLM(TemplateLM):
         ):
             if value not in known:
                 raise unknown_name(name, str(value), known)
-        self.samples, self.seed = count("samples", samples, least=1), count("seed", seed)
+        self.samples, self.seed = samples_of(str(samples)), count("seed", seed)
+        self.tolerance, self.max_samples = amount("tolerance", tolerance), count("max_samples", max_samples, least=1)
         self.score: Method = score
         self.last_latent = last_latent
         self.thinking = chat.Thinking.of(enable_thinking, think_end_token)
@@ -210,6 +218,8 @@ class LatentLM(TemplateLM):
                 [asked[number] for number in numbers],
                 method=self.score,
                 samples=self.samples,
+                tolerance=self.tolerance,
+                max_samples=self.max_samples,
                 seed=self.seed,
                 batch_size=self.batch_size,
                 last_latent=self.last_latent,
@@ -279,6 +289,8 @@ class LatentLM(TemplateLM):
             windows,
             method=method,
             samples=self.samples,
+            tolerance=[self.tolerance * math.log(2) * self._bytes(targets) for _, targets in windows],
+            max_samples=self.max_samples,
             seed=self.seed,
             batch_size=self.batch_size,
             # The default key is the context, which all texts share here: their errors would not be independent.
@@ -290,6 +302,10 @@ class LatentLM(TemplateLM):
             before = totals[owner]
             totals[owner] = score if before is None else before.plus(score)
         return totals
+
+    def _bytes(self, targets: list[int]) -> int:
+        """Raw bytes of a window's targets, at least one."""
+        return max(1, len(self._tokenizer.decode_bytes(targets)))
 
     def _windows(self, text: list[int]) -> list[tuple[list[int], list[int]]]:
         """(context, targets) of each window; targets are disjoint and cover the text."""
@@ -357,6 +373,8 @@ class LatentLM(TemplateLM):
             self._facts = model_facts(self.model) | {
                 "score": self.score,
                 "samples": self.samples if self.model.has_latents else 0,
+                "tolerance": self.tolerance if self.model.has_latents else 0,
+                "max_samples": self.max_samples if self.samples == "auto" and self.model.has_latents else 0,
                 "seed": self.seed,
                 "last_latent": self.last_latent,
                 "max_length": self.max_length,

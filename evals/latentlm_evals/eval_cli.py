@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ Examples:
   latentlm eval free-tiny
 
   latentlm eval runs/mine --tasks latentlm_next_line,latentlm_copy --samples 64 --json
+
+  latentlm eval free-tiny --samples auto --tolerance 0.1 --dry-run
 
   latentlm eval free-tiny --tasks my_task --include-path my_tasks/ --output results.json
 
@@ -51,8 +54,10 @@ def evaluate(
     tasks: Annotated[str | None, typer.Option(help="Comma-separated lm-eval tasks, groups and patterns (mmlu_*).")] = None,
     suite: Annotated[str | None, typer.Option(help=f"Instead of tasks: {', '.join(SUITES)}.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
-    score: Annotated[str, typer.Option(help="operational, iwae, elbo, prior or joint.")] = "operational",
-    samples: Annotated[int, typer.Option(min=1, help="Latent samples per request.")] = 16,
+    score: Annotated[str, typer.Option(help="operational, iwae, smc, elbo, prior or joint.")] = "operational",
+    samples: Annotated[str, typer.Option(help='Latent samples per request; "auto": as many as --tolerance takes.')] = "16",
+    tolerance: Annotated[float, typer.Option(help="Nats of a continuation, bits per byte of a text.")] = 0.01,
+    max_samples: Annotated[int, typer.Option(min=1, help='Where "auto" gives up, and the results say so.')] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the keyed random numbers.")] = 0,
     limit: Annotated[float | None, typer.Option(min=0, help="Items per task, or their share below 1.")] = None,
     batch_size: Annotated[str, typer.Option(help='Requests per forward pass, or "auto".')] = "auto",
@@ -71,6 +76,7 @@ def evaluate(
     cache_requests: Annotated[bool, typer.Option(help="Keep the built requests too.")] = False,
     predict_only: Annotated[bool, typer.Option(help="Answers only, no metrics; for --output.")] = False,
     confirm_run_unsafe_code: Annotated[bool, typer.Option(help="Run code that the model writes (mbpp).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the likelihoods will take.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write lm-eval's whole results here, as JSON.")] = None,
     as_json: AsJson = False,
     show_task_path: Annotated[
@@ -78,8 +84,12 @@ def evaluate(
     ] = False,
 ) -> None:
     """Run lm-eval tasks on a model. The default are the shipped ones, which need no network."""
+    from rich.console import Console
+
     from latentlm_evals.adapter import LatentLM
+    from latentlm_evals.dry_run import DryLM
     from latentlm_evals.evaluation import check_tasks, group_results, run_with, task_results
+    from latentlm_evals.tables import show_plans
 
     names = _names(tasks, suite)
     check_tasks(names, include_path)
@@ -88,13 +98,15 @@ def evaluate(
         "model": model,
         "score": score,
         "samples": samples,
+        "tolerance": tolerance,
+        "max_samples": max_samples,
         "seed": seed,
         "batch_size": batch_size,
         "device": device,
         "tokenizer": tokenizer,
         "allow_random": allow_random,
     }
-    adapter = LatentLM.create_from_arg_obj(given | _settings(model_args, "--model-args"))
+    adapter = (DryLM if dry_run else LatentLM).create_from_arg_obj(given | _settings(model_args, "--model-args"))
     with redirect_stdout(sys.stderr):  # lm-eval, metrics and plugins may print; standard output is for the results
         results = run_with(
             adapter,
@@ -112,6 +124,13 @@ def evaluate(
             predict_only=predict_only,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
+    if isinstance(adapter, DryLM):
+        found = adapter.plan()
+        if as_json:
+            emit(strict_json(asdict(found)))
+        else:
+            show_plans({model: found}, console=Console())
+        return
     if results is None:  # the first of several processes has them
         return
     rows, groups = task_results(results), group_results(results)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lm_eval
 from lm_eval.tasks import TaskManager
@@ -133,7 +133,7 @@ def evaluate(
     tasks: Sequence[str],
     *,
     score: Method = "operational",
-    samples: int = 16,
+    samples: int | Literal["auto"] = 16,
     seed: int = 0,
     limit: float | None = None,
 ) -> list[TaskResult]:

@@ -78,6 +78,17 @@ def count(name: str, given: Any, *, least: int | None = None) -> int:
     return number
 
 
+def amount(name: str, given: Any) -> float:
+    """A number above 0. Raises UserError."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={given} is not a number.") from None
+    if not number > 0:
+        raise UserError(f"{name}={given} is not above 0.")
+    return number
+
+
 def batch_rows(given: int | str | None, largest: int | None, device: torch.device) -> int | None:
     """Requests per forward pass; None = as many as fit a fixed number of latent tokens ("auto" beside a CPU)."""
     kind, _, often = str(given).partition(":")

@@ -34,6 +34,9 @@ class Scored:
     smallest_effective_samples: float = math.inf
     few_effective_samples: int = 0
     """Requests with fewer than a tenth of the samples: raise `samples`."""
+    unconverged: int = 0
+    """Requests that are not good to the tolerance (`Score.converged`)."""
+    most_samples: int = 0
     near_ties: int = 0
     """Bits that rounding could flip: what may differ between batch sizes by more than rounding."""
     truncated: int = 0
@@ -54,6 +57,8 @@ class Scored:
             self.largest_standard_error = max(self.largest_standard_error, score.standard_error)
             self.smallest_effective_samples = min(self.smallest_effective_samples, score.effective_samples)
             self.few_effective_samples += score.effective_samples < score.samples / 10
+            self.unconverged += not score.converged
+            self.most_samples = max(self.most_samples, score.samples)
             self.near_ties += score.near_ties
 
     def plus(self, other: Scored) -> None:
@@ -62,6 +67,8 @@ class Scored:
         self.largest_standard_error = max(self.largest_standard_error, other.largest_standard_error)
         self.smallest_effective_samples = min(self.smallest_effective_samples, other.smallest_effective_samples)
         self.few_effective_samples += other.few_effective_samples
+        self.unconverged += other.unconverged
+        self.most_samples = max(self.most_samples, other.most_samples)
         self.near_ties += other.near_ties
         self.truncated += other.truncated
         self.joined += other.joined
@@ -77,6 +84,8 @@ class Scored:
             "largest_standard_error": _number(self.largest_standard_error),
             "smallest_effective_samples": _number(self.smallest_effective_samples),
             "few_effective_samples": self.few_effective_samples,
+            "unconverged": self.unconverged,
+            "most_samples": self.most_samples,
             "near_ties": self.near_ties,
             "truncated": self.truncated,
             "joined": self.joined,
