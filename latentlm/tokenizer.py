@@ -40,6 +40,18 @@ class Tokenizer(ABC):
     """Number of ids, V."""
     end_of_text: int
     """The id that begins and ends every document."""
+    bos: int | None = None
+    """The id that begins a text instead, where a model from elsewhere was trained so."""
+
+    @property
+    def first(self) -> int:
+        """The id that is fed before a text: what training fed there."""
+        return self.end_of_text if self.bos is None else self.bos
+
+    @property
+    def special(self) -> frozenset[int]:
+        """The ids that mark something and spell nothing."""
+        return frozenset([self.end_of_text])
 
     @abstractmethod
     def encode(self, text: str | bytes) -> list[int]:
@@ -69,6 +81,10 @@ class Tokenizer(ABC):
         letter = self.encode("a")
         return [self.decode_after(letter, [token]) for token in range(self.vocabulary)]
 
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """`encode`, but a special token that the prompt spells is that token, where the tokenizer has such."""
+        return self.encode(prompt)
+
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of many texts, each an array (n,) of the smallest of uint16 and uint32 that holds V."""
         return [np.asarray(self.encode(text), dtype=self.array_type) for text in texts]
@@ -90,6 +106,12 @@ class Tokenizer(ABC):
 def as_bytes(text: str | bytes) -> bytes:
     """UTF-8 of a text. A lone surrogate, which has no UTF-8, keeps its three bytes instead of raising."""
     return text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+
+
+def tokens_before(whole: Sequence[int], part: Sequence[int]) -> list[int]:
+    """What stands before `part` in `whole`: nothing where it is not in it."""
+    places = range(len(whole) - len(part) + 1)
+    return next((list(whole[:start]) for start in places if list(whole[start : start + len(part)]) == list(part)), [])
 
 
 class ByteTokenizer(Tokenizer):
@@ -146,6 +168,25 @@ class LibraryTokenizer(Tokenizer):
         name = self._end_of_text_name
         halves = re.split(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})", readable)
         return [token for piece in halves for token in self._ids(piece) if token != self.end_of_text]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """As the library reads it: special tokens that the prompt spells are found."""
+        if not any(token.content in prompt for token in _added_tokens(self._backend).values()):
+            return self.encode(prompt)
+        self._backend.encode_special_tokens = False
+        try:
+            return self._ids(as_bytes(prompt).decode("utf-8", errors="replace"))
+        finally:
+            self._backend.encode_special_tokens = True
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Those that the file calls special."""
+        return frozenset(number for number, token in _added_tokens(self._backend).items() if token.special)
+
+    def leading(self) -> list[int]:
+        """The special tokens that the file itself puts before a text (its post-processor), none where it has no such rule."""
+        return tokens_before(self._backend.encode("a", add_special_tokens=True).ids, self._ids("a"))
 
     def _ids(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)

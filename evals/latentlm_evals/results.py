@@ -35,6 +35,8 @@ class TaskResult:
     standard_error: float | None
     chance: float | None
     items: int
+    filter: str = "none"
+    """What lm-eval did to the answers before it judged them."""
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,10 @@ def _read(name: str) -> bytes:
 
 
 def _tokens(decoder: LatentDecoder, data: bytes) -> list[int]:
-    """A document as in training: end-of-text, its tokens, end-of-text."""
+    """A document as in training: the first token (end-of-text, or a foreign model's BOS), its tokens, end-of-text."""
     if decoder.tokenizer is None:
         raise UserError("This model's card names no tokenizer, so text cannot be scored; add one to the card.")
-    end = decoder.tokenizer.end_of_text
-    return [end, *decoder.tokenizer.encode(data), end]
+    return [decoder.tokenizer.first, *decoder.tokenizer.encode(data), decoder.tokenizer.end_of_text]
 
 
 def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[list[int], list[int]]:
@@ -168,7 +167,7 @@ def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[
     from latentlm.likelihood import fit_to_context
 
     assert decoder.tokenizer is not None
-    before = [decoder.tokenizer.end_of_text, *decoder.tokenizer.encode(given)]
+    before = [decoder.tokenizer.first, *decoder.tokenizer.encode(given)]
     return fit_to_context(before, text[1:], decoder.config.backbone.context)
 
 

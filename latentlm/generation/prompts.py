@@ -28,10 +28,11 @@ def end_tokens(model: LatentDecoder) -> frozenset[int]:
 
 
 def fed_tokens(model: LatentDecoder, prompt: str | Sequence[int], number: int) -> list[int]:
-    """Tokens of a prompt: [end-of-text, text ...], or the given list, end-of-text where it is empty.
+    """Tokens of a prompt: [first token, text ...], or the given list, the first token where it is empty. It is end-of-text, or
+    the BOS of a model from elsewhere.
 
     `number` is its place, for messages. Raises UserError without a tokenizer, and for tokens outside the vocabulary."""
-    start = end_of_text(model)
+    start = None if model.tokenizer is None else model.tokenizer.first
     if isinstance(prompt, str):
         if model.tokenizer is None or start is None:
             raise UserError("Text needs a tokenizer, and this model has none: give lists of tokens, or set model.tokenizer.")

@@ -8,8 +8,9 @@ grouped-query attention over the whole context, no biases. Whatever else config.
 (config_keys.py). Of several ways to read a folder, transformers' own is taken: which files hold the weights, what an absent key
 means, whether embeddings are tied. Weights are never unpickled.
 
-`generate` and `score` begin every text with the tokenizer's end-of-text. A model that was trained to expect another first token
-is served by lists of tokens. A generated text ends where transformers ends it (generation_keys.py).
+`generate` and `score` begin every text with the token that tokenizer.json itself puts there (BOS), with end-of-text where it
+puts none. A model that was trained to expect another first token is served by lists of tokens. A generated text ends where
+transformers ends it (generation_keys.py).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
     _fill(model, files, folder)
     model.tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        from latentlm.tokenizer import load_tokenizer
+        from latentlm.tokenizer import LibraryTokenizer, load_tokenizer
 
         tokenizer = load_tokenizer("tokenizer.json", folder=folder)
         if tokenizer.vocabulary > config.backbone.vocabulary:  # fewer is fine: vocabularies are padded for speed
@@ -118,6 +119,8 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
                 f"{folder}: the tokenizer has {tokenizer.vocabulary} symbols, but the model has {config.backbone.vocabulary}; "
                 "put the tokenizer.json there that the model was trained with."
             )
+        leading = tokenizer.leading() if isinstance(tokenizer, LibraryTokenizer) else []
+        tokenizer.bos = leading[0] if leading else None
         model.tokenizer = tokenizer
     own = (folder / _GENERATION).is_file()
     source = folder / (_GENERATION if own else _CONFIG)

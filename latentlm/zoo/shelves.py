@@ -23,7 +23,7 @@ from latentlm.zoo.files import atomic_folder
 
 CARD = "card.yaml"
 ZOO_PATH = "LATENTLM_ZOO_PATH"
-_BESIDE = ("tokenizer_config.json", "recipe.yaml")
+_BESIDE = ("tokenizer_config.json", "chat_template.jinja", "recipe.yaml")
 """What a card on a shelf keeps of its run, beside the weights and the tokenizer."""
 
 
