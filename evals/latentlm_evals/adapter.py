@@ -39,7 +39,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.defaults import DEFAULT_OTHER_SEED
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from lm_eval.utils import simple_parse_args_string
 
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
@@ -54,7 +54,7 @@ from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
 from latentlm_evals.options import amount, batch_rows, count, ours, seen_tokens
 from latentlm_evals.ranks import Ranks, emptied, in_document_order
-from latentlm_evals.reading import TokenRequest, fitted, reader_of
+from latentlm_evals.reading import TokenRequest, fitted, reader_of, rolling_windows
 from latentlm_evals.scored import Scored, owner_of
 from latentlm_evals.writing import Writer
 
@@ -308,14 +308,7 @@ class LatentLM(TemplateLM):
         return max(1, len(self._tokenizer.decode_bytes(targets)))
 
     def _windows(self, text: list[int]) -> list[tuple[list[int], list[int]]]:
-        """(context, targets) of each window; targets are disjoint and cover the text."""
-        if text[:1] == [self.prefix_token_id]:
-            text = text[1:]  # the text brings its own
-        whole = get_rolling_token_windows(text, self.prefix_token_id, self.max_length, context_len=1)
-        windows = [make_disjoint_window(window) for window in whole]
-        if self.windows == "overlapping":
-            return windows
-        return [(context[-1:], targets) for context, targets in windows]
+        return rolling_windows(text, self.prefix_token_id, self.max_length, overlapping=self.windows == "overlapping")
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, greedy unless the task samples. Latents are drawn anew for each prompt."""

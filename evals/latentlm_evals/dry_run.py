@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -19,10 +20,10 @@ from latentlm_evals.reading import TokenRequest, fitted
 class DryLM(LatentLM):
     """Answers every request with nothing, and remembers what there was to score."""
 
-    def begin(self) -> None:
-        """Forget what another evaluation asked for."""
-        super().begin()
-        self._pairs: list[tuple[list[int], list[int]]] = []
+    @cached_property
+    def _pairs(self) -> list[tuple[list[int], list[int]]]:
+        """What there was to score."""
+        return []
 
     def plan(self) -> Plan:
         """Of all likelihoods asked for. Raises UserError where there were none."""
@@ -49,13 +50,13 @@ class DryLM(LatentLM):
         self, requests: list[TokenRequest], disable_tqdm: bool = False, requested: Sequence[Instance] = (), **_: Any
     ) -> list[tuple[float, bool]]:
         """Nothing of each."""
-        self._pairs += [fitted(request, self.max_length) for request in requests]
+        self._pairs.extend(fitted(request, self.max_length) for request in requests)
         return [(-math.log(2), False)] * len(requests)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Nothing of each."""
         for request in requests:
-            self._pairs += self._windows(self.reader.plain(str(request.args[0])))
+            self._pairs.extend(self._windows(self.reader.plain(str(request.args[0]))))
         return [-math.log(2)] * len(requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

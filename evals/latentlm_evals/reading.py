@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
 from latentlm.errors import UserError
 from latentlm.likelihood import fit_to_context
 from latentlm.tokenizer import Tokenizer, tokens_before
@@ -179,3 +181,10 @@ def _short(text: str, *, end: bool = False, longest: int = 60) -> str:
     """A text on one line, its beginning or end where it is long."""
     cut = text if len(text) <= longest else f"...{text[-longest:]}" if end else f"{text[:longest]}..."
     return repr(cut)[1:-1]
+
+
+def rolling_windows(text: list[int], prefix: int, limit: int, *, overlapping: bool) -> list[tuple[list[int], list[int]]]:
+    """(context, targets) of each window of a text, which begins after the prefix token; targets are disjoint and cover it."""
+    text = text[1:] if text[:1] == [prefix] else text  # the text brings its own
+    windows = [make_disjoint_window(window) for window in get_rolling_token_windows(text, prefix, limit, context_len=1)]
+    return windows if overlapping else [(context[-1:], targets) for context, targets in windows]

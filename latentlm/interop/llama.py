@@ -9,8 +9,8 @@ grouped-query attention over the whole context, no biases. Whatever else config.
 means, whether embeddings are tied. Weights are never unpickled.
 
 `generate` and `score` begin every text with the token that tokenizer.json itself puts there (BOS), with end-of-text where it
-puts none. A model that was trained to expect another first token is served by lists of tokens. A generated
-text ends where transformers ends it (generation_keys.py).
+puts none. A model that was trained to expect another first token is served by lists of tokens. A generated text ends where
+transformers ends it (generation_keys.py).
 """
 
 from __future__ import annotations

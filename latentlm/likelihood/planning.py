@@ -36,7 +36,7 @@ class Plan:
         least, most = (seconds_text(seconds) for seconds in self.seconds)
         passes = f"{self.requests * max(1, few):,}" + (f" to {self.requests * many:,}" if many > few else "")
         return {
-            "windows": f"{self.requests:,}, {self.tokens:,} target tokens",
+            "requests": f"{self.requests:,}, {self.tokens:,} target tokens",
             "samples of each": "none (exact)" if not many else f"{few}" if few == many else f"{few} to {many}",
             "passes of the upper blocks": passes,
             "time": least if least == most else f"{least} to {most}",
