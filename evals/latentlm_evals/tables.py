@@ -81,11 +81,14 @@ def _verdict(model: ModelResult) -> str:
 
 
 def show_plans(plans: dict[str, Plan], *, console: Console) -> None:
-    """What measuring will take, a column per model."""
-    table = Table("", *map(escape, plans), title="Likelihoods of held-out text (a dry run: nothing is measured)")
-    lines = [plan.lines() for plan in plans.values()]
-    for label in lines[0]:
-        table.add_row(label, *(line[label] for line in lines))
+    """What measuring will take, a row per model."""
+    rows = {name: plan.lines() for name, plan in plans.items()}
+    table = Table(title="What the likelihoods will take (a dry run: nothing is measured)", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for label in next(iter(rows.values())):
+        table.add_column(label, justify="right")
+    for name, cells in rows.items():
+        table.add_row(escape(name), *cells.values())
     console.print(table)
 
 

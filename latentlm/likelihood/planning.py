@@ -34,13 +34,12 @@ class Plan:
         """Quantities and their values."""
         few, many = self.samples
         least, most = (seconds_text(seconds) for seconds in self.seconds)
-        passes = f"{self.requests * max(1, few):,}" + (f" to {self.requests * many:,}" if many > few else "")
         return {
-            "requests": f"{self.requests:,}, {self.tokens:,} target tokens",
+            "requests": f"{self.requests:,}",
+            "targets": f"{self.tokens:,}",
             "samples of each": "none (exact)" if not many else f"{few}" if few == many else f"{few} to {many}",
-            "passes of the upper blocks": passes,
             "time": least if least == most else f"{least} to {most}",
-            "memory beside the weights": f"at most {self.memory / 2**20:,.0f} MiB",
+            "memory, at most": f"{self.memory / 2**20:,.0f} MiB",
         }
 
 
