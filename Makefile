@@ -3,6 +3,7 @@
 #   make demo      train a vanilla and a Free Transformer decoder, compare them, write the report page
 #   make test      the test suite            make lint    ruff and mypy
 #   make conformance  the long half of the conformance kit: every decoder compiled and killed, more combinations; a whole method begun
+#   make numbers   the likelihoods of the docs measured again where weights changed, and their tables (hours; it can be stopped)
 #   make bench     the benchmarks            make install the environment in .venv, with what developers need
 #
 # PYTHON=python3.12 picks another interpreter; PIP_OPTIONS="..." is passed to every `pip install`
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_OPTIONS)
 PACKAGING := pyproject.toml constraints.txt evals/latentlm_lm_eval.pth
 
-.PHONY: help demo test conformance lint bench install clean
+.PHONY: help demo test conformance lint bench numbers install clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -68,6 +69,9 @@ test: $(VENV)/.stamp-dev
 
 conformance: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m conformance tests $(PYTEST_OPTIONS)
+
+numbers: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python docs/build_numbers.py --measure
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
