@@ -7,6 +7,7 @@ tokenizer, weights and provenance.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -119,7 +120,11 @@ SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
 
 
 def _granularity(value: Any) -> Any:
-    """A text as it stands, a mapping as a part; both checked for their form."""
+    """A text as it stands, a mapping as a part; both checked for their form. The short form of a chunk is taken apart where
+    settings stand beside it, so that one can be changed."""
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        short = re.fullmatch(r"chunk:([1-9]\d*)", value["name"])
+        return {"length": int(short.group(1)), **value, "name": "chunk"} if short else value
     if isinstance(value, str) and not re.fullmatch(r"chunk:[1-9]\d*|(?!chunk$)[A-Za-z]\w*", value):
         raise ValueError(
             f'granularity "{value}" is not one of "token", "chunk:n" (n tokens per latent), "document", or the name of another.'

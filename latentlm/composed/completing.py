@@ -26,7 +26,7 @@ def complete(config: ModelConfig, *, plugin_names: list[str] | None = None) -> M
     several plugins have one of that name. Raises UserError for unknown parts and settings, and for what does not fit."""
     decoder: type[LatentDecoder] = plugins.get("decoder", config.decoder, plugins=plugin_names)
     if not config.latents:
-        filled = decoder.complete(config)
+        filled = decoder.complete(_with_scale(config, decoder))
         specs = _with_settings(filled, plugin_names, decoder=config.decoder)
         granularity = _granularity(filled.granularity, plugin_names) if filled.event_dims else filled.granularity
         return filled.model_copy(update={**specs, "granularity": granularity})
@@ -55,7 +55,9 @@ def _like(latent: LatentConfig, config: ModelConfig, name: str, plugin_names: li
             if getattr(latent, socket) is None:
                 near = did_you_mean(name, [other for other in config.latents if other != name])
                 raise UserError(f'The latent "{name}" has no {socket}: name one, or a decoder to take it from (`like`).{near}')
-        return latent
+        spec = latent.granularity
+        unnamed = isinstance(spec, PartSpec) and spec.name is None
+        return latent.model_copy(update={"granularity": _over(spec, "token")}) if unnamed else latent
     decoder: Any = plugins.get("decoder", latent.like, plugins=plugin_names)
     more = _overridden(decoder, ComposedDecoder) if issubclass(decoder, ComposedDecoder) else ["its own forward pass"]
     if more:
@@ -65,11 +67,26 @@ def _like(latent: LatentConfig, config: ModelConfig, name: str, plugin_names: li
     given = {key: getattr(latent, key) for key in ("granularity", *SOCKETS) if key in latent.model_fields_set}
     given = {key: value for key, value in given.items() if value is not None}
     flat = ModelConfig(decoder=latent.like, backbone=config.backbone, event_dims=latent.dims, **given)
-    done = decoder.complete(flat)
+    done = decoder.complete(_with_scale(flat, decoder))
     if done.prior is None or done.injection is None:
         raise UserError(f'The latent "{name}" cannot be like "{latent.like}", which has no latents.')
     filled = {socket: getattr(done, socket) for socket in SOCKETS}
     return latent.model_copy(update={**filled, "dims": done.event_dims, "granularity": done.granularity})
+
+
+def _with_scale(config: ModelConfig, decoder: type[LatentDecoder]) -> ModelConfig:
+    """A granularity without a name is that which the decoder takes by default, with these settings changed."""
+    spec = config.granularity
+    if isinstance(spec, str) or spec.name is not None:
+        return config
+    bare = ModelConfig(**{key: getattr(config, key) for key in config.model_fields_set - {"granularity"}})
+    return config.model_copy(update={"granularity": _over(spec, decoder.complete(bare).granularity)})
+
+
+def _over(spec: PartSpec, default: GranularitySpec) -> PartSpec:
+    """The settings of `spec` in the place of the default's own."""
+    name, settings = _parsed(default)
+    return spec.over(PartSpec(name=name, **settings))
 
 
 def _overridden(decoder: type, base: type) -> list[str]:
