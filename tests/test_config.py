@@ -22,7 +22,7 @@ class Outer(Strict):
     """Every way to have settings inside."""
 
     one: Inner | None = None
-    many: list[Inner] = []
+    many: tuple[Inner, ...] = ()
     named: dict[str, Inner] | None = None
     share: float = 0.5
     flag: bool = False
@@ -108,7 +108,7 @@ def test_yes_is_no_number() -> None:
 def test_null_takes_a_latent_out_of_a_recipe() -> None:
     recipe = load_recipe("two-level-tiny", ["model.latents.intent=null"])
     assert list(build(recipe.model, device="meta").latents) == ["bits"]
-    with pytest.raises(UnknownNameError, match='Unknown latent "intnt". Did you mean "intent"'):
+    with pytest.raises(UnknownNameError, match=r'Unknown latent "intnt"\. Did you mean "intent"'):
         load_recipe("two-level-tiny", ["model.latents.intnt=null"])
     with pytest.raises(UnknownNameError, match=r'latent in bits\.prior\.above "intent"'):
         complete(load_recipe("two-level-causal-tiny", ["model.latents.intent=null"]).model)

@@ -223,8 +223,14 @@ def test_one_latent_by_name_is_meant_with_and_without_its_name(place: str, tmp_p
     assert "model.latents.bits.prior=NAME" in said("for", str(tmp_path / "one.yaml"), place)
 
 
-@pytest.mark.parametrize(("recipe", "place", "value"), [("demo-free", "z.prior", "causal_bits"), ("two-level-tiny", "bits.prior",
-    "causal_bits"), ("two-level-tiny", "bits.granularity", "chunk:4")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "place", "value"),
+    [
+        ("demo-free", "z.prior", "causal_bits"),
+        ("two-level-tiny", "bits.prior", "causal_bits"),
+        ("two-level-tiny", "bits.granularity", "chunk:4"),
+    ],
+)
 def test_the_key_that_it_advises_is_one_that_the_recipe_takes(recipe: str, place: str, value: str) -> None:
     (key,) = re.findall(r"(model\.\S+)=NAME", said("for", recipe, place))
     assert load_recipe(recipe, [f"{key}={value}"])
@@ -233,7 +239,7 @@ def test_the_key_that_it_advises_is_one_that_the_recipe_takes(recipe: str, place
 def test_a_latent_that_is_none_is_named() -> None:
     with pytest.raises(UnknownNameError, match='Unknown latent "y"'):
         said("for", "demo-free", "y.prior")
-    with pytest.raises(UserError, match="several latents: ask for intent.prior or bits.prior"):
+    with pytest.raises(UserError, match=r"several latents: ask for intent\.prior or bits\.prior"):
         said("for", "two-level-tiny", "prior")
 
 

@@ -24,9 +24,9 @@ from latentlm.errors import UnknownNameError, UserError
 from latentlm.interface import CONTRACT_VERSION, Batch, Noise
 from latentlm.plugins.describing import every
 from latentlm.plugins.scaffold import SOCKETS, write_method, write_plugin
-from latentlm.tokenizer import ByteTokenizer
 from latentlm.testing import CHECKS, NotApplicable, Subject
 from latentlm.testing.registry import chosen
+from latentlm.tokenizer import ByteTokenizer
 
 
 @pytest.fixture

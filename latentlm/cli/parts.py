@@ -98,7 +98,9 @@ def describe(name: Annotated[str, typer.Argument(help="A part's name, in any soc
 @app.command("for", epilog="Examples:\n\n  latentlm parts for demo-free prior\n\n  latentlm parts for my.yaml encoder --json")
 def for_recipe(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or a run folder.")],
-    socket: Annotated[str, typer.Argument(help="encoder, prior, injection, kl_schedule or granularity; of several latents NAME.prior, ...")],
+    socket: Annotated[
+        str, typer.Argument(help="encoder, prior, injection, kl_schedule or granularity; of several latents NAME.prior, ...")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Say which parts of a socket fit a recipe's model, and why the others do not."""

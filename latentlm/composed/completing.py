@@ -55,9 +55,7 @@ def _like(latent: LatentConfig, config: ModelConfig, name: str, plugin_names: li
             if getattr(latent, socket) is None:
                 near = did_you_mean(name, [other for other in config.latents if other != name])
                 raise UserError(f'The latent "{name}" has no {socket}: name one, or a decoder to take it from (`like`).{near}')
-        spec = latent.granularity
-        unnamed = isinstance(spec, PartSpec) and spec.name is None
-        return latent.model_copy(update={"granularity": _over(spec, "token")}) if unnamed else latent
+        return latent.model_copy(update={"granularity": _over(latent.granularity, "token")})
     decoder: Any = plugins.get("decoder", latent.like, plugins=plugin_names)
     more = _overridden(decoder, ComposedDecoder) if issubclass(decoder, ComposedDecoder) else ["its own forward pass"]
     if more:
@@ -83,8 +81,10 @@ def _with_scale(config: ModelConfig, decoder: type[LatentDecoder]) -> ModelConfi
     return config.model_copy(update={"granularity": _over(spec, decoder.complete(bare).granularity)})
 
 
-def _over(spec: PartSpec, default: GranularitySpec) -> PartSpec:
-    """The settings of `spec` in the place of the default's own."""
+def _over(spec: GranularitySpec, default: GranularitySpec) -> GranularitySpec:
+    """Itself where it has a name; otherwise the default with these settings in the place of its own."""
+    if isinstance(spec, str):
+        return spec
     name, settings = _parsed(default)
     return spec.over(PartSpec(name=name, **settings))
 
