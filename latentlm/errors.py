@@ -30,6 +30,12 @@ class CheckpointError(UserError):
     """Weights or a checkpoint that cannot be used: missing, truncated, or with another hash than promised."""
 
 
+def sentence(text: str) -> str:
+    """The text with a full stop at its end, so that another sentence can follow."""
+    text = text.rstrip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest of `known`, or an empty string where nothing is near. One that is a word of
     the other (`event_dims` for `dims`) is near."""

@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from torch import nn
 
 from latentlm import plugins
+from latentlm.composed.declared import blamed
 from latentlm.composed.decoder import ComposedDecoder
 from latentlm.config import SOCKETS, GranularitySpec, LatentConfig, ModelConfig, PartSpec, parse
-from latentlm.errors import UserError, did_you_mean, unknown_name
+from latentlm.errors import PluginError, UserError, did_you_mean, unknown_name
 from latentlm.interface import Granularity, LatentDecoder, parse_granularity
 
 
@@ -127,24 +128,31 @@ def _with_settings(
                 f"{whose} has no default {socket} whose settings could be changed: name one ({key}.{socket}.name=NAME; "
                 f"`latentlm parts --socket {socket}` lists them)."
             )
-        settings = settings_of(socket, spec, plugin_names, latent=latent)
+        settings = settings_of(socket, spec, plugin_names, whose=f"{latent}." if latent else "")
         filled[socket] = PartSpec(name=spec.name, above=spec.above, **settings.model_dump(mode="json"))
     return filled
 
 
-def settings_of(socket: str, spec: PartSpec, plugin_names: list[str] | None, *, latent: str = "") -> Any:
-    """The part's own Config, checked. Errors name the latent where it is one of several."""
-    place = f"{latent}.{socket}" if latent else socket
+def settings_of(socket: str, spec: PartSpec, plugin_names: list[str] | None, *, whose: str = "") -> Any:
+    """The part's own Config, checked. `whose` stands before the socket in errors: `NAME.` of a latent that has one."""
     part: Any = plugins.get(socket, str(spec.name), plugins=plugin_names)
-    return parse(part.Config, spec.settings, source=f'settings of {place} "{spec.name}"')
+    return parse(part.Config, spec.settings, source=f'settings of {whose}{socket} "{spec.name}"')
 
 
-def granularity_of(spec: GranularitySpec, plugin_names: list[str] | None) -> tuple[str, Granularity]:
-    """Name and part. Raises UserError for an unknown name or wrong settings."""
+def changed(settings: BaseModel) -> str:
+    """The settings that are not a part's defaults, in brackets, for a message about it."""
+    given = ", ".join(f"{key}={value}" for key, value in settings.model_dump(exclude_defaults=True).items())
+    return f" ({given})" if given else ""
+
+
+def granularity_of(spec: GranularitySpec, plugin_names: list[str] | None, whose: str = "") -> tuple[str, Granularity]:
+    """Name and part. Raises UserError for an unknown name or wrong settings, or for what the part has against them."""
     name, settings = _parsed(spec)
     part: type[Granularity] = plugins.get("granularity", name, plugins=plugin_names)
-    config: BaseModel = parse(part.Config, settings, source=f'settings of granularity "{name}"')
-    return name, part(config)
+    called = f'{whose}granularity "{name}"'
+    config: BaseModel = parse(part.Config, settings, source=f"settings of {called}")
+    with blamed(called, changed(config)):
+        return name, part(config)
 
 
 def _parsed(spec: GranularitySpec) -> tuple[str, dict[str, Any]]:
@@ -162,14 +170,18 @@ def _granularity(spec: GranularitySpec, plugin_names: list[str] | None) -> Granu
 def fill_granularities(config: ModelConfig, tokenizer: Any, *, plugin_names: list[str] | None = None) -> ModelConfig:
     """A completed configuration whose granularities have what depends on the tokenizer: the ids that close a line, say."""
 
-    def filled(spec: GranularitySpec) -> GranularitySpec:
+    def filled(spec: GranularitySpec, whose: str = "") -> GranularitySpec:
         name, settings = _parsed(spec)
         part: type[Granularity] = plugins.get("granularity", name, plugins=plugin_names)
-        more = part.fill(settings, tokenizer)
+        with blamed(f'{whose}granularity "{name}"'):
+            more: Any = part.fill(settings, tokenizer)
+        if not isinstance(more, dict):
+            said = f"returned {type(more).__name__}, not the settings: return those that it gets, with what it fills in"
+            raise PluginError(f'{whose}granularity "{name}": `fill` {said}.')
         return spec if more == settings else PartSpec(name=name, **more)
 
     if config.latents:
-        each = config.latents.items()
-        latents = {name: latent.model_copy(update={"granularity": filled(latent.granularity)}) for name, latent in each}
+        scales = {name: filled(latent.granularity, f"{name}.") for name, latent in config.latents.items()}
+        latents = {name: latent.model_copy(update={"granularity": scales[name]}) for name, latent in config.latents.items()}
         return config.model_copy(update={"latents": latents})
     return config.model_copy(update={"granularity": filled(config.granularity)}) if config.event_dims else config
