@@ -13,6 +13,7 @@ from latentlm.composed import build, complete
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec, Recipe, Strict
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import Bits, Context, Distribution, Encoder, Objective, Shape
+from latentlm.plugins.provenance import explained
 from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.recipes import load_recipe
 from latentlm.training.setup import resolve
@@ -191,3 +192,32 @@ def test_settings_of_a_granularity_without_a_name_change_the_default_one() -> No
 
 def test_a_granularity_written_twice_over_is_one() -> None:
     assert build(model("chunk", granularity={"name": "chunk:5"}), device="meta").latents["z"].granularity_text == "chunk:5"
+
+
+# ------------------------------------------------------------------------------------------- whose part it is
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [("value", "size must divide the width."), ("named", 'the encoder "picky" dislikes it.')]
+)
+def test_what_a_part_of_several_latents_dislikes_names_the_latent(error: str, said: str) -> None:
+    latents = {"intent": {"like": "gaussian"}, "bits": {"like": "free", "dims": 4, "encoder": part(name="picky", error=error)}}
+    with pytest.raises(UserError, match=rf'^bits\.encoder "picky"( \(error=value\))?: {said}$'):
+        build(model("composed", latents=latents), device="meta")
+
+
+def test_what_a_part_dislikes_of_the_others_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(self: Picky, parts: object) -> None:
+        raise ValueError("no friend of its prior")
+
+    monkeypatch.setattr(Picky, "bind", bind)
+    with pytest.raises(UserError, match='encoder "picky": no friend of its prior'):
+        build(model("free", event_dims=4, encoder=part(name="picky")), device="meta")
+
+
+def test_a_plugin_that_has_changed_is_named_in_a_sentence_of_its_own() -> None:
+    before = {"gone": {"distribution": "gone", "version": "1"}}
+    for said in ("tap must be prime", "tap must be prime.", "is tap prime?"):
+        expected = r"^tap must be prime\. Since x, plugin|^is tap prime\? Since x, plugin"
+        with pytest.raises(UserError, match=expected), explained(before, what="x"):
+            raise UserError(said)

@@ -82,14 +82,23 @@ def test_a_flat_configuration_is_written_as_ever() -> None:
         ({"bits": {**TWO["bits"], "prior": {"name": "causal_bits", "above": ["bits"]}}}, "which is itself"),
         ({"bits": {**TWO["bits"], "prior": {"name": "causal_bits", "above": ["nobody"]}}}, 'in bits.prior.above "nobody"'),
         ({"bits": ABOVE["bits"], "intent": TWO["intent"]}, "a later latent: put it before"),
-        ({**TWO, "bits": {**TWO["bits"], "prior": {"name": "uniform_bits", "above": ["intent"]}}}, 'bits.prior "uniform_bits" cannot read'),
+        (
+            {**TWO, "bits": {**TWO["bits"], "prior": {"name": "uniform_bits", "above": ["intent"]}}},
+            'bits.prior "uniform_bits" cannot read',
+        ),
         ({"a": {"like": "vanilla"}}, "which has no latents"),
         ({"a": {"prior": "uniform_bits", "dims": 2}}, 'latent "a" has no injection'),
         ({"a": {"like": "fre"}}, 'Did you mean "free"'),
-        ({**TWO, "bits": {**TWO["bits"], "encoder": {"tap": 3}}}, r"free of z and of .*Lower model\.latents\.bits\.encoder\.tap\.$"),
+        (
+            {**TWO, "bits": {**TWO["bits"], "encoder": {"tap": 3}}},
+            r"only 0 to 2 are free of z and of .* Lower model\.latents\.bits\.encoder\.tap\.$",
+        ),
         ({**TWO, "bits": {"like": "free", "dims": 2, "encoder": {"tap": 0}, "injection": {"block": 9}}}, "blocks 0 to 3"),
-        ({"bits": TWO["bits"], "intent": TWO["intent"]}, r'bits.encoder "free" reads taps \(2,\), but only 0 to 0 are free of z and of the latents bits, intent '
-         r"\(.*\)\. Lower model\.latents\.bits\.encoder\.tap, or put intent before bits in `latents`"),
+        (
+            {"bits": TWO["bits"], "intent": TWO["intent"]},
+            r'bits.encoder "free" reads taps \(2,\), but only 0 to 0 are free of z and of the latents bits, intent \(.*\)\. '
+            r"Lower model\.latents\.bits\.encoder\.tap, or put intent before bits in `latents`",
+        ),
         (
             {name: {**latent, "kl_schedule": {"name": "geco", "cross_entropy_bits": 1.0}} for name, latent in TWO.items()},
             "Two KL schedules steer the reconstruction",

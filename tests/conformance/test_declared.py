@@ -262,7 +262,9 @@ def test_what_a_granularity_has_against_its_settings_names_it(method: str) -> No
         built("granularity", type("Wrong", (AtZero,), {method: refusing}))
 
 
-@pytest.mark.parametrize(("fill", "said"), [(refusing, "I would rather not"), (lambda *given: None, "`fill` returned NoneType")])
+@pytest.mark.parametrize(
+    ("fill", "said"), [(refusing, "I would rather not"), (lambda *given: None, "`fill` returned NoneType")]
+)
 def test_what_a_granularity_has_against_a_tokenizer_names_it_and_its_latent(fill: Any, said: str) -> None:
     plugins.register("granularity", "wrong_here", type("Wrong", (AtZero,), {"fill": classmethod(fill)}))
     latents = {"bits": {"like": "free", "dims": 2, "granularity": "wrong_here"}}
