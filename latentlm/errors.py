@@ -1,13 +1,16 @@
 """Errors that a user can mend: each message says what is wrong and what to do about it.
 
 `UserError` and its children are what the command line prints without a traceback. Library code raises them (or a plain
-ValueError) for bad input; `assert` is for invariants that only a bug of ours can break.
+ValueError) for bad input; `assert` is for invariants that only a bug of ours can break. `did_you_mean` and `typed_path` read
+what was typed in the way it was meant.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 if TYPE_CHECKING:
@@ -51,6 +54,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
     listed = ", ".join(names) if names else "none"
     message = f'Unknown {kind} "{name}".{did_you_mean(name, names)} Available: {listed}.'
     return UnknownNameError(f"{message} {remedy}".rstrip())
+
+
+def typed_path(text: str | Path) -> Path:
+    """The path that a user typed: as it stands where something lies there, whatever characters it has; else with `~` for a
+    home folder, where there is such a user."""
+    return Path(text) if os.path.lexists(text) else Path(os.path.expanduser(text))
 
 
 def invalid(error: ValidationError, schema: type[BaseModel], *, source: str) -> UserError:

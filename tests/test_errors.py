@@ -181,7 +181,7 @@ def test_latents_that_cannot_be_written_cost_no_text(latentlm: Command) -> None:
         (["data"], ["data cannot be read: Is a directory"]),
         (["empty.txt"], ["empty.txt is empty"]),
         (["text.txt", "--method", "best"], ['Unknown scoring method "best"', "operational"]),
-        (["text.txt", "--samples", "0"], ["samples=0", "at least 1"]),
+        (["text.txt", "--samples", "0"], ["samples=0", "from 1 on"]),
     ],
 )
 def test_a_score_that_cannot_be(latentlm: Command, arguments: list[str], words: list[str]) -> None:

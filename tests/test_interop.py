@@ -10,53 +10,9 @@ import pytest
 import torch
 
 from latentlm.errors import CheckpointError, UserError
-from latentlm.interface import Batch, LatentDecoder
+from latentlm.interface import LatentDecoder
 from latentlm.interop import is_llama_folder, llama_config, load_llama
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 53,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "eos_token_id": None,
-    "bos_token_id": None,
-}
-SCALED = {
-    "rope_type": "llama3",
-    "rope_theta": 5000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-
-def saved(folder: Path, *, shard: str = "5GB", kind: str = "Llama", **settings: Any) -> Any:
-    """A small random model of transformers, saved to the folder."""
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **settings})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-        for name, parameter in model.named_parameters():
-            if "norm" in name:  # ones would hide a norm in the wrong place
-                parameter.data.uniform_(0.5, 1.5)
-    model.save_pretrained(folder, max_shard_size=shard)
-    return model
-
-
-def our_logits(model: LatentDecoder, tokens: torch.Tensor) -> torch.Tensor:
-    return model.logits(model.hidden(model.context(Batch.of(tokens.tolist())), None)).detach()
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+from saved_llamas import SCALED, edit_config, our_logits, saved
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +40,14 @@ def folder(plain_folder: Path, tmp_path: Path) -> Path:
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
         {"rope_parameters": SCALED},
         {"rope_parameters": SCALED, "tie_word_embeddings": True, "shard": "20KB"},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 500.0}},
         {"kind": "Mistral", "sliding_window": None},
     ],
-    ids=["untied", "tied", "multi-head", "one key head of its own width", "rope base", "llama3 rope", "tied shards", "mistral"],
+    ids=[
+        "untied", "tied", "multi-head", "one key head of its own width", "rope base", "llama3 rope", "tied shards",
+        "linear rope", "dynamic rope", "mistral",
+    ],
 )
 def test_logits_and_greedy_texts_are_those_of_transformers(tmp_path: Path, settings: dict[str, Any]) -> None:
     theirs = saved(tmp_path, **settings)

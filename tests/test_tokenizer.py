@@ -217,3 +217,20 @@ def test_vocabularies_that_differ_are_refused_with_the_remedy() -> None:
     check_vocabulary(ByteTokenizer(), 257, source="card x")
     with pytest.raises(UserError, match=r'card x: .* 512, the tokenizer "bytes" has 257 .*model\.backbone\.vocabulary=257'):
         check_vocabulary(ByteTokenizer(), 512, source="card x")
+
+
+def test_an_end_of_text_that_the_companion_names_need_not_be_marked_special(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "<end>": 2}, []))
+    backend.add_special_tokens(["</s>"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    tokenizer = _load(backend, tmp_path / "tokenizer.json")
+    assert tokenizer.end_of_text == 2
+    assert tokenizer.encode("a<end>b") == [0, 1]  # the letters of the name are none of this tokenizer's
+    (tmp_path / "run").mkdir()
+    assert load_tokenizer(tokenizer.save(tmp_path / "run"), folder=tmp_path / "run").end_of_text == 2
+
+
+def test_an_end_of_text_that_is_named_but_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    with pytest.raises(UserError, match=r'"<\|im_end\|>" ends a text \(eos_token\), but .* has no such token'):
+        _load(_byte_level("</s>"), tmp_path / "tokenizer.json")

@@ -1,54 +1,68 @@
 """A latent decoder as lm-eval wants it: `lm_eval --model latentlm --model_args model=free-tiny,samples=16 --tasks ...`
 
     model_args       default        meaning
-    model            (needed)       a name of the zoo, or a run folder
-    score            operational    operational, iwae, elbo, prior or joint (docs/latents.md); whole texts take iwae
+    model            (needed)       a name of the zoo, a run folder, or a Llama folder of transformers; also `pretrained`
+    score            operational    operational, iwae, smc, elbo, prior or joint (docs/latents.md); whole texts take iwae
                                     for operational and joint
-    samples          16             K latent samples per request
-    seed             0              of the keyed random numbers
+    samples          16             K latent samples per request; "auto" doubles them, from 32, until the score has converged
+    tolerance        0.01           what scores are to be good to: nats of a continuation, bits per byte of a whole text
+    max_samples      256            where "auto" gives up; how many requests have not converged is in the results
+    seed             0              of the keyed random numbers; lm-eval's own --seed does not reach them
     last_latent      posterior      who draws the latent of the last context token: posterior or prior
-    batch_size       (lm-eval's)    requests per forward pass; "auto" fills a fixed number of latent tokens
+    batch_size       (lm-eval's)    requests per forward pass; "auto" is as many as go well together on the device
     device, dtype    the card's     where and in what precision
     max_length       the context    tokens that the model is shown at most
-    tokenizer        the card's     for a card without one: "bytes" or the path of a tokenizer.json
+    tokenizer        the card's     for a card without one: "bytes", or a tokenizer.json or its folder
     allow_random     false          true evaluates an `architecture` card, whose weights are random
     windows          auto           rolling windows: "disjoint" (one context token each) or "overlapping" (lm-eval's: the last
                                     window keeps as much context as fits); auto: disjoint for latents, else overlapping
 
+add_bos_token, prefix_token_id, enable_thinking, think_end_token and chat_template_args are those of lm-eval's `hf`.
+docs/lm-eval.md lists every option of both.
+
 Rules that make the numbers honest: nothing is shared between the options of a question (one option's posterior has seen its own
 targets); batches are padded on the right and encoders never see the padding; `is_greedy` is the argmax of the K-sample
-predictive mixture; random numbers are keyed by content, so batch size, order and number of processes change no answer; a
-`--use_cache` database belongs to one fingerprint (see fingerprint.py).
+predictive mixture; random numbers are keyed by content, so batch size, order and number of processes change no answer; the
+first token is what training fed (reading.py); a `--use_cache` database belongs to one fingerprint (fingerprint.py) and never
+gives one sample twice (answers.py).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+import logging
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.utils import simple_parse_args_string
 
 from latentlm.errors import UserError, unknown_name
-from latentlm.generation import generate
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood import Method, fit_to_context, score_continuations
+from latentlm.likelihood import Method, Score, score_continuations
+from latentlm.likelihood.planning import samples_of
+from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
+from latentlm_evals import chat
+from latentlm_evals.answers import keep, recall, refuse_samples, repeat_numbers
 from latentlm_evals.chunks import answer_in_chunks
-from latentlm_evals.fingerprint import Facts, claim_cache, model_facts
+from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_facts
 from latentlm_evals.generation_settings import GenerationSettings
-from latentlm_evals.loading import load_model
-from latentlm_evals.scored import Scored
+from latentlm_evals.loading import load_model, tokenizer_folder
+from latentlm_evals.options import amount, batch_rows, count, ours, seen_tokens
+from latentlm_evals.ranks import Ranks, emptied, in_document_order
+from latentlm_evals.reading import TokenRequest, fitted, reader_of, rolling_windows
+from latentlm_evals.scored import Scored, owner_of
+from latentlm_evals.writing import Writer
 
 Windows = Literal["auto", "disjoint", "overlapping"]
-TokenRequest = tuple[tuple[str, str], list[int], list[int]]
-"""(context and continuation as text, context tokens, continuation tokens)."""
 
-_GENERATED_TOGETHER = 32  # prompts in a batch where batch_size is "auto"
+_TORCH_SEED = 67280421310721  # of torch's generator before anybody seeds it
+
+_log = logging.getLogger("latentlm_evals")
 
 
 class LatentLM(TemplateLM):
@@ -59,7 +73,9 @@ class LatentLM(TemplateLM):
         model: str | LatentDecoder,
         *,
         score: Method = "operational",
-        samples: int = 16,
+        samples: int | Literal["auto"] = 16,
+        tolerance: float = TOLERANCE,
+        max_samples: int = MAX_SAMPLES,
         seed: int = 0,
         last_latent: Literal["posterior", "prior"] = "posterior",
         batch_size: int | str | None = "auto",
@@ -70,19 +86,48 @@ class LatentLM(TemplateLM):
         tokenizer: str | None = None,
         allow_random: bool = False,
         windows: Windows = "auto",
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        enable_thinking: bool | None = None,
+        think_end_token: str | int | None = None,
+        chat_template_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (("score", score, get_args(Method)), ("windows", windows, get_args(Windows))):
+        for name, value, known in (
+            ("score", score, get_args(Method)),
+            ("windows", windows, get_args(Windows)),
+            ("last_latent", last_latent, ("posterior", "prior")),
+        ):
             if value not in known:
                 raise unknown_name(name, str(value), known)
-        loaded = load_model(model, device=device, dtype=dtype, tokenizer=tokenizer, allow_random=allow_random)
+        self.samples, self.seed = samples_of(str(samples)), count("seed", seed)
+        self.tolerance, self.max_samples = amount("tolerance", tolerance), count("max_samples", max_samples, least=1)
+        self.score: Method = score
+        self.last_latent = last_latent
+        self.thinking = chat.Thinking.of(enable_thinking, think_end_token)
+        self._ranks = Ranks.join()
+        self._rank, self._world_size = self._ranks.rank, self._ranks.count
+        loaded = load_model(
+            model, device=self._ranks.device(device), dtype=dtype, tokenizer=tokenizer, allow_random=allow_random
+        )
         assert loaded.tokenizer is not None, "load_model refuses models without one"
         self.model, self._tokenizer = loaded, loaded.tokenizer
         self._device = loaded.device
-        self.score: Method = score
-        self.samples, self.seed, self.last_latent = int(samples), int(seed), last_latent
-        self.batch_size = _batch_size(batch_size, max_batch_size)
-        self.max_length = _max_length(max_length, loaded.config.backbone.context)
+        folder, elsewhere = tokenizer_folder(model, tokenizer)
+        self.reader = reader_of(
+            loaded.tokenizer,
+            folder,
+            elsewhere=elsewhere,
+            add_bos_token=add_bos_token,
+            prefix_token_id=prefix_token_id,
+        )
+        self.tokenizer = self.reader.templates  # lm-eval notes its special tokens in the results
+        self.templates = chat.Templates(self.reader.templates, {**(chat_template_args or {}), **self.thinking.template_args()})
+        self.batch_size = batch_rows(batch_size, max_batch_size, loaded.device)
+        self.max_length = seen_tokens(max_length, loaded.config.backbone.context)
+        self.writer = Writer(
+            model=loaded, thinking=self.thinking, seed=self.seed, last_latent=last_latent, batch_size=self.batch_size
+        )
         self.windows = windows if windows != "auto" else "disjoint" if loaded.has_latents else "overlapping"
         self._facts: Facts | None = None
         self._scored = Scored()
@@ -94,83 +139,146 @@ class LatentLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> LatentLM:
-        """The same from a mapping; what `--model_args` says wins over lm-eval's own options."""
+        """The same from a mapping; what `--model_args` says wins over lm-eval's own options. None is the default."""
+        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         given = {name: value for name, value in (additional_config or {}).items() if value is not None}
         if str(given.get("device", "")).startswith("cuda") and not torch.cuda.is_available():
             del given["device"]  # the lm_eval command asks for cuda:0 on every machine
-        given |= arg_dict
-        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        for name in given:
-            if name not in known:
-                raise unknown_name("model_args key", name, known)
+        given |= {name: value for name, value in ours(arg_dict, known).items() if value is not None}
         if "model" not in given:
             raise UserError("--model_args needs a model: model=NAME of the zoo (see `latentlm zoo list`), or model=RUN_FOLDER.")
+        if "seed" not in given and torch.initial_seed() not in (_TORCH_SEED, DEFAULT_OTHER_SEED):
+            _log.warning(
+                "latentlm: --seed %d does not reach the latents, which are keyed by seed=0: say seed=... in --model_args.",
+                torch.initial_seed(),
+            )
         return cls(**given)
 
     # ------------------------------------------------------------------------------------------------ tokens
 
     @property
     def eot_token_id(self) -> int:
-        """End-of-text, which also stands for an empty context."""
+        """End-of-text."""
         return self._tokenizer.end_of_text
 
     @property
+    def prefix_token_id(self) -> int:
+        """Stands for an empty context."""
+        return self.reader.prefix
+
+    @property
     def tokenizer_name(self) -> str:
-        """For lm-eval's cache of built requests."""
-        return self._tokenizer.name
+        """For lm-eval's cache of built requests: other tokenizers and templates have other names."""
+        return f"{self.reader.name}_{self.reader.digest()[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text; no special token is ever added. lm-eval may pass options of other tokenizers: unused."""
-        return [int(token) for token in self._tokenizer.encode(string)]
+        """Token ids of a text, the first token before it unless `add_special_tokens` is false."""
+        return self.reader.plain(string) if add_special_tokens is False else self.reader.encode(string)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as a prompt, by the tokenizer's template. Raises UserError where it has none."""
+        return self.templates.apply(chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that `--apply_chat_template [NAME]` picks, from now on. Raises UserError where there is none."""
+        if chat_template is False or chat_template is None:
+            return None
+        return self.templates.choose(chat_template if isinstance(chat_template, str) else None)
 
     # ------------------------------------------------------------------------------------------------ requests
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation, nats, and whether greedy decoding would produce it. Raises UserError, before any
+        is scored, for a continuation that is empty or longer than what the model can see."""
+        self.thinking.refuse_likelihoods()
+        prepared: list[TokenRequest] = []
+        for request in requests:
+            context, continuation = str(request.args[0]), str(request.args[1])
+            pair = self.reader.pair(context, continuation)
+            self._scored.joined += pair.joined
+            prepared.append(((context, continuation), pair.given, pair.continued))
+        return self._loglikelihood_tokens(prepared, disable_tqdm=disable_tqdm, requested=requests)
+
     def _loglikelihood_tokens(
-        self, requests: list[TokenRequest], disable_tqdm: bool = False, **_: Any
+        self,
+        requests: list[TokenRequest],
+        disable_tqdm: bool = False,
+        requested: Sequence[Instance] = (),
+        **_: Any,
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, nats, and whether greedy decoding would produce it."""
+        """The same of tokens; `requested` are the requests as lm-eval has them, if it has."""
+        asked = [fitted(request, self.max_length) for request in requests]
+        cut = sum(len(given) < len(context) for (given, _), (_, context, _) in zip(asked, requests, strict=True))
+        self._count_cut(cut, len(requests))
+        errors = [0.0] * len(requests)
 
         def answer(numbers: list[int]) -> Iterator[tuple[float, bool]]:
-            chosen = [requests[number] for number in numbers]
             scores = score_continuations(
                 self.model,
-                [fit_to_context(context, continuation, self.max_length) for _, context, continuation in chosen],
+                [asked[number] for number in numbers],
                 method=self.score,
                 samples=self.samples,
+                tolerance=self.tolerance,
+                max_samples=self.max_samples,
                 seed=self.seed,
                 batch_size=self.batch_size,
                 last_latent=self.last_latent,
                 greedy=True,
                 # The options of a question share their uniform numbers even where the context is cut to different lengths.
-                keys=[tuple(context) for _, context, _ in chosen],
+                keys=[tuple(requests[number][1]) for number in numbers],
             )
             self._scored.add(scores)
-            for (text, _, _), score in zip(chosen, scores, strict=True):
+            for number, score in zip(numbers, scores, strict=True):
                 result = (score.value, bool(score.greedy))
-                self.cache_hook.add_partial("loglikelihood", text, result)
+                errors[number] = score.standard_error
+                self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
                 yield result
 
         order = sorted(range(len(requests)), key=lambda number: -len(requests[number][1] + requests[number][2]))
-        return answer_in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm)
+        answers = self._in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm)
+        self._itemise(requested, errors)
+        return answers
+
+    def _count_cut(self, cut: int, total: int) -> None:
+        """Count contexts that were cut, and say so once in an evaluation."""
+        if cut and not self._scored.truncated:
+            _log.warning(
+                "latentlm: %d of %d contexts are longer than the %d tokens that the model sees: their beginnings are left out.",
+                cut,
+                total,
+                self.max_length,
+            )
+        self._scored.truncated += cut
+
+    def _itemise(self, requested: Sequence[Instance], errors: Sequence[float]) -> None:
+        """Note each document's standard errors. A decoder without latents has none."""
+        if self.model.has_latents:
+            for request, error in zip(requested, errors, strict=bool(requested)):
+                if (owner := owner_of(request)) is not None:
+                    self._scored.items.setdefault(owner, []).append(error)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, nats, each cut into windows that add up; an empty text has 0."""
         texts = [str(request.args[0]) for request in requests]
-        tokens = [self.tok_encode(text) for text in texts]
+        tokens = [self.reader.plain(text) for text in texts]
+        errors = [0.0] * len(texts)
 
         def answer(numbers: list[int]) -> Iterator[float]:
-            values = self._whole_texts([tokens[number] for number in numbers])
-            for number, value in zip(numbers, values, strict=True):
+            totals = self._whole_texts([tokens[number] for number in numbers])
+            for number, total in zip(numbers, totals, strict=True):
+                value = 0.0 if total is None else total.value
+                errors[number] = 0.0 if total is None else total.standard_error
                 self.cache_hook.add_partial("loglikelihood_rolling", (texts[number],), value)
                 yield value
 
         order = sorted(range(len(texts)), key=lambda number: -len(tokens[number]))
-        return answer_in_chunks(order, answer, title="latentlm: whole texts", quiet=disable_tqdm)
+        answers = self._in_chunks(order, answer, title="latentlm: whole texts", quiet=disable_tqdm)
+        self._itemise(requests, errors)
+        return answers
 
-    def _whole_texts(self, texts: list[list[int]]) -> list[float]:
-        """Nats of each text of tokens, the prefix token not among them."""
+    def _whole_texts(self, texts: list[list[int]]) -> list[Score | None]:
+        """The score of each text of tokens, the prefix token not among them; None of an empty one."""
         method: Method = "iwae" if self.score in ("operational", "joint") else self.score
-        values = [0.0] * len(texts)
         owners, windows = [], []
         for number, text in enumerate(texts):
             for context, targets in self._windows(text):
@@ -181,67 +289,74 @@ class LatentLM(TemplateLM):
             windows,
             method=method,
             samples=self.samples,
+            tolerance=[self.tolerance * math.log(2) * self._bytes(targets) for _, targets in windows],
+            max_samples=self.max_samples,
             seed=self.seed,
             batch_size=self.batch_size,
             # The default key is the context, which all texts share here: their errors would not be independent.
             keys=[("text", tuple(context), tuple(targets)) for context, targets in windows],
         )
         self._scored.add(scores)
+        totals: list[Score | None] = [None] * len(texts)
         for owner, score in zip(owners, scores, strict=True):
-            values[owner] += score.value
-        return values
+            before = totals[owner]
+            totals[owner] = score if before is None else before.plus(score)
+        return totals
+
+    def _bytes(self, targets: list[int]) -> int:
+        """Raw bytes of a window's targets, at least one."""
+        return max(1, len(self._tokenizer.decode_bytes(targets)))
 
     def _windows(self, text: list[int]) -> list[tuple[list[int], list[int]]]:
-        """(context, targets) of each window; targets are disjoint and cover the text."""
-        whole = get_rolling_token_windows(text, self.prefix_token_id, self.max_length, context_len=1)
-        windows = [make_disjoint_window(window) for window in whole]
-        if self.windows == "overlapping":
-            return windows
-        return [(context[-1:], targets) for context, targets in windows]
+        return rolling_windows(text, self.prefix_token_id, self.max_length, overlapping=self.windows == "overlapping")
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, greedy unless the task samples. Latents are drawn anew for each prompt."""
-        contexts = [str(request.args[0]) for request in requests]
         settings = [GenerationSettings.of(request.args[1], self.max_length) for request in requests]
-        # lm-eval repeats a request by passing it several times, and wants several samples; equal prompts of different
-        # documents draw the same numbers, so that the order of documents does not matter.
-        seen: Counter[int] = Counter()
-        keys = []
-        for request, context, wanted in zip(requests, contexts, settings, strict=True):
-            keys.append((context, repr(wanted), seen[id(request)]))
-            seen[id(request)] += 1
+        contexts = [str(request.args[0]) for request in requests]
+        prompts = [self.reader.encode(context) or [self.prefix_token_id] for context in contexts]
+        rooms = [self.max_length - wanted.max_tokens for wanted in settings]
+        self._count_cut(sum(len(p) > room for p, room in zip(prompts, rooms, strict=True)), len(prompts))
+        repeats = repeat_numbers(requests)
 
         def answer(numbers: list[int]) -> Iterator[str]:
-            texts: dict[int, str] = {}
-            for group in dict.fromkeys(settings[number] for number in numbers):
-                members = [number for number in numbers if settings[number] == group]
-                found = self._generate([contexts[n] for n in members], group, [keys[n] for n in members])
+            drawn = [n for n in numbers if self.writer.draws(settings[n])]
+            known = {n: recall(self.cache_hook, requests[n].args, repeats[n]) for n in drawn}
+            texts = {n: text for n, text in known.items() if text is not None}
+            missing = [n for n in numbers if n not in texts]
+            for group in dict.fromkeys(settings[n] for n in missing):
+                members = [n for n in missing if settings[n] == group]
+                keys = [(contexts[n], repr(group), repeats[n]) for n in members]
+                found = self.writer.write([prompts[n][-rooms[n] :] for n in members], group, keys)
                 texts.update(zip(members, found, strict=True))
-            for number in numbers:
-                self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
-                yield texts[number]
+            for n in numbers:
+                yield keep(self.cache_hook, requests[n].args, repeats[n] if n in known else None, texts[n])
 
-        order = sorted(range(len(contexts)), key=lambda number: -len(contexts[number]))
-        return answer_in_chunks(order, answer, title="latentlm: generations", quiet=disable_tqdm)
+        order = sorted(range(len(contexts)), key=lambda number: -len(prompts[number]))
+        return self._in_chunks(order, answer, title="latentlm: generations", quiet=disable_tqdm)
 
-    def _generate(self, contexts: list[str], settings: GenerationSettings, keys: Sequence[tuple[str, str, int]]) -> list[str]:
-        """Continuations of contexts that share their settings."""
-        room = self.max_length - settings.max_tokens
-        found = generate(
-            self.model,
-            [self.tok_encode(context)[-room:] for context in contexts],
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            stop=settings.stop,
-            seed=self.seed,
-            last_latent=self.last_latent,
-            keys=keys,
-            batch_size=self.batch_size or _GENERATED_TOGETHER,
-        )
-        assert all(one.text is not None for one in found), "load_model refuses models without a tokenizer"
-        return [str(one.text) for one in found]
+    def _in_chunks(self, order: Sequence[int], answer: Any, *, title: str, quiet: bool) -> list[Any]:
+        return answer_in_chunks(order, answer, title=title, quiet=quiet or self.rank > 0)
+
+    # ----------------------------------------------------------------------------------------- several processes
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This process's number for every rank. lm-eval asks in order to pad all to equally many requests; here nobody waits
+        for anybody, and padding would give the last document more samples than it wants."""
+        return tensor.expand(self.world_size) if self.world_size > 1 else tensor
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Everybody's metrics or samples, for process 0, in the order that one process would have; the counts come along."""
+        found = self._ranks.gather((obj, self._scored))
+        if found is None:
+            self._scored = Scored()
+            return None
+        if len(found) == 1:
+            return [obj]
+        for _, scored in found[1:]:
+            self._scored.plus(scored)
+        merged = in_document_order([part for part, _ in found])
+        return [merged, *[emptied(merged)] * (len(found) - 1)]
 
     # ------------------------------------------------------------------------------------------------ facts
 
@@ -251,10 +366,15 @@ class LatentLM(TemplateLM):
             self._facts = model_facts(self.model) | {
                 "score": self.score,
                 "samples": self.samples if self.model.has_latents else 0,
+                "tolerance": self.tolerance if self.model.has_latents else 0,
+                "max_samples": self.max_samples if self.samples == "auto" and self.model.has_latents else 0,
                 "seed": self.seed,
                 "last_latent": self.last_latent,
                 "max_length": self.max_length,
                 "windows": self.windows,
+                "reading_sha256": self.reader.digest(),
+                **self.reader.facts(),
+                **self.thinking.facts(),
             }
         return self._facts
 
@@ -262,29 +382,18 @@ class LatentLM(TemplateLM):
         """Take lm-eval's cache, signed with `facts`. Raises UserError for a database signed with others, or not at all."""
         if cache_hook.dbdict is not None:
             claim_cache(cache_hook.dbdict, self.facts())
+            refuse_samples(cache_hook.dbdict)
         super().set_cache_hook(cache_hook)
 
+    def begin(self) -> None:
+        """Begin to count anew: the next requests are another evaluation's."""
+        self._scored = Scored()
+
     def get_model_info(self) -> dict[str, Any]:
-        """For the `config` of lm-eval's results: the facts, and how well the likelihoods were determined."""
+        """For the `config` of lm-eval's results: the facts, the machine, and how well the likelihoods were determined. lm-eval
+        asks once, at an evaluation's end; the counts then begin anew."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"model_num_parameters": parameters, "latentlm": self.facts() | {"likelihoods": asdict(self._scored)}}
-
-
-def _batch_size(given: int | str | None, largest: int | None) -> int | None:
-    """Requests per forward pass; None = as many as fit a fixed number of latent tokens ("auto")."""
-    if given is None or str(given).startswith("auto"):
-        return largest
-    try:
-        size = int(given)
-    except ValueError:
-        size = 0
-    if size < 1:
-        raise UserError(f'batch_size={given} is neither a number of requests nor "auto".')
-    return size
-
-
-def _max_length(given: int | None, context: int) -> int:
-    """Tokens that the model is shown at most."""
-    if given is not None and not 2 <= given <= context:
-        raise UserError(f"max_length={given} is not between 2 and the model's context of {context} tokens.")
-    return given or context
+        counted = self._scored.as_json()
+        self.begin()
+        machine = machine_facts(self.model) | {"processes": self.world_size}
+        return {"model_num_parameters": parameters, "latentlm": self.facts() | machine | {"likelihoods": counted}}

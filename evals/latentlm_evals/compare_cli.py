@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw in the measurements.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what measuring will take.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train or load several models, measure them alike, and lay them side by side; or compare evaluations logged by lm-eval."""
     from rich.console import Console
@@ -102,7 +103,7 @@ def compare(
         _show_logged(names, tasks, folder, command, console=console, as_json=as_json)
         return
 
-    from latentlm.cli._precision import samples_of
+    from latentlm.likelihood.planning import samples_of
     from latentlm_evals.comparison import Settings, dry, run
     from latentlm_evals.measure import Precision
     from latentlm_evals.tables import show, show_plans
@@ -122,13 +123,13 @@ def compare(
     if dry_run:
         plans = dry(names, overrides, folder, settings=settings, console=console)
         if as_json:
-            print(json.dumps({name: asdict(plan) for name, plan in plans.items()}, indent=2))
+            emit(json.dumps({name: asdict(plan) for name, plan in plans.items()}, indent=2))
         else:
             show_plans(plans, console=console)
         return
     comparison = run(names, overrides, folder, settings=settings, console=console)
     if as_json:
-        print(comparison.to_json())
+        emit(comparison.to_json())
     else:
         show(comparison, console=console)
         console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")
@@ -142,7 +143,7 @@ def _show_logged(names: list[str], tasks: str | None, folder: Path, command: str
     chosen = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     found = compare_folders(names, chosen, folder, command=command)
     if as_json:
-        print(found.to_json())
+        emit(found.to_json())
     else:
         show_tasks(found, console=console)
         console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")

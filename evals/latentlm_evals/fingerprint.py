@@ -7,10 +7,14 @@ database and refuses one that holds another's. The same facts go into lm-eval's 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import platform
+import subprocess
 from collections.abc import MutableMapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import latentlm
@@ -32,11 +36,39 @@ def model_facts(model: LatentDecoder) -> Facts:
         "card_sha256": _hash(_in_order(card.model_dump(mode="json"))) if card else None,
         "weights_sha256": card.weights.sha256 if card and card.weights else weights_hash(model),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "end_tokens": None if model.end_tokens is None else sorted(model.end_tokens),
         "tokenizer": model.tokenizer.name if model.tokenizer else None,
         "tokenizer_sha256": _hash(tokenizer_facts(model)),
         "latentlm": latentlm.__version__,
+        "commit": commit(),
         "plugins": plugin_versions(model),
     }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of latentlm's own code, "+" where files that git knows were changed since; None outside a checkout."""
+    root = Path(latentlm.__file__).parent.parent
+
+    def git(*words: str) -> str:
+        asked = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20)
+        return asked.stdout.strip()
+
+    try:
+        if not git("ls-files", "latentlm/__init__.py"):  # installed into somebody else's repository
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine_facts(model: LatentDecoder) -> Facts:
+    """Where the answers were computed: what may change them by rounding and no more."""
+    import torch
+
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": str(device), "device_name": name, "torch": torch.__version__}
 
 
 def tokenizer_facts(model: LatentDecoder) -> Facts | None:

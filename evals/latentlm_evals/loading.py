@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 from latentlm import zoo
 from latentlm.config import Card
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.interop import is_llama_folder
-from latentlm.tokenizer import check_vocabulary, load_tokenizer
+from latentlm.tokenizer import FILE, check_vocabulary, load_tokenizer
 from latentlm.zoo.shelves import find
 
 
@@ -23,7 +27,8 @@ def load_model(
     (then `device` and `dtype` are its own).
 
     Raises UserError, before anything is loaded, for random weights unless `allow_random`, and for a card without a tokenizer
-    unless `tokenizer` is given: "bytes" or the path of a tokenizer.json."""
+    unless `tokenizer` is given: "bytes", or the path of a tokenizer.json or of its folder. Then for weights that are no
+    numbers."""
     if isinstance(model, LatentDecoder):
         name = model.card.name if model.card else "the model"
         _refuse_random(model.card, allow_random)
@@ -31,19 +36,51 @@ def load_model(
         loaded = model
     else:
         name = model
-        if not is_llama_folder(model):
+        if not _is_llama(model):
             card = find(model).card
             name = card.name
             _refuse_random(card, allow_random)
             _refuse_wordless(name, bool(tokenizer or card.tokenizer))
         loaded = zoo.load(model, device=device, dtype=None if dtype == "auto" else dtype)
     if tokenizer is not None:
-        loaded.tokenizer = load_tokenizer(tokenizer)
+        loaded.tokenizer = load_tokenizer(_file_of(tokenizer))
     _refuse_wordless(name, bool(loaded.tokenizer))
     assert loaded.tokenizer is not None
     if loaded.tokenizer.vocabulary > loaded.config.backbone.vocabulary:  # fewer is fine: vocabularies are padded for speed
         check_vocabulary(loaded.tokenizer, loaded.config.backbone.vocabulary, source=name)
+    _refuse_broken(name, loaded)
     return loaded.eval()
+
+
+def tokenizer_folder(model: str | LatentDecoder, tokenizer: str | None) -> tuple[Path | None, bool]:
+    """Where the tokenizer.json of a model lies, None where there is none, and whether it is a folder of transformers rather
+    than a card's; both for what `load_model` takes."""
+    elsewhere = isinstance(model, str) and _is_llama(model)
+    if tokenizer is not None:
+        file = Path(_file_of(tokenizer)).expanduser()
+        return (file.parent if file.is_file() else None), elsewhere
+    if isinstance(model, LatentDecoder):
+        return None, False
+    if elsewhere:
+        return Path(model).expanduser(), True
+    entry = find(model)
+    return (entry.folder if entry.card.tokenizer not in (None, "bytes") else None), False
+
+
+def _is_llama(model: str) -> bool:
+    return is_llama_folder(Path(model).expanduser())
+
+
+def _file_of(tokenizer: str) -> str:
+    """The tokenizer.json of a folder, as lm-eval's `hf` takes its tokenizer; anything else as it is."""
+    return str(Path(tokenizer) / FILE) if (Path(tokenizer).expanduser() / FILE).is_file() else tokenizer
+
+
+def _refuse_broken(name: str, model: LatentDecoder) -> None:
+    """Raise UserError where a weight is not a finite number: every score would be NaN, or silently wrong."""
+    for part, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(f"{name} has weights that are not finite ({part}): it is broken. Train it anew, or load it again.")
 
 
 def _refuse_random(card: Card | None, allow_random: bool) -> None:

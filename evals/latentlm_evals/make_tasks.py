@@ -56,7 +56,8 @@ class Line:
 def read_sources() -> dict[str, list[str]]:
     """Lines of each held-out module of the running Python, ASCII only."""
     library = Path(sysconfig.get_path("stdlib"))
-    names = [name for name in (task_path() / "sources.txt").read_text().split("\n") if name and not name.startswith("#")]
+    lines = (task_path() / "sources.txt").read_text(encoding="utf-8").split("\n")
+    names = [name for name in lines if name and not name.startswith("#")]
     texts = {name: (library / name).read_text(encoding="utf-8") for name in names}
     return {name: text.split("\n") for name, text in texts.items() if text.isascii()}
 
@@ -66,7 +67,8 @@ def read_rest(held_out: Iterable[str]) -> str:
     library = Path(sysconfig.get_path("stdlib"))
     skip = set(held_out)
     files = (path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts)
-    return "\0".join(path.read_text(errors="replace") for path in files if path.relative_to(library).as_posix() not in skip)
+    rest = (path for path in files if path.relative_to(library).as_posix() not in skip)
+    return "\0".join(path.read_text(encoding="utf-8", errors="replace") for path in rest)
 
 
 def next_line(sources: dict[str, list[str]], rest: str, rng: random.Random) -> Iterator[dict[str, object]]:
@@ -164,7 +166,7 @@ def write(name: str, items: Iterator[dict[str, object]]) -> None:
         kept[json.dumps(item)] = None
         if len(kept) == ITEMS[name]:
             break
-    (task_path() / f"{name}.jsonl").write_text("\n".join(kept) + "\n")
+    (task_path() / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def measure(
         method=_method(scores),
         bits_per_byte=Estimate(honest.value, honest.standard_error),
         estimator_error=honest.estimator_error,
-        bias=honest.bias,
+        uncertainty=honest.uncertainty,
         converged=honest.converged(precision.tolerance),
         effective_samples=statistics.median(score.effective_samples for score in scores),
         difference=None,
@@ -122,12 +122,11 @@ def add_differences(results: Sequence[ModelResult]) -> None:
 
 
 def tokenized(model: LatentDecoder, text: Text) -> list[int]:
-    """The text as documents are fed in training: after end-of-text, and up to it where the document is whole."""
+    """The text as documents are fed in training: after the first token, and up to end-of-text where the document is whole."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise UserError("The model has no tokenizer, so it cannot be compared on text; give its card one.")
-    end = [tokenizer.end_of_text]
-    return end + tokenizer.encode(text.data) + (end if text.whole else [])
+    return [tokenizer.first, *tokenizer.encode(text.data), *([tokenizer.end_of_text] if text.whole else [])]
 
 
 def _bound(model: LatentDecoder, tokens: Sequence[list[int]], size: int, result: ModelResult, seed: int) -> None:

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentlm.likelihood.quantiles import t_quantile
+
 Scores = NDArray[np.float64]
 """(R, I)"""
 
@@ -87,24 +89,6 @@ def _of_runs(scores: Sequence[Scores], weights: Sequence[float]) -> float:
 
 def _variance(values: NDArray[np.float64]) -> float:
     return float(values.var(ddof=1))
-
-
-def t_quantile(freedom: float) -> float:
-    """Where 95% of Student's t distribution lies between minus and plus this; at least one degree of freedom."""
-    freedom = max(freedom, 1.0)
-    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-
-    def within(t: float) -> float:
-        """The share below t, by Simpson's rule over the angle atan(t / sqrt(freedom)), in which the density is smooth."""
-        angle = math.atan(t / math.sqrt(freedom))
-        y = np.cos(np.linspace(0.0, angle, 401)) ** (freedom - 1)
-        return float(2 * constant * (y[0] + y[-1] + 4 * y[1::2].sum() + 2 * y[2:-1:2].sum()) * angle / 1200)
-
-    low, high = 1.9, 13.0  # the quantiles of infinitely many and of one degree of freedom lie between
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
-    return high
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

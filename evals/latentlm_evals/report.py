@@ -64,7 +64,7 @@ def page(comparison: Comparison) -> str:
     parts = [
         _head(names),
         f'<h1>{names}</h1><p class="sub">{scored}. Made by <code>{escape(comparison.command)}</code></p>',
-        "<h2>Side by side</h2>" + _table(comparison.models) + _warning(comparison.warning),
+        "<h2>Side by side</h2>" + _table(comparison.models) + _warning(comparison.unconverged) + _warning(comparison.warning),
         "<dl>" + "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in _TERMS) + "</dl>",
         "<h2>Curves</h2>" + plots.curves(comparison.models),
         _use_of_latents(comparison.models),
@@ -141,7 +141,8 @@ def _method(model: ModelResult) -> str:
     """How the likelihood was estimated, and how well."""
     if model.estimator_error == 0:
         return escape(model.method)
-    quality = f"± {model.estimator_error:.4f}, {model.effective_samples:.1f} effective"
+    quality = f"± {model.estimator_error:.4f}, {model.effective_samples:.1f} effective; "
+    quality += f"{'converged' if model.converged else '<b>not converged</b>'}, good to {model.uncertainty:.4f}"
     return f'{escape(model.method)}<br><span class="se">{quality}</span>'
 
 

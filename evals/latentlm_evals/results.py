@@ -35,6 +35,8 @@ class TaskResult:
     standard_error: float | None
     chance: float | None
     items: int
+    filter: str = "none"
+    """What lm-eval did to the answers before it judged them."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class ModelResult:
     """Honest, on held-out documents; standard error clustered by document."""
     estimator_error: float
     """Standard error of the likelihood estimates themselves, in bits per byte; 0 where they are exact."""
-    bias: float
-    """What the estimates may be too high by beside their errors, in bits per byte: what the last fourfold of samples gained."""
+    uncertainty: float
+    """What the likelihood estimates are good to, in bits per byte: half of the interval of 95% of their error, and their
+    bias."""
     converged: bool
     """The estimates are good to the comparison's tolerance."""
     effective_samples: float
@@ -195,6 +198,17 @@ class Comparison:
             return None
         listed = ", ".join(f"{name} {tokens / 1e6:.1f}M" for name, tokens in budgets.items())
         return f"The models were trained on different amounts of text ({listed} tokens): part of every difference is that."
+
+    @property
+    def unconverged(self) -> str | None:
+        """What a ranking that rests on likelihoods that have not converged must say."""
+        found = [model.name for model in self.models if not model.converged]
+        if not found:
+            return None
+        return (
+            f"The likelihood of {', '.join(found)} has not converged: where models differ by less than it is good to, their "
+            "order says nothing. More samples (--max-samples) or --method smc bring it nearer."
+        )
 
     def to_json(self) -> str:
         """Indented JSON."""

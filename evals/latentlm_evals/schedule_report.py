@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from latentlm.cli.output import emit
 from latentlm.training.evaluation import THRESHOLD_BITS
 from latentlm_evals.schedule_catalog import Entry
 from latentlm_evals.schedule_runs import Ending, Outcome
@@ -26,7 +27,7 @@ _NOTE = (
 def show_entries(entries: list[Entry], *, as_json: bool) -> None:
     """The list of schedules."""
     if as_json:
-        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        emit(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
     console = Console()
     table = Table("schedule", "what it does", "formula (nats per target token)", "source", show_lines=True)
@@ -39,7 +40,7 @@ def show_entries(entries: list[Entry], *, as_json: bool) -> None:
 def show_endings(outcomes: list[Outcome], result: dict[str, Any], *, as_json: bool) -> None:
     """Where each run of a plot ended."""
     if as_json:
-        print(json.dumps(result))
+        emit(json.dumps(result))
         return
     console = Console()
     console.print(_table([[outcome] for outcome in outcomes]))
@@ -49,7 +50,7 @@ def show_endings(outcomes: list[Outcome], result: dict[str, Any], *, as_json: bo
 def show_revival(collapsed: list[Outcome], outcomes: list[Outcome], result: dict[str, Any], *, as_json: bool) -> None:
     """The collapsed models, and where each schedule took them; mean over seeds, with the range where there are several."""
     if as_json:
-        print(json.dumps(result))
+        emit(json.dumps(result))
         return
     console = Console()
     names = list(dict.fromkeys(outcome.schedule for outcome in outcomes))

@@ -15,6 +15,8 @@ from typing import Annotated
 
 import typer
 
+from latentlm.cli.output import AsJson
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 _EPILOG = """
@@ -61,7 +63,6 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="NAME.key=value: a setting of one schedule; repeatable.", show_default=False)
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at the same time.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
 @app.callback(epilog=_EPILOG)

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from latentlm.cli._precision import plan_lines
 from latentlm.likelihood.planning import Plan
 from latentlm_evals.paired_tables import show_tasks
 from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult
@@ -21,8 +20,8 @@ def show(comparison: Comparison, *, console: Console) -> None:
     title = f"{held_out['documents']} held-out documents, {held_out['bytes']:,} bytes"
     for table in _main(comparison.models, title):
         console.print(table)
-    if warning := unconverged(comparison.models):
-        console.print(f"[yellow]{escape(warning)}[/yellow]")
+    if comparison.unconverged:
+        console.print(f"[yellow]* {escape(comparison.unconverged)}[/yellow]")
     if comparison.warning:
         console.print(f"[yellow]{escape(comparison.warning)}[/yellow]")
     console.print(
@@ -39,7 +38,7 @@ def show(comparison: Comparison, *, console: Console) -> None:
 def _main(models: list[ModelResult], title: str) -> list[Table]:
     """A few models: one table, one row per quantity. Many: one row per model, in four tables. All fit 80 columns."""
     likelihood = {
-        "bits/byte, honest": [f"[bold]{model.bits_per_byte}[/bold]" for model in models],
+        "bits/byte, honest": [f"[bold]{m.bits_per_byte}[/bold]{'' if m.converged else ' *'}" for m in models],
         "by": [model.method for model in models],
         "error of the estimate": [
             f"{m.estimator_error:.4f} ({m.effective_samples:.1f} eff. samples)" if m.has_latents else "0" for m in models
@@ -78,26 +77,18 @@ def _verdict(model: ModelResult) -> str:
     """Whether the likelihood is good to the comparison's tolerance, and what it is good to."""
     if not model.has_latents:
         return "exact"
-    return f"{'yes' if model.converged else '[red]no[/red]'}, to {1.96 * model.estimator_error + model.bias:.4f}"
-
-
-def unconverged(models: list[ModelResult]) -> str | None:
-    """What a ranking that rests on such likelihoods must say."""
-    found = [model.name for model in models if not model.converged]
-    if not found:
-        return None
-    return (
-        f"The likelihood of {', '.join(found)} has not converged: where models differ by less than it is good to, their order "
-        "says nothing. More samples (--max-samples) or --method smc bring it nearer."
-    )
+    return f"{'yes' if model.converged else '[red]no[/red]'}, to {model.uncertainty:.4f}"
 
 
 def show_plans(plans: dict[str, Plan], *, console: Console) -> None:
-    """What measuring will take, a column per model."""
-    table = Table("", *map(escape, plans), title="Likelihoods of held-out text (a dry run: nothing is measured)")
-    lines = [plan_lines(plan) for plan in plans.values()]
-    for label in lines[0]:
-        table.add_row(label, *(line[label] for line in lines))
+    """What measuring will take, a row per model."""
+    rows = {name: plan.lines() for name, plan in plans.items()}
+    table = Table(title="What the likelihoods will take (a dry run: nothing is measured)", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for label in next(iter(rows.values())):
+        table.add_column(label, justify="right")
+    for name, cells in rows.items():
+        table.add_row(escape(name), *cells.values())
     console.print(table)
 
 

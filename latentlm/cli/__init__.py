@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import redirect_stdout
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -19,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from latentlm.cli._errors import explain, flush_output, tidy_warnings
-from latentlm.cli._text import shown
+from latentlm.cli._text import any_terminal, shown
 from latentlm.errors import did_you_mean
 
 _GROUP = "latentlm.commands"
@@ -67,14 +68,15 @@ class _LazyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("stopped.", err=True)
+            typer.echo("stopped.", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
 def _load(cmd_name: str) -> typer.Typer:
     """The Typer app of a command: an entry point of that name, or the module of this package."""
     for entry in entry_points(group=_GROUP, name=cmd_name):
-        app: typer.Typer = entry.load()
+        with redirect_stdout(sys.stderr):  # before the command has read its options
+            app: typer.Typer = entry.load()
         return app
     module = importlib.import_module(f"latentlm.cli.{cmd_name.replace('-', '_')}")
     found: typer.Typer = module.app
@@ -102,13 +104,14 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point of the `latentlm` command."""
+    any_terminal()
     try:
         with tidy_warnings():
             app()
     except Exception as error:
         if (message := explain(error)) is None:
             raise
-        typer.secho(f"error: {shown(message)}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {shown(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
     finally:
         flush_output()

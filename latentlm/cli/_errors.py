@@ -67,7 +67,7 @@ def tidy_warnings() -> Iterator[None]:
             if not issubclass(category, UserWarning):
                 as_ever(message, category, filename, lineno, file, line)
                 return
-            typer.secho(f"warning: {shown(' '.join(str(message).split()))}", fg=typer.colors.YELLOW, err=True)
+            typer.secho(f"warning: {shown(' '.join(str(message).split()))}", fg=typer.colors.YELLOW, file=sys.stderr)
 
         warnings.showwarning = show
         yield

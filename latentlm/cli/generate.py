@@ -6,11 +6,13 @@ MODEL is a name of the zoo, a folder that `latentlm train` wrote, a card, or a f
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def generate(
     prior_temperature: Annotated[float, typer.Option(help="Below 1 sharpens the prior, above 1 flattens it.")] = 1.0,
     truncate: Annotated[bool, typer.Option("--truncate", help="Drop the beginning of prompts that are too long.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Continue prompts."""
     wanted = _wanted(latents)
@@ -137,12 +139,12 @@ def _print(texts: list[str], generations: list[Generation], samples: int, as_jso
             {"prompt": prompt, "sample": made.sample, "text": made.text, "tokens": made.tokens, "finish": made.finish}
             for prompt, made in pairs
         ]
-        typer.echo(json.dumps(rows, indent=2))
+        emit(json.dumps(rows, indent=2))
         return
     for number, (prompt, made) in enumerate(pairs):
         if len(pairs) > 1:
-            typer.secho(f"--- {prompt!r}, sample {made.sample}", fg=typer.colors.BRIGHT_BLACK)
-        typer.secho(prompt, bold=True, nl=False)
-        typer.echo(made.text)
+            typer.secho(f"--- {prompt!r}, sample {made.sample}", fg=typer.colors.BRIGHT_BLACK, file=sys.stdout)
+        typer.secho(prompt, bold=True, nl=False, file=sys.stdout)
+        typer.echo(made.text, file=sys.stdout)
         if number + 1 < len(pairs):
-            typer.echo()
+            typer.echo(file=sys.stdout)

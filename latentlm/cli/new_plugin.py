@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError
 
 app = typer.Typer(add_completion=False)
@@ -35,7 +36,7 @@ def new_plugin(
         bool, typer.Option("--method", help="A whole method: encoder, prior, injection, their distribution, and a decoder.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: latentlm-NAME.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a small distribution: entry point, one part or a method, tests, recipe, CI file. It works as it is."""
     from latentlm.plugins.scaffold import write_method, write_plugin
@@ -45,7 +46,7 @@ def new_plugin(
     written = write_method(name, folder=out) if method else write_plugin(name, socket=socket or "encoder", folder=out)
     folder = written[0].parent
     if as_json:
-        print(json.dumps({"folder": str(folder), "files": [str(path.relative_to(folder)) for path in written]}, indent=2))
+        emit(json.dumps({"folder": str(folder), "files": [str(path.relative_to(folder)) for path in written]}, indent=2))
         return
     plain = name.replace("-", "_")
     print(f"Wrote {folder}:")

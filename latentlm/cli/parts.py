@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from latentlm.cli._text import escaped
+from latentlm.cli.output import AsJson, emit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +39,6 @@ app = typer.Typer(
     epilog="Examples:\n\n  latentlm parts\n\n  latentlm parts describe causal_bits\n\n  latentlm parts for demo-free prior",
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _EVERY = "any"
 
 
@@ -52,7 +52,7 @@ def list_parts(
 
     found = every(socket)
     if as_json:
-        print(json.dumps([part.as_json() for part in found], indent=2))
+        emit(json.dumps([part.as_json() for part in found], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -85,7 +85,7 @@ def describe(name: Annotated[str, typer.Argument(help="A part's name, in any soc
             }
             for part, others in zip(found, combined, strict=True)
         ]
-        print(json.dumps(rows, indent=2))
+        emit(json.dumps(rows, indent=2))
         return
     from rich.console import Console
 
@@ -111,7 +111,7 @@ def for_recipe(
     place = find(loaded, socket)
     found = sorted(fits(loaded, place), key=lambda fit: (fit.reason is not None, fit.part.name))
     if as_json:
-        print(json.dumps([fit.as_json() for fit in found], indent=2))
+        emit(json.dumps([fit.as_json() for fit in found], indent=2))
         return
     from rich.console import Console
     from rich.table import Table

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from latentlm.cli._text import escaped
+from latentlm.cli.output import AsJson, emit
 
 if TYPE_CHECKING:
     from latentlm.plugins import Plugin
@@ -35,7 +36,7 @@ _COLOURS = {"ok": "green", "failed": "red", "disabled": "dim"}
 
 
 @app.command(epilog=_EPILOG)
-def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def plugins(as_json: AsJson = False) -> None:
     """Show the plugins, their parts, and what failed to load.
 
     LATENTLM_PLUGINS is an allow-list of plugins. With LATENTLM_STRICT_PLUGINS=1 a failed plugin makes the exit status 1.
@@ -49,7 +50,7 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     clashes = registry.clashes()
     if as_json:
         claims = [{"socket": s, "name": n, "plugins": origins} for (s, n), origins in clashes.items()]
-        print(json.dumps({"plugins": [plugin.as_json() for plugin in found], "clashes": claims}, indent=2))
+        emit(json.dumps({"plugins": [plugin.as_json() for plugin in found], "clashes": claims}, indent=2))
     else:
         _show(found, clashes)
     if _discovery.strict() and any(plugin.status == "failed" for plugin in found):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,16 +73,15 @@ def score(
     batch: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by size.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what scoring will take.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Honest likelihood of a text."""
     if context is not None and context < 1:
         raise UserError(f"--context {context}: a window holds at least one token.")
     texts = [(name, _read(name)) for name in files]
     from latentlm.cli._models import load_reader
-    from latentlm.cli._precision import samples_of
     from latentlm.likelihood import METHODS, bits_per_byte, score_continuations, score_texts
-    from latentlm.likelihood.planning import plan
+    from latentlm.likelihood.planning import plan, samples_of
     from latentlm.likelihood.scoring import continuations_to_score, texts_to_score
 
     count = samples_of(samples)
@@ -114,7 +114,10 @@ def score(
     meaning = METHODS[used] if decoder.has_latents else "exact: this decoder has no latents"
     if decoder.has_latents and used != chosen:
         meaning += f" ({chosen} differs from it where there is a context: without --given, {used} is meant)"
-    typer.echo(_as_json(model, rows, total, meaning) if as_json else _as_text(rows, total, meaning))
+    if as_json:
+        emit(_as_json(model, rows, total, meaning))
+    else:
+        typer.echo(_as_text(rows, total, meaning), file=sys.stdout)
 
 
 @contextmanager
@@ -131,11 +134,12 @@ def _bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
 
 def _show_plan(found: Plan, as_json: bool) -> None:
     """What scoring will take."""
-    from latentlm.cli._precision import plan_lines
-
-    lines = plan_lines(found)
+    lines = found.lines()
     width = max(map(len, lines))
-    typer.echo(json.dumps(asdict(found), indent=2) if as_json else "\n".join(f"{k:{width}}  {v}" for k, v in lines.items()))
+    if as_json:
+        emit(json.dumps(asdict(found), indent=2))
+    else:
+        typer.echo("\n".join(f"{k:{width}}  {v}" for k, v in lines.items()), file=sys.stdout)
 
 
 def _read(name: str) -> bytes:
@@ -152,11 +156,10 @@ def _read(name: str) -> bytes:
 
 
 def _tokens(decoder: LatentDecoder, data: bytes) -> list[int]:
-    """A document as in training: end-of-text, its tokens, end-of-text."""
+    """A document as in training: the first token (end-of-text, or a foreign model's BOS), its tokens, end-of-text."""
     if decoder.tokenizer is None:
         raise UserError("This model's card names no tokenizer, so text cannot be scored; add one to the card.")
-    end = decoder.tokenizer.end_of_text
-    return [end, *decoder.tokenizer.encode(data), end]
+    return [decoder.tokenizer.first, *decoder.tokenizer.encode(data), decoder.tokenizer.end_of_text]
 
 
 def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[list[int], list[int]]:
@@ -164,7 +167,7 @@ def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[
     from latentlm.likelihood import fit_to_context
 
     assert decoder.tokenizer is not None
-    before = [decoder.tokenizer.end_of_text, *decoder.tokenizer.encode(given)]
+    before = [decoder.tokenizer.first, *decoder.tokenizer.encode(given)]
     return fit_to_context(before, text[1:], decoder.config.backbone.context)
 
 
@@ -212,7 +215,7 @@ def _verdict(score: Score, bits: Estimate) -> str:
     exact_to = f"good to {score.uncertainty:.2f} nats, {bits.uncertainty:.4f} bits per byte"
     if score.converged:
         return f"converged: {exact_to}"
-    return f"not converged: {exact_to} (1.96 errors and what the last fourfold of samples gained); take more samples, or smc"
+    return f"not converged: {exact_to} (interval of the error, and the gain over K/4); take more samples, or smc"
 
 
 def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str) -> str:

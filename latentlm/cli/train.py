@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
+
 app = typer.Typer(pretty_exceptions_enable=False)
 
 _EXAMPLES = """Train a model from a recipe: a YAML file, the name of a zoo model's recipe, or an earlier run's folder.
@@ -23,6 +25,8 @@ Examples:
 
   latentlm train runs/try --resume
 
+  latentlm train runs/try --resume data.path=where/the/texts/are/now/
+
 What it writes is a model: latentlm generate runs/try "def ".
 """
 
@@ -36,7 +40,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say parameters, memory and time, and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and the result only.")] = False,
 ) -> None:
     """Train, or plan, and print the result."""
@@ -47,10 +51,18 @@ def train(
         from latentlm.training.plan import make_plan
 
         plan = make_plan(checked)
-        typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan.text())
+        _say(plan.text(), plan.to_dict() if as_json else None)
         return
     result = _train(checked, out or default_out(recipe, checked, resume=resume), resume=resume, quiet=quiet)
-    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else _summary(result))
+    _say(_summary(result), result.to_dict() if as_json else None)
+
+
+def _say(text: str, data: dict[str, Any] | None) -> None:
+    """Data for a program where there are any, else the text."""
+    if data is None:
+        typer.echo(text, file=sys.stdout)
+    else:
+        emit(json.dumps(data, indent=2))
 
 
 def _train(recipe: Any, out: Path, *, resume: bool, quiet: bool) -> Any:
@@ -61,9 +73,9 @@ def _train(recipe: Any, out: Path, *, resume: bool, quiet: bool) -> Any:
     try:
         return run(recipe, out=out, resume=resume, progress=not quiet)
     except InterruptedRun as stop:
-        typer.echo(str(stop), err=True)
+        typer.echo(str(stop), file=sys.stderr)
     except KeyboardInterrupt:
-        typer.echo("stopped; what was saved before is intact.", err=True)
+        typer.echo("stopped; what was saved before is intact.", file=sys.stderr)
     sys.exit(130)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentlm.cli.output import AsJson, emit
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, describe and extend the model zoo.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list", epilog="Examples:\n\n  latentlm zoo list\n\n  latentlm zoo list 'free-*' --json")
@@ -28,7 +29,7 @@ def list_models(
 
     cards = zoo.list(pattern)
     if as_json:
-        print(json.dumps([card.model_dump(mode="json") for card in cards], indent=2))
+        emit(json.dumps([card.model_dump(mode="json") for card in cards], indent=2))
         return
     from rich.console import Console
     from rich.markup import escape
@@ -69,7 +70,7 @@ def describe(
 
     found = zoo.describe(name)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        emit(json.dumps(found.as_json(), indent=2))
         return
     from rich.console import Console
     from rich.markup import escape

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from latentlm.generation.prompts import count_sites
 from latentlm.generation.sampling import TokenSampling
 from latentlm.generation.stopping import StopStrings
-from latentlm.interface import Finish, Latent, Latents, LatentSource, Noise, State
+from latentlm.interface import Finish, Latent, Latents, LatentSource, Noise, State, count_sites
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
@@ -54,7 +53,8 @@ class Job:
     model: LatentDecoder
     sampling: TokenSampling
     stop: StopStrings
-    end_of_text: int | None
+    end_tokens: frozenset[int]
+    """Any of which ends a row; it is none of the row's tokens."""
     vocabulary: int | None
     """Tokens that may be drawn are 0 .. vocabulary - 1; None = all."""
     max_tokens: int
@@ -151,12 +151,12 @@ def _advance(job: Job, rows: list[Row], state: State) -> None:
 
 def _take(job: Job, row: Row, token: int) -> None:
     """Add a token to its row, and see whether the row ends."""
-    if token == job.end_of_text:
+    if token in job.end_tokens:
         row.finish = "end_of_text"
         return
     row.tokens.append(token)
     job.on_token(row.number, token)
-    if job.stop.found(row.tokens):
+    if job.stop.found(row.prompt, row.tokens):
         row.finish = "stop"
     elif len(row.tokens) == job.max_tokens:
         row.finish = "length"

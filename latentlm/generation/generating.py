@@ -26,7 +26,7 @@ from torch import Tensor
 from latentlm.errors import UserError
 from latentlm.generation.continuation import Job, Row, run
 from latentlm.generation.latents import check_events, rows_of, same_names
-from latentlm.generation.prompts import count_sites, end_of_text, fed_tokens, fitted, request_keys
+from latentlm.generation.prompts import end_tokens, fed_tokens, fitted, request_keys
 from latentlm.generation.sampling import TokenSampling
 from latentlm.generation.stopping import StopStrings
 from latentlm.interface import (
@@ -40,6 +40,7 @@ from latentlm.interface import (
     OnToken,
     Wanted,
     by_name,
+    count_sites,
     noise_of,
 )
 from latentlm.interface.generation import Continued
@@ -91,6 +92,8 @@ def generate(
 
     keys                  names of the prompts for the random numbers, one per prompt, instead of their tokens.
 
+    A text is what its tokens add behind the prompt: decode(prompt + tokens) less decode(prompt). It ends at an end token
+    (`model.end_tokens`, else the tokenizer's end-of-text), which is not part of it, at a stop string, or after `max_tokens`.
     Tokens that the tokenizer does not know (a vocabulary padded for speed) are never drawn.
     Raises UserError for settings that cannot be served, before any work.
     """
@@ -121,7 +124,7 @@ def generate(
         model=model,
         sampling=sampling,
         stop=stops,
-        end_of_text=end_of_text(model),
+        end_tokens=end_tokens(model),
         vocabulary=None if model.tokenizer is None else model.tokenizer.vocabulary,
         max_tokens=max_tokens,
         prefill=by_name(prefill, latent_names, default="posterior", what="prefill", words=SOURCES),
@@ -282,7 +285,7 @@ def _finished(job: Job, row: Row, samples: int) -> Generation:
     assert row.finish is not None
     text: str | None = None
     if job.model.tokenizer is not None:
-        raw = job.model.tokenizer.decode_bytes(row.tokens)
+        raw = job.model.tokenizer.decode_after(row.prompt, row.tokens)
         place = job.stop.place(raw)
         row.finish = row.finish if place is None else "stop"
         text = raw[:place].decode("utf-8", errors="replace")

@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from latentlm.errors import UserError
-from latentlm.interface import Granularity, site_starts
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
@@ -20,11 +17,19 @@ def end_of_text(model: LatentDecoder) -> int | None:
     return None if model.tokenizer is None else model.tokenizer.end_of_text
 
 
+def end_tokens(model: LatentDecoder) -> frozenset[int]:
+    """The tokens that end a generated text: those that the model names, else the tokenizer's end-of-text."""
+    if model.end_tokens is not None:
+        return model.end_tokens
+    return frozenset() if model.tokenizer is None else frozenset([model.tokenizer.end_of_text])
+
+
 def fed_tokens(model: LatentDecoder, prompt: str | Sequence[int], number: int) -> list[int]:
-    """Tokens of a prompt: [end-of-text, text ...], or the given list, end-of-text where it is empty.
+    """Tokens of a prompt: [first token, text ...], or the given list, the first token where it is empty. It is end-of-text, or
+    the BOS of a model from elsewhere.
 
     `number` is its place, for messages. Raises UserError without a tokenizer, and for tokens outside the vocabulary."""
-    start = end_of_text(model)
+    start = None if model.tokenizer is None else model.tokenizer.first
     if isinstance(prompt, str):
         if model.tokenizer is None or start is None:
             raise UserError("Text needs a tokenizer, and this model has none: give lists of tokens, or set model.tokenizer.")
@@ -80,14 +85,3 @@ def request_keys(prompts: Sequence[list[int]]) -> list[Hashable]:
         keys.append((tokens, seen[tokens]))
         seen[tokens] += 1
     return keys
-
-
-def count_sites(granularity: Granularity, tokens: Sequence[int]) -> int:
-    """Sites of a document of these tokens."""
-    if granularity.length is not None:
-        return -(-len(tokens) // granularity.length)
-    if not tokens:
-        return 0
-    row = torch.tensor([list(tokens)])
-    positions = torch.arange(len(tokens))[None]
-    return int(site_starts(granularity, row, torch.zeros_like(row), positions).sum())

@@ -1,4 +1,4 @@
-"""Where a generated text ends: stop strings, found across token boundaries, in bytes."""
+"""Where a generated text ends: stop strings, found across token boundaries, in the bytes that tokens add to a prompt."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ class StopStrings:
         self.tokenizer = tokenizer
         self.longest = max(map(len, self.goals), default=0)
 
-    def found(self, tokens: Sequence[int]) -> bool:
-        """Whether the text of the tokens holds a stop string, given that it did not before the last token."""
+    def found(self, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Whether the text that the tokens add behind the prompt holds a stop string, given that it did not before the last
+        token."""
         if not self.goals:
             return False
-        # A token has a byte or more, so the tail that can complete a string is short. Decoding it alone may differ from
-        # decoding the whole (a leading blank), hence the second look.
         assert self.tokenizer is not None
-        tail = self.tokenizer.decode_bytes(list(tokens[-self.longest :]))
-        return any(goal in tail for goal in self.goals) and self.place(self.tokenizer.decode_bytes(list(tokens))) is not None
+        # All but end-of-text have a byte or more, so the tail that can complete a string is short. Cut off, it may differ from
+        # the same place in the whole text, hence the second look.
+        shown = [token for token in tokens if token != self.tokenizer.end_of_text]
+        tail = self.tokenizer.decode_after([*prompt[-1:], *shown[: -self.longest]][-1:], shown[-self.longest :])
+        return any(goal in tail for goal in self.goals) and self.place(self.tokenizer.decode_after(prompt, tokens)) is not None
 
     def place(self, text: bytes) -> int | None:
         """Where the first stop string begins, None where there is none."""

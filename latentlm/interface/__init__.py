@@ -47,6 +47,7 @@ from latentlm.interface.granularity import (
     Granularity,
     assign_sites,
     begins_now,
+    count_sites,
     from_previous,
     parse_granularity,
     recent_tokens,
@@ -76,6 +77,6 @@ __all__ = [
     "Latent", "LatentDecoder", "LatentInfo", "LatentLoss", "LatentShape", "LatentSource", "Latents", "Loss", "Met", "Noise",
     "Objective", "OnToken", "Operations", "Part", "Parts", "Point", "Prefix", "Prior", "Product", "Shape", "SiteMap",
     "Sockets", "State", "StepSource", "TokenIds", "TokenSet", "ValueMap", "Wanted", "assign_sites", "begins_now", "by_name",
-    "code_bits", "from_previous", "listed", "merged", "noise_of", "only", "owned", "pack_ids", "parse_granularity",
-    "recent_tokens", "sampled_kl", "site_mask", "site_starts",
+    "code_bits", "count_sites", "from_previous", "listed", "merged", "noise_of", "only", "owned", "pack_ids",
+    "parse_granularity", "recent_tokens", "sampled_kl", "site_mask", "site_starts",
 ]  # fmt: skip

@@ -174,6 +174,8 @@ class LatentDecoder(nn.Module, ABC):
     """Where the weights came from; set by `zoo.load`, None for a model built by hand."""
     tokenizer: Tokenizer | None = None
     """Set by `zoo.load`; None where the card has none."""
+    end_tokens: frozenset[int] | None = None
+    """Tokens any of which ends a generated text; None: the tokenizer's end-of-text alone."""
 
     @property
     def has_latents(self) -> bool:

@@ -20,7 +20,7 @@ Wanted = Literal["fresh", "shared"] | Given
 Continued = Literal["fresh"] | Given
 """Likewise of the sites after the prompt."""
 OnToken = Callable[[int, int, int], None]
-"""Called with (prompt number, sample number, token) as each token is drawn; not for end-of-text."""
+"""Called with (prompt number, sample number, token) as each token is drawn; not for an end token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,10 @@ class Generation:
     """One continuation."""
 
     text: str | None
-    """Without the stop string; bytes that are no UTF-8 are replaced. None where the model has no tokenizer."""
+    """What the tokens add to the text of the prompt, without the stop string; bytes that are no UTF-8 are replaced. None where
+    the model has no tokenizer."""
     tokens: list[int]
-    """Every token drawn but end-of-text (the stop string's included)."""
+    """Every token drawn but the end token (the stop string's included)."""
     prompt: list[int]
     """Tokens fed before them."""
     latents: Latents | None

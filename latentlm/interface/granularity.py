@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -161,6 +161,17 @@ def assign_sites(
     # A batch that continues a cached text may begin in the middle of a site, whose start it does not hold: hence the clamp.
     site_of = (starts.long().cumsum(dim=1) - 1).clamp(min=0).masked_fill(documents < 0, 0)
     return site_of, int(site_of.max()) + 1 if sites is None else sites
+
+
+def count_sites(granularity: Granularity, tokens: Sequence[int]) -> int:
+    """Sites of a document of these tokens."""
+    if granularity.length is not None:
+        return -(-len(tokens) // granularity.length)
+    if not tokens:
+        return 0
+    row = torch.tensor([list(tokens)])
+    positions = torch.arange(len(tokens))[None]
+    return int(site_starts(granularity, row, torch.zeros_like(row), positions).sum())
 
 
 def begins_now(granularity: Granularity, recent: Tensor, positions: Tensor) -> Tensor:

@@ -30,8 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentlm.generation.prompts import count_sites
-from latentlm.interface import Distribution, LatentDecoder, LatentSource, Noise, State
+from latentlm.interface import Distribution, LatentDecoder, LatentSource, Noise, State, count_sites
 from latentlm.likelihood.paths import LastLatent, Target, draw_paths, from_target, mixture
 from latentlm.likelihood.weights import Texts
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.estimating import How, Request, estimated
 from latentlm.likelihood.weights import LATENT_TOKENS, LOGITS
@@ -27,6 +29,18 @@ class Plan:
     seconds: tuple[float, float]
     memory: int
     """Bytes beside the weights, at most."""
+
+    def lines(self) -> dict[str, str]:
+        """Quantities and their values."""
+        few, many = self.samples
+        least, most = (seconds_text(seconds) for seconds in self.seconds)
+        return {
+            "requests": f"{self.requests:,}",
+            "targets": f"{self.tokens:,}",
+            "samples of each": "none (exact)" if not many else f"{few}" if few == many else f"{few} to {many}",
+            "time": least if least == most else f"{least} to {most}",
+            "memory, at most": f"{self.memory / 2**20:,.0f} MiB",
+        }
 
 
 @torch.no_grad()
@@ -56,3 +70,19 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
         seconds=(seconds, seconds * (2 * doublings - 1 if how.method == "smc" else doublings)),
         memory=int(stream + caches + 3 * 4 * min(LOGITS, held * backbone.vocabulary)),
     )
+
+
+def samples_of(text: str) -> int | Literal["auto"]:
+    """A number of samples as it is written, or "auto". Raises UserError."""
+    if text == "auto":
+        return "auto"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UserError(f'samples={text}: give a number from 1 on, or "auto" for as many as the tolerance takes.')
+
+
+def seconds_text(seconds: float) -> str:
+    """Roughly how long."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -5,8 +5,9 @@
                         whose paths of either kind are a fixed number, such a sum for each kind
     quarter             the same from K/4 samples: the mean of four such values
     bias                value - quarter: what four times the samples gained, which the next four times gain again, or less
-    uncertainty         1.96 standard errors + bias
     effective samples   (sum w)^2 / sum w^2, between 1 and K
+    uncertainty         t standard errors + bias, t Student's quantile of 95% with as many degrees of freedom as there are
+                        effective samples, less one: an error that rests on few weights is itself not known well
 
 The delta method's error, sd(w) / (mean(w) sqrt(K)), can never exceed 1 nat however badly one weight dominates; the jackknife's
 can, so it is the one reported. It says how far the value moves from draw to draw. On texts so long that few samples carry the
@@ -30,6 +31,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
+
 Method = Literal["operational", "iwae", "smc", "prior", "elbo", "joint"]
 
 METHODS: dict[str, str] = {
@@ -49,8 +52,7 @@ _ALONE = 1.1
 
 @dataclass(frozen=True)
 class Score:
-    """The log-likelihood of one request. The truth lies between value - 1.96 standard errors and value + uncertainty in about
-    95 cases of 100."""
+    """The log-likelihood of one request. The truth lies within `interval` in about 95 cases of 100."""
 
     value: float
     """Nats, over all tokens of the request."""
@@ -67,6 +69,9 @@ class Score:
     """The value at K/4 (nats); NaN under four samples."""
     tolerance: float = math.nan
     """Nats that the score is to be good to."""
+    freedom: float = math.inf
+    """Degrees of freedom of the standard error: effective samples less one, pooled over windows; infinite for an exact
+    score."""
     greedy: bool | None = None
     """Every target is the argmax of the predictive mixture given those before it; None if not asked for."""
     near_ties: int = 0
@@ -84,8 +89,18 @@ class Score:
 
     @property
     def uncertainty(self) -> float:
-        """1.96 standard errors and the bias, nats; infinite under four samples of a score that is not exact."""
-        return math.inf if math.isnan(self.bias) else 1.96 * self.standard_error + self.bias
+        """Half of the interval of 95% that the standard error makes, and the bias, nats; infinite under four samples of a score
+        that is not exact."""
+        return math.inf if math.isnan(self.bias) else self._half + self.bias
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """From value less half of the error's interval to value plus uncertainty, nats."""
+        return self.value - self._half, self.value + self.uncertainty
+
+    @property
+    def _half(self) -> float:
+        return t_quantile(self.freedom) * self.standard_error if self.standard_error else 0.0
 
     @property
     def converged(self) -> bool:
@@ -101,6 +116,7 @@ class Score:
             effective_samples=min(self.effective_samples, other.effective_samples),
             samples=max(self.samples, other.samples),
             tokens=self.tokens + other.tokens,
+            freedom=pooled_freedom((self.standard_error, other.standard_error), (self.freedom, other.freedom)),
             quarter=self.quarter + other.quarter,
             tolerance=self.tolerance + other.tolerance,
             greedy=None if self.greedy is None or other.greedy is None else self.greedy and other.greedy,

@@ -38,7 +38,7 @@ def score_continuations(
     *,
     method: Method = "operational",
     samples: int | Literal["auto"] = 16,
-    tolerance: float = TOLERANCE,
+    tolerance: float | Sequence[float] = TOLERANCE,
     max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
@@ -56,7 +56,7 @@ def score_continuations(
                    likelihood.
     samples        K; "auto" doubles it, from 32, for each request until its score has converged or K would pass `max_samples`.
                    Ignored by a decoder without latents, whose scores are exact
-    tolerance      nats that a score is to be good to: what `Score.converged` is judged by
+    tolerance      nats that a score is to be good to, one for all or one for each: what `Score.converged` is judged by
     batch_size     most requests per forward pass; default: as many as fit a fixed number of latent tokens. Fewer go together
                    where the logits of one position of all their samples would not fit a fixed memory
     last_latent    whose draw the site of the last context token is under `operational`, as in `prefill`
@@ -142,7 +142,7 @@ def continuations_to_score(
     *,
     method: Method = "operational",
     samples: int | Literal["auto"] = 16,
-    tolerance: float = TOLERANCE,
+    tolerance: float | Sequence[float] = TOLERANCE,
     max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
@@ -153,14 +153,18 @@ def continuations_to_score(
     keys: Sequence[Hashable] | None = None,
 ) -> tuple[list[Request], How]:
     """What `score_continuations` is going to score, and how."""
-    how = _how(method, samples, max_samples, seed, batch_size, last_latent, defensive, greedy, refine, tolerance)
+    wanted = [float(tolerance)] * len(requests) if isinstance(tolerance, int | float) else list(tolerance)
+    if len(wanted) != len(requests):
+        raise UserError(f"{len(wanted)} tolerances for {len(requests)} requests; give one, or one per request.")
+    least = min(wanted, default=TOLERANCE)
+    how = _how(method, samples, max_samples, seed, batch_size, last_latent, defensive, greedy, refine, least)
     if keys is not None and len(keys) != len(requests):
         raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
     prepared = []
     for number, (context, continuation) in enumerate(requests):
         given, asked = _integers(context), _integers(continuation)
         key = tuple(given) if keys is None else keys[number]
-        request = _request(given, asked, method, ("continuation", key), number, tolerance)
+        request = _request(given, asked, method, ("continuation", key), number, wanted[number])
         _check_length(model, request, number)
         prepared.append(request)
     return prepared, how

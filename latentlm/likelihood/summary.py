@@ -15,6 +15,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from latentlm.errors import UserError
+from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
 from latentlm.likelihood.results import Score
 
 
@@ -28,14 +29,18 @@ class Estimate:
     estimator_error: float
     """Of the likelihood estimates themselves (0 where they are exact)."""
     documents: int
+    estimator_freedom: float = math.inf
+    """Degrees of freedom of the estimator's error, pooled over the texts."""
     bias: float = 0.0
     """What the estimates may be off by beside their errors (`Score.bias`), added up; of a difference, the larger of both
     models'."""
 
     @property
     def uncertainty(self) -> float:
-        """Of the estimates, not of the choice of documents: 1.96 of their errors and the bias. NaN under four samples."""
-        return 1.96 * self.estimator_error + self.bias
+        """Of the estimates, not of the choice of documents: half of the interval of 95% that their error makes, and the bias.
+        NaN under four samples."""
+        half = t_quantile(self.estimator_freedom) * self.estimator_error if self.estimator_error else 0.0
+        return half + self.bias
 
     def converged(self, tolerance: float) -> bool:
         """Whether the estimates are good to so many bits per byte."""
@@ -46,7 +51,8 @@ def bits_per_byte(scores: Sequence[Score], sizes: Sequence[int], *, documents: S
     """Bits per byte of texts of `sizes` raw bytes. Texts with one name in `documents` are one unit; default: each its own."""
     bits = [-score.value / math.log(2) for score in scores]
     errors = [score.standard_error / math.log(2) for score in scores]
-    return replace(_ratio(bits, errors, sizes, documents), bias=_bias(scores, sizes))
+    freedom = pooled_freedom(errors, [score.freedom for score in scores])
+    return replace(_ratio(bits, errors, sizes, documents), bias=_bias(scores, sizes), estimator_freedom=freedom)
 
 
 def paired_difference(
@@ -65,7 +71,13 @@ def paired_difference(
         math.hypot(one.standard_error, other.standard_error) / math.log(2) for one, other in zip(first, second, strict=True)
     ]
     bias = max(_bias(first, sizes), _bias(second, sizes))
-    return replace(_ratio(bits, errors, sizes, documents), bias=bias)
+    freedoms = [
+        pooled_freedom((one.standard_error, other.standard_error), (one.freedom, other.freedom))
+        for one, other in zip(first, second, strict=True)
+    ]
+    return replace(
+        _ratio(bits, errors, sizes, documents), bias=bias, estimator_freedom=pooled_freedom(errors, freedoms)
+    )
 
 
 def _bias(scores: Sequence[Score], sizes: Sequence[int]) -> float:

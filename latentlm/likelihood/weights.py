@@ -161,6 +161,7 @@ def log_weights(
     if not model.has_latents:
         nats, chosen = path_likelihood(model, texts, None, greedy=greedy)
         return Weights.of(nats, torch.zeros_like(texts.lengths), greedy=chosen)
+    share = defensive if proposal == "posterior" else 0.0  # whatever the texts beside: a score does not depend on them
     sites = classify(model, texts.context, texts.lengths, target=target, last_latent=last_latent)
     if not any(bool(own.proposed.any()) for own in sites.values()):  # nothing to weight: the same draws serve the greedy check
         proposal = "target"
@@ -188,7 +189,7 @@ def log_weights(
         paths.log_target.view_as(nats),
         paths.log_proposal.view_as(nats),
         paths.near_ties,
-        defensive=defensive if paths.proposed else 0.0,
+        defensive=share,
         first=first,
         greedy=chosen,
         proposals=paths.proposals,

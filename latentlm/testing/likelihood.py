@@ -187,13 +187,13 @@ def check_coverage(
     trials: int = 400,
     at_least: float = 0.92,
 ) -> float:
-    """Value +- 1.96 standard errors covers the truth 95% of the time (within sampling error); the exact value without an error
-    covers it. Returns the share."""
+    """A score's interval covers the truth 95% of the time (within sampling error); the exact value without an error covers it.
+    Returns the share."""
     truth = _truth(model, context, continuation, method, "posterior")
     scores = score_continuations(
         model, [(context, continuation)] * trials, method=method, samples=samples, keys=list(range(trials))
     )
-    share = sum(abs(score.value - truth) <= 1.96 * score.standard_error + _EXACT for score in scores) / trials
+    share = sum(low - _EXACT <= truth <= high + _EXACT for low, high in (score.interval for score in scores)) / trials
     assert share >= at_least, f"{method}: intervals of 95% cover the truth {share:.1%} of the time"
     return share
 

@@ -21,10 +21,11 @@ from typing import Any, Self
 import torch
 
 from latentlm.config import Recipe
+from latentlm.errors import UserError, typed_path
 from latentlm.plugins.provenance import changes, explained
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.tokenizer import load_tokenizer
-from latentlm.training.data.prepared import prepare
+from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
 from latentlm.training.record.folder import check_free, check_same_recipe, is_finished, is_started, locked, saved_recipe
@@ -83,7 +84,10 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:
             reporter.warn(f"since {out} was started, {'; '.join(said)}: what follows may not continue what came before.")
     resolve(recipe)  # wrong parts and settings are found before the data are read
     reporter.note("reading the data")
-    prepared = prepare(recipe.data, folder=out if is_started(out) else None)
+    if is_started(out):
+        prepared, recipe = _prepared_again(recipe, out, reporter)
+    else:
+        prepared = prepare(recipe.data)
     recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
     check_memory(estimate_memory(recipe), device)
@@ -91,6 +95,29 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:
         reporter.warn("bfloat16 is many times slower than float32 on a CPU; set train.dtype=float32.")
     trainer = Trainer(make_model(recipe, device), recipe.train, stream)
     return Run(recipe, trainer, prepared, out=out, reporter=reporter)
+
+
+def _prepared_again(recipe: Recipe, out: Path, reporter: Reporter) -> tuple[Prepared, Recipe]:
+    """The data of the run in `out`, wherever they lie now, and the recipe with the paths that the run was started with: a run
+    keeps one record, and its documents their names. Raises UserError where the data are other ones."""
+    saved = saved_recipe(out).data
+    before, moved = saved.path, recipe.data.path != saved.path
+    try:
+        prepared = prepare(recipe.data, folder=out, called=before if moved else None)
+    except UserError as error:
+        if moved or before == "stdlib" or typed_path(before).exists():
+            raise
+        raise UserError(f"{error} If the data of {out} have moved, say where they are: data.path=PATH.") from None
+    known = read_manifest(out).get("data", {}).get("fingerprint")
+    if moved and known is not None and known != prepared.fingerprint:
+        raise UserError(
+            f"the data in {recipe.data.path} are not those that {out} was started with, which were in {before}. Give the place "
+            "where these are now, or train into another folder with --out."
+        )
+    if moved:
+        reporter.note(f"the data have moved from {before} to {recipe.data.path}; they are the same")
+    paths = {"path": before, "tokenizer": saved.tokenizer}
+    return prepared, recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
 
 
 def _resumed(recipe: Recipe, out: Path) -> Recipe:

@@ -7,11 +7,13 @@ A zoo's recipes lie beside its cards, in a folder `recipes` next to them or one 
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 from latentlm.config import Recipe, apply_overrides, parse, read_yaml
-from latentlm.errors import UserError, did_you_mean, unknown_name
+from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
 from latentlm.zoo.shelves import is_card, is_model, zoo_recipes
 
 RECIPE = "recipe.yaml"
@@ -23,17 +25,39 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     data = read_yaml(path)
     if is_card(data):
         raise UserError(f"{path} is a card, that of a model, not a recipe: see `latentlm zoo describe {path}`.")
-    data = apply_overrides(data, overrides or [])
+    data = apply_overrides(data, [_literal(override) for override in overrides or []])
     _follow_tokenizer(data, overrides or [])
-    data.setdefault("name", path.parent.name if path.name == RECIPE else path.stem)
+    data.setdefault("name", _name_of(path))
     return parse(Recipe, data, source=f"recipe {path}")
+
+
+def _name_of(path: Path) -> str:
+    """A recipe's name where it says none: its file's, or for a recipe.yaml its folder's, in letters that a name may have."""
+    said = path.resolve().parent.name if path.name == RECIPE else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", said).strip("._-") or "run"
 
 
 def default_out(name: str, recipe: Recipe, *, resume: bool) -> Path:
     """Where a run goes without --out: runs/NAME; a run folder that is resumed, or its recipe, stands for itself."""
-    path = Path(name).expanduser()
+    path = typed_path(name)
     folder = path.parent if path.name == RECIPE else path
     return folder if resume and (folder / RECIPE).is_file() else Path("runs") / recipe.name
+
+
+def _literal(override: str) -> str:
+    """An override of a setting that is text, such as data.path=2024, with its value in quotes, so that YAML makes no number,
+    list or comment of it. What is in quotes already, stays."""
+    key, equals, text = override.partition("=")
+    return override if not equals or not _is_text(key) or re.fullmatch("\".*\"|'.*'", text) else f"{key}={json.dumps(text)}"
+
+
+def _is_text(key: str) -> bool:
+    """Whether a recipe's key holds any text."""
+    schema: Any = Recipe
+    for name in key.split("."):
+        field = getattr(schema, "model_fields", {}).get(name)
+        schema = None if field is None else field.annotation
+    return schema is str
 
 
 def _follow_tokenizer(data: dict[str, Any], overrides: list[str]) -> None:
@@ -45,7 +69,7 @@ def _follow_tokenizer(data: dict[str, Any], overrides: list[str]) -> None:
 
 def find_recipe(name: str) -> Path:
     """Where the recipe of that name, or at that path, lies. Raises UserError."""
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if path.is_file():
         return path
     if (path / RECIPE).is_file():

@@ -23,7 +23,7 @@ from torch import nn
 
 from latentlm.composed import build, complete
 from latentlm.config import Card, WeightsSpec
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError, typed_path, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.plugins.provenance import explained
 from latentlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -32,7 +32,7 @@ from latentlm.zoo import weights as _weights
 from latentlm.zoo.accounting import cost, cost_of, count, overhead
 from latentlm.zoo.description import Description
 from latentlm.zoo.drawing import draw
-from latentlm.zoo.shelves import CARD, Entry, entries, find, only
+from latentlm.zoo.shelves import Entry, entries, find, is_name, only
 
 Weights = Literal["auto", "required"] | str | Path | None
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -65,8 +65,9 @@ def load(
     `model.card` describes the weights that were loaded: its status is "architecture" where they are fresh. Raises UserError:
     unknown name, missing or damaged weights, too little memory, a tokenizer that does not fit.
     """
-    target, path = _device(device), Path(name_or_path).expanduser()
-    if path.is_dir() and not (path / CARD).is_file() and (llama := _llama(path, target, dtype, weights)) is not None:
+    target, path = _device(device), typed_path(name_or_path)
+    foreign = (path / "config.json").is_file() and not is_name(name_or_path)
+    if foreign and (llama := _llama(path, target, dtype, weights)) is not None:
         return llama
     entry = find(name_or_path)
     card, file = _weights_for(entry, weights)
@@ -106,7 +107,7 @@ def _weights_for(entry: Entry, weights: Weights) -> tuple[Card, Path | None]:
     if weights is None:
         return card.model_copy(update={"status": "architecture", "weights": None, "scores": {}}), None
     if weights not in ("auto", "required"):
-        path = Path(weights).expanduser()
+        path = typed_path(weights)
         _weights.check_file(path)
         spec = WeightsSpec(uri=str(path), sha256=_weights.sha256(path), size=path.stat().st_size)
         return card.model_copy(update={"status": "trained", "weights": spec, "scores": {}}), path

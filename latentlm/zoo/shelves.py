@@ -18,12 +18,12 @@ from pathlib import Path
 
 from latentlm import plugins
 from latentlm.config import Card, as_yaml, parse, read_yaml
-from latentlm.errors import CheckpointError, UserError, unknown_name
+from latentlm.errors import CheckpointError, UserError, typed_path, unknown_name
 from latentlm.zoo.files import atomic_folder
 
 CARD = "card.yaml"
 ZOO_PATH = "LATENTLM_ZOO_PATH"
-_BESIDE = ("tokenizer_config.json", "recipe.yaml")
+_BESIDE = ("tokenizer_config.json", "chat_template.jinja", "recipe.yaml")
 """What a card on a shelf keeps of its run, beside the weights and the tokenizer."""
 
 
@@ -49,7 +49,7 @@ class Entry:
 
 def shelves() -> list[Path]:
     """Folders of cards beyond the plugins': those of LATENTLM_ZOO_PATH, then the user's own."""
-    folders = [Path(folder).expanduser() for folder in os.environ.get(ZOO_PATH, "").split(os.pathsep) if folder]
+    folders = [typed_path(folder) for folder in os.environ.get(ZOO_PATH, "").split(os.pathsep) if folder]
     return [*folders, user_shelf()]
 
 
@@ -96,10 +96,10 @@ def find(name_or_path: str | Path) -> Entry:
     `./name` or a Path means). Raises UserError with the nearest names."""
     from latentlm.zoo import weights as _weights  # imports torch
 
-    path = Path(name_or_path).expanduser()
-    is_name = isinstance(name_or_path, str) and name_or_path == path.name
-    known = entries() if is_name else {}
-    if is_name and name_or_path in known:
+    path = typed_path(name_or_path)
+    bare = _is_bare(name_or_path)
+    known = entries() if bare else {}
+    if path.name in known:
         return only(known[path.name])
     if (path / CARD).is_file():
         return Entry(read_card(path / CARD), path / CARD)
@@ -107,7 +107,7 @@ def find(name_or_path: str | Path) -> Entry:
         return _of_file(path)
     if path.is_dir():
         raise UserError(_no_model(path))
-    if not is_name:
+    if not bare:
         raise UserError(f"{path} does not exist. Give the folder of a run, a card file, or a name (see `latentlm zoo list`).")
     _weights.refuse_pickle(path)
     if path.name in zoo_recipes():
@@ -128,9 +128,19 @@ def zoo_recipes() -> dict[str, Path]:
     return found
 
 
+def is_name(name_or_path: str | Path) -> bool:
+    """Whether it is a card's name, which goes before a folder of that name."""
+    return _is_bare(name_or_path) and str(name_or_path) in entries()
+
+
+def _is_bare(name_or_path: str | Path) -> bool:
+    """Whether it may be a name: a text without a slash."""
+    return isinstance(name_or_path, str) and name_or_path == Path(name_or_path).name
+
+
 def is_model(name: str) -> bool:
     """Whether a name is a card's, or a folder has a card."""
-    return name in entries() or (Path(name).expanduser() / CARD).is_file()
+    return name in entries() or (typed_path(name) / CARD).is_file()
 
 
 def is_card(data: Mapping[str, object]) -> bool:
@@ -196,7 +206,7 @@ def add_run(run: Path, *, name: str | None = None, shelf: Path | None = None, re
         raise UserError(f"{run} is no finished run; give the folder that `latentlm train` wrote.")
     weights = _weights.inside(entry.folder, entry.card.weights.uri)
     _weights.verify(weights, size=entry.card.weights.size, digest=entry.card.weights.sha256)
-    shelf = (shelf or user_shelf()).expanduser()
+    shelf = typed_path(shelf or user_shelf())
     wanted = name or entry.card.name
     old = _given_way(wanted, shelf, replace=replace)
     changes = {"name": wanted, "weights": entry.card.weights.model_copy(update={"uri": weights.name}).model_dump()}

@@ -46,9 +46,21 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+def refuse_bytes(path: Path) -> None:
+    """Raise CheckpointError for a path that is no text in UTF-8, where the safetensors library reads and writes nothing."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", errors="backslashreplace").decode()
+        raise CheckpointError(
+            f"{shown} is no text in UTF-8, and the safetensors library opens no such path. Rename it, or choose another."
+        ) from None
+
+
 def check_file(path: Path) -> None:
-    """Raise CheckpointError for a pickle and for a file that is not there."""
+    """Raise CheckpointError for a pickle, for a file that is not there, and for a path that is no UTF-8."""
     refuse_pickle(path)
+    refuse_bytes(path)
     if not path.is_file():
         raise CheckpointError(f"The weights {path} do not exist; give the path of a safetensors file.")
 

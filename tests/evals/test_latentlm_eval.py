@@ -21,7 +21,8 @@ from latentlm.interface import LatentDecoder
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.eval_cli import app
-from latentlm_evals.evaluation import bits_per_byte_error, check_tasks, evaluate, task_manager
+from latentlm_evals.evaluation import bits_per_byte_error, check_tasks, evaluate, group_results, task_manager
+from latentlm_evals.results import TaskResult
 from latentlm_evals.suites import SUITE_TASKS, task_path
 
 
@@ -101,6 +102,47 @@ def test_the_command_prints_a_table_json_and_the_whole_results(tmp_path: Path) -
     printed = json.loads(CliRunner().invoke(app, [*common, "--json"]).stdout)
     assert [row["metric"] for row in printed["tasks"]] == ["exact_match"]
     assert printed["facts"]["score"] == "operational"
+
+
+def test_the_command_passes_on_what_lm_eval_has(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    words = ["free-tiny", "--allow-random", "--samples", "2", "--limit", "2", "--tasks", "latentlm_[bn]*", "--json"]
+    words += ["--num-fewshot", "1", "--gen-kwargs", "max_gen_toks=3,until=[\"q\"]", "--model-args", "max_length=200"]
+    words += ["--system-instruction", "Be brief.", "--use-cache", str(tmp_path / "answers"), "--output", str(output)]
+    first, again = (CliRunner().invoke(app, words) for _ in range(2))
+    assert first.exit_code == 0, first.output
+    printed = json.loads(first.stdout)
+    filters = {row["task"]: row["filter"] for row in printed["tasks"]}
+    assert filters == {"latentlm_brackets": "strip", "latentlm_next_line": "none"}
+    assert printed["facts"]["max_length"] == 200
+    assert json.loads(again.stdout)["tasks"] == printed["tasks"]
+    assert json.loads(again.stdout)["facts"]["likelihoods"]["requests"] == 0  # all from the cache
+    results = json.loads(output.read_text())
+    (sample, *_) = results["samples"]["latentlm_brackets"]
+    assert sample["arguments"][0][1] | {"max_gen_toks": 3, "until": ["q"]} == sample["arguments"][0][1]
+    assert sample["arguments"][0][0].startswith("Be brief.")
+    assert results["config"]["latentlm"]["first_token"] == 256
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "healine"], 'Did you mean "headline"'),
+        (["--suite", "headline", "--tasks", "x"], "give one of them"),
+        (["--gen-kwargs", "temperature"], "NAME=VALUE"),
+        (["--model-args", "smaples=3"], 'Did you mean "samples"'),
+        (["--apply-chat-template", "--tasks", "latentlm_copy"], "no chat template"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_message(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, ["vanilla-tiny", *words], catch_exceptions=False)
+
+
+def test_groups_have_rows_of_their_own() -> None:
+    metrics = {"acc,none": 0.25, "acc_stderr,none": 0.1, "alias": " - mmlu", "sample_len": 12}
+    (row,) = group_results({"groups": {"mmlu": metrics}})
+    assert row == TaskResult("mmlu", "acc", 0.25, 0.1, chance=None, items=12, filter="none")
 
 
 def test_the_command_says_where_the_tasks_are() -> None:

@@ -25,6 +25,8 @@ def model(name: str, *, latent: bool, bits: float) -> ModelResult:
         method="iwae, 16 samples" if latent else "exact",
         bits_per_byte=Estimate(bits, 0.0123),
         estimator_error=0.0031 if latent else 0.0,
+        uncertainty=0.0177 if latent else 0.0,
+        converged=not latent,
         effective_samples=1.7 if latent else 1.0,
         difference=Estimate(0.0456, 0.0007) if latent else None,
         elbo_bits_per_byte=bits + 0.11,
@@ -107,6 +109,18 @@ def test_different_amounts_of_training_text_are_said(comparison: Comparison) -> 
     tables.show(unequal, console=Console(file=out, width=80))
     assert "different amounts of text" in out.getvalue()
     assert "different amounts of text" in report.page(unequal)
+
+
+def test_a_ranking_that_has_not_converged_says_so(comparison: Comparison) -> None:
+    out = io.StringIO()
+    tables.show(comparison, console=Console(file=out, width=80))
+    said = "The likelihood of hidden has not converged"
+    assert said in out.getvalue()
+    assert "2.4012 ± 0.0123 *" in out.getvalue()
+    assert "no, to 0.0177" in out.getvalue()
+    assert said in report.page(comparison)
+    sure = replace(comparison, models=[replace(each, converged=True) for each in comparison.models])
+    assert said not in report.page(sure)
 
 
 def test_page_gives_cost_as_a_ratio_to_the_first_model(comparison: Comparison) -> None:

@@ -10,7 +10,7 @@
     FILE.jsonl[.gz]    each line's `data.text_field`
     FILE.parquet       each row's `data.text_field`
     owner/name         each row of the data set's `data.split` ("owner/name:configuration" where it has several; "hf:" in front
-                       where a folder of the same name is in the way)
+                       where the name has no slash)
 
 Text columns are taken as UTF-8; files are taken byte for byte, whatever their encoding.
 """
@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config import DataConfig
-from latentlm.errors import UserError, did_you_mean, unknown_name
+from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
+from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
 
-ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
 SINGLE_FILES = (".txt", *ROW_FILES)
+_HUB = "hf:"
 _PASSAGE = 4096  # bytes
 _LONGEST_PASSAGE = 4 * _PASSAGE
 
@@ -53,17 +54,19 @@ class Document:
     data: bytes
 
 
-def read_corpus(config: DataConfig) -> Iterator[Document]:
-    """The documents of `data.path`, in a fixed order; empty ones too. Raises UserError."""
+def read_corpus(config: DataConfig, *, called: str | None = None) -> Iterator[Document]:
+    """The documents of `data.path`, in a fixed order; empty ones too. Raises UserError.
+
+    `called` is the path that a file or data set had when its documents got their names, where it has moved since."""
     if config.path == "stdlib":
         return standard_library()
-    if config.path.startswith("hf:"):
-        return hub_documents(config.path.removeprefix("hf:"), config)
-    path = Path(config.path).expanduser()
+    path = typed_path(config.path)
     if path.is_dir():
-        return _folder(path, config)
+        return _folder(path, config, called)
     if path.is_file():
-        return _single_file(path, config)
+        return _single_file(path, config, called)
+    if config.path.startswith(_HUB):
+        return hub_documents(config.path.removeprefix(_HUB), config)
     if _names_a_file(config.path):
         near = did_you_mean(path.name, _siblings(path))
         raise UserError(f"data.path: {path} does not exist.{near}")
@@ -103,25 +106,27 @@ def _walk(root: Path, *, skip: set[str]) -> Iterator[Path]:
     yield from sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix())
 
 
-def _folder(root: Path, config: DataConfig) -> Iterator[Document]:
+def _folder(root: Path, config: DataConfig, called: str | None) -> Iterator[Document]:
     """A folder of files, or a data set written by `datasets.Dataset.save_to_disk`."""
     if (root / "dataset_info.json").is_file() or (root / "dataset_dict.json").is_file():
-        return _saved_data_set(root, config)
+        return _saved_data_set(root, config, Path(called or root).name)
     patterns = [pattern.strip() for pattern in config.pattern.split(",") if pattern.strip()]
-    paths = [path for path in _walk(root, skip=set()) if _matches(path.relative_to(root).as_posix(), patterns)]
+    there = list(_walk(root, skip=set()))
+    paths = [path for path in there if _matches(path.relative_to(root).as_posix(), patterns)]
     if not paths:
-        seen = sorted({path.suffix for path in _walk(root, skip=set()) if path.suffix})[:8]
-        there = f" It has files ending in {', '.join(seen)}." if seen else " It is empty."
+        seen = sorted({path.suffix for path in there if path.suffix})[:8]
+        found = f" It has files ending in {', '.join(seen)}." if seen else " It is empty." if not there else ""
         raise UserError(
-            f'no file in {root} matches data.pattern "{config.pattern}".{there} Set data.pattern, as "*.py,docs/*".'
+            f'no file in {root} matches data.pattern "{config.pattern}".{found} Set data.pattern, as "*.py,docs/*".'
         )
+    say_what_is_left_out(root, set(there) - set(paths), pattern=config.pattern)
     return _folder_files(root, paths, config)
 
 
 def _folder_files(root: Path, paths: list[Path], config: DataConfig) -> Iterator[Document]:
     for path in paths:
         name = path.relative_to(root).as_posix()
-        if name.endswith(ROW_FILES):
+        if name.lower().endswith(ROW_FILES):
             yield from _rows_of_file(path, name, config)
         else:
             yield Document(name, _read(path))
@@ -131,23 +136,25 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatchcase(name if "/" in pattern else name.rpartition("/")[2], pattern) for pattern in patterns)
 
 
-def _single_file(path: Path, config: DataConfig) -> Iterator[Document]:
-    if path.name.endswith(ROW_FILES):
-        return _rows_of_file(path, path.name, config)
-    if path.suffix == ".txt":
-        return _text_file(path)
+def _single_file(path: Path, config: DataConfig, called: str | None) -> Iterator[Document]:
+    name = Path(called or path).name
+    if path.name.lower().endswith(ROW_FILES):
+        return _rows_of_file(path, name, config)
+    if path.suffix.lower() == ".txt":
+        return _text_file(path, name)
+    pattern = re.sub(r"[,*?\[]", "?", path.name)
     raise UserError(
         f"data.path: {path.name} ends in none of {', '.join(SINGLE_FILES)}. Rename it, or give its folder with "
-        f"data.pattern={path.name} (each matching file is then one document)."
+        f"data.pattern={pattern} (each matching file is then one document)."
     )
 
 
-def _text_file(path: Path) -> Iterator[Document]:
+def _text_file(path: Path, name: str) -> Iterator[Document]:
     """The documents in one .txt file: between separator lines, or passages."""
     data = _read(path)
     pieces = re.split(rb"(?m)^[ \t]*%s[ \t]*\r?(?:\n|\Z)" % re.escape(END_OF_TEXT.encode()), data)
     for number, piece in enumerate(pieces if len(pieces) > 1 else _passages(data)):
-        yield Document(f"{path.name}:{number}", piece)
+        yield Document(f"{name}:{number}", piece)
 
 
 def _passages(data: bytes) -> Iterator[bytes]:
@@ -173,7 +180,7 @@ def _read(path: Path) -> bytes:
 
 
 def _rows_of_file(path: Path, name: str, config: DataConfig) -> Iterator[Document]:
-    rows = _parquet_rows(path, config.text_field) if path.suffix == ".parquet" else _json_rows(path, config.text_field)
+    rows = _parquet_rows(path, config.text_field) if path.suffix.lower() == ".parquet" else _json_rows(path, config.text_field)
     for number, text in rows:
         yield Document(f"{name}:{number}", _text(text, where=f"{name}:{number}", field=config.text_field))
 
@@ -195,7 +202,7 @@ def _missing_column(source: str, field: str, columns: list[str]) -> UserError:
 
 def _json_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value of the field) of each line that is not blank."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
     number = 0
     try:
         with opener(path, "rb") as lines:
@@ -242,7 +249,7 @@ def hub_documents(name: str, config: DataConfig) -> Iterator[Document]:
     """Rows of a Hugging Face data set, "owner/name" or "owner/name:configuration", or a local folder in that layout."""
     from datasets import load_dataset
 
-    dataset, _, configuration = name.partition(":")
+    dataset, configuration = (name, "") if os.path.lexists(name) else name.partition(":")[::2]
     near = did_you_mean(dataset, ["stdlib", *_siblings(Path(dataset))])
     try:
         rows = load_dataset(dataset, configuration or None, split=config.split)
@@ -255,7 +262,7 @@ def hub_documents(name: str, config: DataConfig) -> Iterator[Document]:
     return _data_set_rows(rows, name, config)
 
 
-def _saved_data_set(root: Path, config: DataConfig) -> Iterator[Document]:
+def _saved_data_set(root: Path, config: DataConfig, name: str) -> Iterator[Document]:
     from datasets import Dataset, load_from_disk
 
     try:
@@ -266,7 +273,7 @@ def _saved_data_set(root: Path, config: DataConfig) -> Iterator[Document]:
         if config.split not in loaded:
             raise unknown_name("split", config.split, loaded, remedy="Set data.split.")
         loaded = loaded[config.split]
-    return _data_set_rows(loaded, root.name, config)
+    return _data_set_rows(loaded, name, config)
 
 
 def _data_set_rows(rows: Any, name: str, config: DataConfig) -> Iterator[Document]:

@@ -127,10 +127,11 @@ class Prepared:
         }
 
 
-def load_documents(config: DataConfig) -> Corpus:
-    """Read, clean and part the documents of a data configuration. Raises UserError where fewer than two are left."""
+def load_documents(config: DataConfig, *, called: str | None = None) -> Corpus:
+    """Read, clean and part the documents of a data configuration. `called` is the path under which data that moved were
+    read before. Raises UserError where fewer than two are left."""
     counts = {"duplicates": 0, "empty": 0}
-    documents: Iterable[Document] = _distinct(read_corpus(config), counts)
+    documents: Iterable[Document] = _distinct(read_corpus(config, called=called), counts)
     if config.max_documents is not None:  # those that a hash puts first, not those that the alphabet does; still in their order
         ranked = ((_draw(config.seed, "keep", document.id), place, document) for place, document in enumerate(documents))
         kept = heapq.nsmallest(config.max_documents, ranked, key=lambda item: item[:2])
@@ -192,10 +193,10 @@ def make_tokenizer(spec: str, documents: list[Document]) -> Tokenizer:
     return BPETokenizer.train((document.data for document in documents), vocabulary=int(spec.removeprefix("bpe:")))
 
 
-def prepare(config: DataConfig, *, folder: Path | None = None) -> Prepared:
+def prepare(config: DataConfig, *, folder: Path | None = None, called: str | None = None) -> Prepared:
     """Read, part and tokenize the data. `folder` is the run's: a tokenizer.json in it is used as it is (a resumed run),
-    otherwise the tokenizer is saved there. Raises UserError."""
-    corpus = load_documents(config)
+    otherwise the tokenizer is saved there. `called` as in `load_documents`. Raises UserError."""
+    corpus = load_documents(config, called=called)
     if folder is not None and config.tokenizer != "bytes" and (folder / FILE).is_file():
         tokenizer = load_tokenizer(FILE, folder=folder)
     else:

@@ -7,6 +7,7 @@ manifest.json, metrics.jsonl, checkpoints/, tokenizer.json
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,26 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config import Recipe, as_yaml, parse, read_yaml
-from latentlm.errors import UserError
+from latentlm.errors import UserError, typed_path
+from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.training.recipes import RECIPE
 from latentlm.zoo.files import PART, remove_leftovers, write_text_atomically
 from latentlm.zoo.shelves import CARD
+from latentlm.zoo.weights import refuse_bytes
 
 METRICS, CHECKPOINTS, WEIGHTS = "metrics.jsonl", "checkpoints", "model.safetensors"
 _LOCK = ".lock"
-_BEFORE_START = {_LOCK, "tokenizer.json", "tokenizer_config.json", "manifest.json", "tensorboard"}
+_BEFORE_START = {_LOCK, TOKENIZER, "tokenizer_config.json", "manifest.json", "tensorboard"}
 """What a run writes ahead of recipe.yaml."""
 
 _FREE_TO_CHANGE = {
-    "name", "description", "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
+    "name", "description", "data.path",
+    "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
     "train.device", "train.threads", "train.tensorboard",
 }  # fmt: skip
-"""Settings that a resumed run may change: they decide what is written and where it is computed, not what is learned."""
+"""Settings that a resumed run may change: they decide what is written, where the data lie and where it is computed, not what
+is learned. (That the data are the same, their fingerprint says.)"""
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the folder for this process, after a check that it can be written to. Raises UserError."""
+    refuse_bytes(out.absolute())
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / _LOCK).open("a", encoding="utf-8")
@@ -86,13 +92,24 @@ def saved_recipe(out: Path) -> Recipe:
 def check_same_recipe(out: Path, recipe: Recipe) -> None:
     """Refuse to resume with other settings than the run was started with. Raises UserError with the keys that differ."""
     before, after = (_flat(each.model_dump(mode="json")) for each in (saved_recipe(out), recipe))
-    differing = [key for key in sorted({*before, *after} - _FREE_TO_CHANGE) if before.get(key) != after.get(key)]
+    free = _FREE_TO_CHANGE | ({"data.tokenizer"} if _is_own_tokenizer(out, recipe.data.tokenizer) else set())
+    differing = [key for key in sorted({*before, *after} - free) if before.get(key) != after.get(key)]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)} in the run, {after.get(key)} now" for key in differing)
         raise UserError(
             f"the recipe differs from the one that {out} was started with ({listed}). Resume with the run's own recipe, "
             f"`latentlm train {out / RECIPE} --out {out} --resume`, or train into another folder with --out."
         )
+
+
+def _is_own_tokenizer(out: Path, spec: str) -> bool:
+    """Whether a tokenizer.json elsewhere is the one that the run keeps a copy of."""
+    try:
+        own, other = (json.loads(path.read_text(encoding="utf-8")) for path in (out / TOKENIZER, typed_path(spec)))
+    except (OSError, ValueError):
+        return False
+    ignored = {"truncation": None, "padding": None}  # never used, and not kept
+    return bool({**own, **ignored} == {**other, **ignored})
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

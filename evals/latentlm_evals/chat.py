@@ -1,0 +1,101 @@
+"""Conversations: the tokenizer's chat template, and answers that begin with thoughts.
+
+    Templates(tokenizer, {}).apply([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from latentlm.errors import UserError, unknown_name
+
+
+class Templates:
+    """The chat templates of a tokenizer, as transformers has it; None is one without."""
+
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any]) -> None:
+        self._tokenizer, self._arguments = tokenizer, arguments
+        self._chosen: str | None = None  # the tokenizer's own choice
+
+    def choose(self, name: str | None = None) -> str:
+        """Apply the template of that name, or the default, from now on; returns it. Raises UserError where there is none."""
+        self._check()
+        known = self._tokenizer.chat_template
+        known = known if isinstance(known, dict) else {"default": known}
+        if (name or "default") not in known:
+            raise unknown_name("chat template", name or "default", known, remedy="Say --apply_chat_template NAME.")
+        self._chosen = str(known[name or "default"])
+        return self._chosen
+
+    def _check(self) -> None:
+        """Raise UserError where there is no template."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise UserError(
+                "this model's tokenizer has no chat template: leave --apply_chat_template out, or put a chat_template.jinja "
+                "(or a tokenizer_config.json with one) beside its tokenizer.json."
+            )
+
+    def apply(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """The conversation as one text. A template that knows no system role gets the conversation without it, as in `hf`."""
+        import jinja2
+
+        self._check()
+        try:
+            return self._rendered(history, add_generation_prompt)
+        except jinja2.exceptions.TemplateError as error:
+            rest = [turn for turn in history if turn["role"] != "system"]
+            if len(rest) == len(history):
+                raise UserError(f"the chat template cannot take this conversation: {error}") from None
+            return self._rendered(rest, add_generation_prompt)
+
+    def _rendered(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        rendered = self._tokenizer.apply_chat_template(
+            history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            chat_template=self._chosen,
+            **self._arguments,
+        )
+        return str(rendered)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """What is done with an answer's thoughts: everything up to `end`, a text or a token, is left out."""
+
+    enabled: bool | None = None
+    end: str | int | None = None
+
+    @classmethod
+    def of(cls, enabled: bool | None, end: str | int | None) -> Thinking:
+        """Raises UserError for thoughts without an end."""
+        if enabled and end is None:
+            raise UserError("enable_thinking=true needs think_end_token=..., the text or token that ends the thoughts.")
+        return cls(enabled, int(end) if isinstance(end, str) and end.isdigit() else end)
+
+    def template_args(self) -> dict[str, Any]:
+        """For the chat template."""
+        return {} if self.enabled is None else {"enable_thinking": self.enabled}
+
+    def facts(self) -> dict[str, Any]:
+        """What the answers depend on; nothing where nothing is asked for."""
+        return {} if self.end is None else {"think_end_token": self.end}
+
+    def refuse_likelihoods(self) -> None:
+        """Raise UserError where thoughts are wanted before a continuation that is given."""
+        if self.enabled:
+            raise UserError("enable_thinking=true is for tasks that generate: a given continuation has no thoughts before it.")
+
+    def after(self, tokens: list[int]) -> list[int]:
+        """The tokens after the last one that ends thoughts."""
+        if not isinstance(self.end, int) or self.end not in tokens:
+            return tokens
+        return tokens[len(tokens) - tokens[::-1].index(self.end) :]
+
+    def cut(self, text: str, *, trimmed: bool) -> str:
+        """The text after the thoughts; `trimmed` says that their tokens are gone already."""
+        if isinstance(self.end, str):
+            return text.split(self.end)[-1].lstrip() if self.end in text else text
+        return text.lstrip() if trimmed else text

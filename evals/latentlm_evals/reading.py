@@ -1,0 +1,190 @@
+"""How lm-eval's prompts become tokens: which token comes first, what special tokens are, where a context ends.
+
+    reader = reader_of(model, folder=..., transformers_folder=True)
+    given, continued, joined = reader.pair("The capital of France is", " Paris")
+
+The first token is what training fed before a text. A card was trained on documents that begin with end-of-text. A folder from
+elsewhere is read by its own tokenizer, as transformers and lm-eval's `hf` read it: BOS where its rule adds one, else nothing.
+`add_bos_token` overrides both. A prompt that begins with that token already, as a chat template may, gets no second one.
+
+Special tokens that a prompt spells are these tokens, as the tokenizer's own library takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from latentlm.errors import UserError
+from latentlm.likelihood import fit_to_context
+from latentlm.tokenizer import Tokenizer, tokens_before
+
+CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+
+
+TokenRequest = tuple[tuple[str, str], list[int], list[int]]
+"""(context and continuation as text, context tokens, continuation tokens)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A context and its continuation in tokens."""
+
+    given: list[int]
+    """Never empty."""
+    continued: list[int]
+    """Empty where the continuation has no token of its own."""
+    joined: bool
+    """A token of the whole text spans the two parts: what is scored is not the whole text's own tokens."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads prompts. Made by `reader_of`."""
+
+    name: str
+    plain: Callable[[str], list[int]]
+    """Text -> tokens, nothing put before or behind."""
+    leading: list[int]
+    """Fed before every text."""
+    prefix: int
+    """Stands for an empty context, and before a whole text."""
+    templates: Any = field(default=None, repr=False)
+    """The tokenizer as transformers has it, which knows chat templates; None where the folder has none."""
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt, what is fed first among them."""
+        tokens = self.plain(text)
+        return tokens if tokens[:1] in ([self.prefix], self.leading[:1]) else self.leading + tokens
+
+    def pair(self, context: str, continuation: str) -> Pair:
+        """Cut the whole text's tokens where the context's end, blanks at its end being the continuation's, as lm-eval does.
+
+        A context of nothing but blanks is an empty one, and so is one without tokens: the prefix token stands for it. Where
+        the cut would leave nothing, the two are encoded alone."""
+        words = context.rstrip()
+        continuation = context[len(words) :] + continuation
+        given = self.encode(words) if words else []
+        if not given:
+            whole = self.plain(continuation)
+            # A continuation that begins with the prefix token brings its own.
+            given, continued = (whole[:1], whole[1:]) if whole[:1] == [self.prefix] else ([self.prefix], whole)
+            return Pair(given, continued, joined=False)
+        whole = self.encode(words + continuation)
+        continued = whole[len(given) :] or self.plain(continuation)
+        return Pair(given, continued, joined=given + continued != whole)
+
+    def facts(self) -> dict[str, Any]:
+        """What the answers depend on."""
+        return {"first_token": self.leading[0] if self.leading else None, "prefix_token": self.prefix}
+
+    def digest(self) -> str:
+        """Tells apart readers of one name: how a text that exercises it is read, and the chat template."""
+        probe = "".join(map(chr, range(32, 127))) + " the quick brown fox\n\tdef __init__(self): return 0.25\n\u00e9\u4e2d"
+        said = [self.encode(probe), self.prefix, getattr(self.templates, "chat_template", None)]
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def reader_of(
+    tokenizer: Tokenizer,
+    folder: Path | None,
+    *,
+    elsewhere: bool,
+    add_bos_token: bool | None = None,
+    prefix_token_id: int | None = None,
+) -> Reader:
+    """The reader of a model's prompts. `folder`: where its tokenizer.json lies, None where there is none; `elsewhere`: it is
+    a folder of transformers, not of a card. Raises UserError for a folder that transformers cannot read."""
+    if elsewhere and folder is not None:
+        return _of_transformers(tokenizer, folder, add_bos_token, prefix_token_id)
+    return Reader(
+        name=tokenizer.name,
+        plain=lambda text: [int(token) for token in tokenizer.encode_prompt(text)],
+        leading=[] if add_bos_token is False else [tokenizer.first],
+        prefix=tokenizer.first if prefix_token_id is None else prefix_token_id,
+        templates=_templates(folder),
+    )
+
+
+def _of_transformers(tokenizer: Tokenizer, folder: Path, add_bos_token: bool | None, prefix: int | None) -> Reader:
+    """By the tokenizer that lm-eval's `hf` would load, and its rule."""
+    from transformers import AutoTokenizer
+
+    if "AutoTokenizer" in _said(folder).get("auto_map", {}):
+        raise UserError(
+            f"the tokenizer in {folder} is code of its own (auto_map in {CONFIG}), and code of a folder is never run: give "
+            "tokenizer=PATH of a tokenizer.json that does without."
+        )
+    ruled = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+    try:
+        theirs = AutoTokenizer.from_pretrained(folder, **ruled)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"transformers cannot read the tokenizer in {folder}: {error}") from None
+
+    def plain(text: str) -> list[int]:
+        return list(theirs.encode(text, add_special_tokens=False))
+
+    rule = [] if add_bos_token is False else tokens_before(theirs.encode("a"), plain("a"))
+    if prefix is None:
+        prefix = tokenizer.end_of_text if theirs.eos_token_id is None else theirs.eos_token_id
+        prefix = prefix if theirs.bos_token_id is None else theirs.bos_token_id
+    return Reader(name=tokenizer.name, plain=plain, leading=rule, prefix=prefix, templates=theirs)
+
+
+def _templates(folder: Path | None) -> Any:
+    """The tokenizer of a card's folder as transformers has it, None unless there is a chat template beside it."""
+    if folder is None or not (folder / "tokenizer.json").is_file() or not _has_template(folder):
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _has_template(folder: Path) -> bool:
+    return (folder / TEMPLATE).is_file() or bool(_said(folder).get("chat_template"))
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What the file beside a tokenizer.json says of it; nothing where there is none."""
+    try:
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} is not readable: {error}") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{folder / CONFIG} should hold a mapping, not {type(said).__name__}.")
+    return said
+
+
+def fitted(request: TokenRequest, limit: int) -> tuple[list[int], list[int]]:
+    """Context and continuation, cut from the left to `limit` inputs. Raises UserError that names them by their text."""
+    (context, continuation), given, continued = request
+    where = f'the continuation "{_short(continuation)}" of the context "{_short(context, end=True)}"'
+    if not continued:
+        raise UserError(f"{where} has no tokens: there is nothing to score. Mend the task.")
+    if len(continued) > limit:
+        raise UserError(
+            f"{where} has {len(continued)} tokens, and the model sees {limit} at a time. Score such texts in windows, with a "
+            "task of loglikelihood_rolling."
+        )
+    return fit_to_context(given, continued, limit)
+
+
+def _short(text: str, *, end: bool = False, longest: int = 60) -> str:
+    """A text on one line, its beginning or end where it is long."""
+    cut = text if len(text) <= longest else f"...{text[-longest:]}" if end else f"{text[:longest]}..."
+    return repr(cut)[1:-1]
+
+
+def rolling_windows(text: list[int], prefix: int, limit: int, *, overlapping: bool) -> list[tuple[list[int], list[int]]]:
+    """(context, targets) of each window of a text, which begins after the prefix token; targets are disjoint and cover it."""
+    text = text[1:] if text[:1] == [prefix] else text  # the text brings its own
+    windows = [make_disjoint_window(window) for window in get_rolling_token_windows(text, prefix, limit, context_len=1)]
+    return windows if overlapping else [(context[-1:], targets) for context, targets in windows]

@@ -1,0 +1,155 @@
+"""Conversations: `--apply_chat_template` with a system prompt and few-shot turns as `hf` has it, named templates, thoughts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from byte_models import byte_decoder
+from latentlm.config import BackboneConfig, ModelConfig
+from latentlm.errors import UserError
+from latentlm_evals.adapter import LatentLM
+from latentlm_evals.chat import Thinking
+from llama_folders import END, TEMPLATE, llama_folder
+
+SHORT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama_folder(tmp_path_factory.mktemp("chat"), chat_template=TEMPLATE, context=512)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A multiple-choice task and one of generation, with examples to show."""
+    tasks = tmp_path_factory.mktemp("tasks")
+    rows = [{"question": f"What is {n} and {n}?", "choices": [f"{2 * n}", "x"], "answer": 0, "text": "4"} for n in range(6)]
+    (tasks / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tasks / "rows.jsonl")}},
+        "test_split": "test",
+        "fewshot_split": "test",
+        "num_fewshot": 2,
+        "doc_to_text": "{{question}}\n",
+    }
+    choose = {"task": "choose", "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    write = {"task": "write", "output_type": "generate_until", "doc_to_target": "text"}
+    write |= {"generation_kwargs": {"until": [END], "max_gen_toks": 8}}
+    for task in (choose, write):
+        (tasks / f"{task['task']}.yaml").write_text(yaml.safe_dump({**common, **task}))
+    return tasks
+
+
+def evaluated(lm: LM, tasks: Path, **settings: Any) -> dict[str, list[Any]]:
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    results = lm_eval.simple_evaluate(lm, tasks=["choose", "write"], task_manager=manager, limit=3, **settings)
+    assert results is not None
+    return dict(results["samples"])
+
+
+@pytest.mark.parametrize("multiturn", [True, False])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_conversations_and_answers_are_those_of_hf(folder: Path, tasks: Path, system: str | None, multiturn: bool) -> None:
+    settings = {"apply_chat_template": True, "system_instruction": system, "fewshot_as_multiturn": multiturn}
+    ours = evaluated(LatentLM(str(folder)), tasks, **settings)
+    theirs = evaluated(HFLM(pretrained=str(folder), device="cpu", dtype="float32"), tasks, **settings)
+    for task in ("choose", "write"):
+        for one, other in zip(ours[task], theirs[task], strict=True):
+            assert one["arguments"] == other["arguments"]
+            assert ("<|im_start|>system" in one["arguments"][0][0]) == (system is not None)
+            if task == "write":
+                assert one["resps"] == other["resps"]
+            else:
+                values = [[value for ((value, _),) in sample["resps"]] for sample in (one, other)]
+                assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+
+def test_a_template_without_a_system_role_gets_the_conversation_without_it(tmp_path: Path) -> None:
+    lm = LatentLM(str(llama_folder(tmp_path, chat_template=STRICT)))
+    history = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert lm.apply_chat_template(history) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_named_template_is_the_one_that_is_applied(tmp_path: Path) -> None:
+    lm = LatentLM(str(llama_folder(tmp_path, chat_template={"default": TEMPLATE, "short": SHORT})))
+    history = [{"role": "user", "content": "Hi"}]
+    assert lm.chat_template("short") == SHORT
+    assert lm.apply_chat_template(history) == "Hi"
+    assert lm.chat_template(True) == TEMPLATE
+    assert lm.apply_chat_template(history).startswith("<|im_start|>user")
+    with pytest.raises(UserError, match="short"):
+        lm.chat_template("shrot")
+
+
+def test_no_template_is_one_message_before_any_work(tmp_path: Path) -> None:
+    for lm in (LatentLM(str(llama_folder(tmp_path))), LatentLM(byte_decoder("vanilla"))):
+        with pytest.raises(UserError, match="no chat template"):
+            lm.chat_template(True)
+        with pytest.raises(UserError, match="no chat template"):
+            lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+
+
+def test_a_card_has_the_template_that_lies_beside_its_tokenizer(tmp_path: Path) -> None:
+    source = llama_folder(tmp_path / "llama", chat_template=TEMPLATE)
+    card_folder = tmp_path / "card"
+    card_folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, card_folder / name)
+    vocabulary = LatentLM(str(source)).model.config.backbone.vocabulary
+    sizes = {"vocabulary": vocabulary, "width": 16, "blocks": 2, "heads": 2, "context": 64}
+    config = ModelConfig(decoder="free", event_dims=2, backbone=BackboneConfig.model_validate(sizes))
+    card = {"name": "c", "status": "architecture", "model": config.model_dump(mode="json"), "tokenizer": "tokenizer.json"}
+    (card_folder / "card.yaml").write_text(yaml.safe_dump(card))
+    with pytest.warns(UserWarning, match="random"):
+        lm = LatentLM(str(card_folder), allow_random=True)
+    prompt = lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert prompt.startswith("<|im_start|>user\nHi")
+    tokens = lm.tok_encode(prompt)
+    assert tokens[0] == lm.eot_token_id  # what training fed
+    assert tokens[1] in lm.model.tokenizer.special  # type: ignore[union-attr]
+
+
+# ------------------------------------------------------------------------------------------------------- thoughts
+
+
+def test_thoughts_are_left_out_up_to_their_last_end() -> None:
+    of_text, of_token = Thinking.of(True, "</t>"), Thinking.of(None, "7")
+    assert of_text.cut("so </t> so </t>\n 4", trimmed=False) == "4"
+    assert of_text.cut("no end", trimmed=False) == "no end"
+    assert of_token.after([1, 7, 2, 7, 3]) == [3]
+    assert of_token.after([1, 2]) == [1, 2]
+    assert of_text.template_args() == {"enable_thinking": True}
+
+
+def test_thoughts_need_an_end_and_a_text_to_generate() -> None:
+    with pytest.raises(UserError, match="think_end_token"):
+        LatentLM(byte_decoder("vanilla"), enable_thinking=True)
+    lm = LatentLM(byte_decoder("vanilla"), enable_thinking=True, think_end_token="</t>")
+    with pytest.raises(UserError, match="enable_thinking"):
+        lm.loglikelihood([Instance("loglikelihood", {}, ("a", "b"), 0)])
+
+
+@pytest.mark.parametrize("end", ["text", "token"])
+def test_answers_after_thoughts_are_those_of_hf(folder: Path, end: str) -> None:
+    plain = LatentLM(str(folder))
+    request = [Instance("generate_until", {}, ("class Point", {"until": ["zzz"], "max_gen_toks": 24}), 0)]
+    (whole,) = plain.generate_until(request, disable_tqdm=True)
+    wanted = str(plain.reader.plain(",")[0]) if end == "token" else ","
+    ours = LatentLM(str(folder), think_end_token=wanted)
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", think_end_token=wanted)
+    (found,) = ours.generate_until(request, disable_tqdm=True)
+    assert [found] == theirs.generate_until(request, disable_tqdm=True)
+    assert len(found) < len(whole)

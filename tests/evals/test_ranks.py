@@ -1,0 +1,72 @@
+"""Several processes share an evaluation and have the results of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentlm_evals.ranks import Ranks, emptied, in_document_order
+
+SCRIPT = Path(__file__).parent / "sharing.py"
+
+
+def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone = Ranks.join()
+    assert (alone.rank, alone.count, alone.gather("x"), alone.device("cuda:1")) == (0, 1, ["x"], "cuda:1")
+
+
+def test_each_process_has_a_device_of_its_own_unless_another_kind_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    third = Ranks(rank=6, local_rank=2, count=8)
+    assert [third.device(wanted) for wanted in (None, "cuda", "cuda:0", "cpu")] == ["cuda:2", "cuda:2", "cuda:2", "cpu"]
+
+
+def test_what_is_gathered_is_in_the_order_of_one_process() -> None:
+    metrics = [{"task": {("acc", "none"): [0, 3, 6]}}, {"task": {("acc", "none"): [1, 4]}}, {"task": {("acc", "none"): [2, 5]}}]
+    assert in_document_order(metrics) == {"task": {("acc", "none"): [0, 1, 2, 3, 4, 5, 6]}}
+    samples = [[{"doc_id": n, "filter": f} for f in ("strict", "loose") for n in range(rank, 5, 2)] for rank in range(2)]
+    together = in_document_order([{"task": part} for part in samples])["task"]
+    assert [(each["filter"], each["doc_id"]) for each in together] == [(f, n) for f in ("strict", "loose") for n in range(5)]
+    assert emptied(in_document_order(metrics)) == {"task": {("acc", "none"): []}}
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_results_of_one(tmp_path: Path) -> None:
+    alone, shared = tmp_path / "one.json", tmp_path / "two.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for words in ([str(SCRIPT), str(alone)], [*launcher, str(SCRIPT), str(shared)]):
+        command = [sys.executable, *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert {line for line in done.stdout.splitlines() if "process" in line} == {
+        "process 0 of 2: results", "process 1 of 2: none"
+    }  # fmt: skip
+    one, two = json.loads(alone.read_text()), json.loads(shared.read_text())
+    assert two["latentlm"].pop("processes") == 2
+    assert one["latentlm"].pop("processes") == 1
+    assert_close(two, one)
+
+
+def assert_close(found: Any, expected: Any, where: str = "") -> None:
+    """The same but for rounding: the processes' batches are others."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_close(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for number, (each, wanted) in enumerate(zip(found, expected, strict=True)):
+            assert_close(each, wanted, f"{where}/{number}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-4), where
+    else:
+        assert found == expected, where

@@ -1,0 +1,341 @@
+"""Scores to a precision: fixed shares of paths, estimates at a quarter of the samples, verdicts, samples to a tolerance, the
+particle filter, refined proposals, and what a call is going to cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from statistics import fmean, stdev
+
+import pytest
+import torch
+
+from latentlm.composed import ComposedDecoder, build
+from latentlm.errors import UserError
+from latentlm.interface import Noise
+from latentlm.likelihood import bits_per_byte, log_mean_exp, paired_difference, score_continuations, score_texts
+from latentlm.likelihood.estimating import FIRST_SAMPLES
+from latentlm.likelihood.filtering import filtered, open_latents
+from latentlm.likelihood.paths import draw_paths, from_target, mixture
+from latentlm.likelihood.planning import plan
+from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
+from latentlm.likelihood.refining import refined
+from latentlm.likelihood.results import Score, effective_samples
+from latentlm.likelihood.scoring import texts_to_score
+from latentlm.likelihood.weights import Texts, log_weights
+from latentlm.testing import check_exactness
+from latentlm.testing.exact import exact_log_likelihood
+from likelihood_parts import StandardNormal, tiny
+from samples import small_config
+
+REQUESTS = [([0, 1], [1, 1, 0]), ([1, 1, 0], [1, 0, 0]), ([1], [1, 0, 0]), ([0, 1, 1], [0])]
+TEXT = [0, 1, 1, 0, 1, 0, 0, 1, 1]
+
+
+@cache
+def bits() -> ComposedDecoder:
+    return tiny(vocabulary=2, events=1)
+
+
+@cache
+def vector() -> ComposedDecoder:
+    return tiny("document", prior=StandardNormal, events=1)
+
+
+def score_of(value: float, error: float, quarter: float, tolerance: float = 1.0) -> Score:
+    return Score(value, error, 8, 16, 4, "iwae", quarter=quarter, tolerance=tolerance)
+
+
+# ---------------------------------------------------------------------------------------------------- defensive paths
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.3, 0.5, 0.9])
+def test_every_beginning_of_the_paths_holds_its_share(share: float) -> None:
+    chosen = from_target(share, 0, 1000)
+    for count in range(1, 1001):
+        assert sum(k < count for k in chosen) == math.floor(count * share + 1e-9)
+    assert from_target(share, 16, 64) == [k for k in chosen if 16 <= k < 64]
+
+
+def test_paths_of_the_target_are_the_ones_that_a_prior_proposal_draws() -> None:
+    model = bits()
+    texts = Texts.of(model, [TEXT], [1])
+    noise = Noise.keyed(0, ["a"], samples=8)
+    mixed = draw_paths(model, texts.context, texts.lengths, noise, target="prior", proposal="posterior", defensive=0.25)
+    prior = draw_paths(model, texts.context, texts.lengths, noise, target="prior", proposal="target")
+    same = (mixed.latents.value == prior.latents.value).flatten(1).all(1)
+    assert same.tolist() == [k in (3, 7) for k in range(8)]
+
+
+def test_samples_that_join_weigh_what_they_would_have_weighed_together() -> None:
+    model = bits()
+    texts = Texts.of(model, [TEXT, TEXT[:5]], [1, 1])
+    keys = ["a", "b"]
+    settings = {"target": "prior", "proposal": "posterior", "defensive": 0.3}
+    whole = log_weights(model, texts, Noise.keyed(0, keys, samples=20), **settings)  # type: ignore[arg-type]
+    first = log_weights(model, texts, Noise.keyed(0, keys, samples=7), **settings)  # type: ignore[arg-type]
+    more = log_weights(model, texts, Noise.keyed(0, keys, samples=13, first=7), first=7, **settings)  # type: ignore[arg-type]
+    torch.testing.assert_close(first.plus(more).log_weights, whole.log_weights, rtol=0, atol=1e-4)
+    assert not torch.allclose(whole.log_weights[:, :7], first.log_weights), "a share of 2 in 7 is not one of 6 in 20"
+
+
+def test_the_weight_divides_by_the_mixture_of_the_paths_in_fact_drawn() -> None:
+    assert mixture(torch.tensor(-1.0), torch.tensor(-2.0), 0.0) == -1.0
+    assert mixture(torch.tensor(-1.0), torch.tensor(-2.0), 1.0) == -2.0
+    expected = math.log(0.75 * math.exp(-1) + 0.25 * math.exp(-2))
+    assert float(mixture(torch.tensor(-1.0), torch.tensor(-2.0), 0.25)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_errors_of_two_fixed_kinds_are_those_within_the_kinds() -> None:
+    """Half of the weights are 1 and half are 3: the mean is known, however many there are."""
+    strata = torch.tensor([True, False] * 8)
+    logs = torch.where(strata, 0.0, math.log(3.0))[None]
+    value, error = log_mean_exp(logs, strata)
+    assert float(value) == pytest.approx(math.log(2.0))
+    assert float(error) == pytest.approx(0, abs=1e-12)
+    assert float(log_mean_exp(logs)[1]) > 0.1
+    noise = torch.randn(400, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.3
+    values, errors = log_mean_exp(logs.double() + noise, strata)
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.15)
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+def test_a_quarter_is_the_mean_of_four_estimates() -> None:
+    model = bits()
+    texts = Texts.of(model, [TEXT], [1])
+    found = log_weights(
+        model, texts, Noise.keyed(0, [("continuation", "a")], samples=16), target="prior", proposal="posterior", defensive=0.5
+    )
+    assert found.count == 16
+    by_hand = fmean(log_mean_exp(found.run(start, start + 4))[0].item() for start in (0, 4, 8, 12))
+    score = score_continuations(model, [(TEXT[:1], TEXT[1:])], method="iwae", samples=16, keys=["a"])[0]
+    assert score.quarter == pytest.approx(by_hand, abs=1e-4)
+    assert score.value > score.quarter
+    assert math.isnan(score_continuations(model, REQUESTS[:1], samples=3)[0].quarter)
+
+
+def test_the_uncertainty_is_error_and_bias_and_the_verdict_is_by_the_tolerance() -> None:
+    score = score_of(-10.0, 0.2, -10.5, tolerance=0.9)
+    assert score.bias == pytest.approx(0.5)
+    assert score.uncertainty == pytest.approx(0.892, abs=1e-4)
+    assert score.converged
+    assert not score_of(-10.0, 0.2, -10.6, tolerance=0.9).converged
+    assert score_of(-10.0, 0.2, -9.5).bias == 0, "noise is no bias"
+    assert score_of(-10.0, 0.2, math.nan).uncertainty == math.inf
+
+
+def test_an_error_that_rests_on_few_samples_makes_a_wider_interval() -> None:
+    few, many = (replace(score_of(-10.0, 0.2, -10.5), freedom=freedom) for freedom in (1.0, math.inf))
+    assert few.interval == pytest.approx((-10 - 12.7062 * 0.2, -10 + 12.7062 * 0.2 + 0.5), abs=1e-4)
+    assert many.interval == pytest.approx((-10 - 1.96 * 0.2, -10 + 1.96 * 0.2 + 0.5), abs=1e-4)
+    assert t_quantile(10.0) == pytest.approx(2.2281, abs=1e-3)
+    assert pooled_freedom([1.0, 1.0], [4.0, 4.0]) == pytest.approx(8.0)
+    assert pooled_freedom([1.0, 0.0], [4.0, 1.0]) == pytest.approx(4.0)
+
+
+def test_over_windows_biases_add_up_and_errors_in_quadrature() -> None:
+    total = score_of(-10.0, 0.3, -10.5).plus(score_of(-20.0, 0.4, -20.25))
+    assert (total.bias, total.standard_error, total.tolerance) == (pytest.approx(0.75), pytest.approx(0.5), 2.0)
+    found = bits_per_byte([score_of(-10.0, 0.3, -10.5), score_of(-20.0, 0.4, -19.75)], [10, 10])
+    assert found.bias == pytest.approx(0.25 / 20 / math.log(2)), "the noise of one takes from the gain of the other"
+    assert found.uncertainty == pytest.approx((1.96 * 0.5 + 0.25) / 20 / math.log(2), rel=1e-4)
+    assert found.converged(0.1)
+    assert not found.converged(0.08)
+
+
+def test_a_difference_is_as_biased_as_the_worse_of_two() -> None:
+    exact, rough = score_of(-10.0, 0.0, -10.0), score_of(-11.0, 0.1, -12.0)
+    assert paired_difference([rough], [exact], [10]).bias == pytest.approx(1.0 / 10 / math.log(2))
+    assert paired_difference([exact], [rough], [10]).bias == pytest.approx(1.0 / 10 / math.log(2))
+
+
+def test_a_decoder_without_latents_is_converged_whatever_is_asked_for() -> None:
+    (score,) = score_texts(build(small_config("vanilla")), [[3, 1, 4, 1, 5]], tolerance=1e-9)
+    assert (score.samples, score.uncertainty, score.converged) == (0, 0.0, True)
+
+
+@pytest.mark.parametrize("count", [16, 64])
+def test_error_and_bias_cover_the_truth_where_the_error_alone_does_not(count: int) -> None:
+    """Log-normal weights of mean 1, as heavy as a document's: the truth is 0."""
+    normal = torch.randn(4000, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logs = 1.5 * normal - 1.5**2 / 2
+    values, errors = log_mean_exp(logs)
+    quarters = torch.stack([log_mean_exp(part)[0] for part in logs.chunk(4, dim=1)]).mean(0)
+    freedoms = (effective_samples(logs) - 1).clamp(min=1)
+    numbers = (part.tolist() for part in (values, errors, quarters, freedoms))
+    scores = [replace(score_of(*one), freedom=freedom) for *one, freedom in zip(*numbers, strict=True)]
+    alone = fmean(abs(score.value) <= 1.96 * score.standard_error for score in scores)
+    within = fmean(score.interval[0] <= 0 <= score.interval[1] for score in scores)
+    assert alone < 0.88
+    assert 0.9 < within < 0.98
+
+
+# ------------------------------------------------------------------------------------------------------ to a tolerance
+
+
+@pytest.mark.parametrize("method", ["operational", "iwae", "smc", "prior", "elbo"])
+def test_auto_doubles_until_a_score_is_good_enough_and_is_what_that_many_samples_give(method: str) -> None:
+    model = bits()
+    tolerance = 0.6 if method == "prior" else 0.25
+    found = score_continuations(model, REQUESTS, method=method, samples="auto", tolerance=tolerance, max_samples=2048)  # type: ignore[arg-type]
+    assert all(score.converged for score in found)
+    for request, score in zip(REQUESTS, found, strict=True):
+        assert math.log2(score.samples / FIRST_SAMPLES) % 1 == 0
+        (fixed,) = score_continuations(model, [request], method=method, samples=score.samples, tolerance=tolerance)  # type: ignore[arg-type]
+        assert fixed.value == pytest.approx(score.value, abs=1e-4)
+        assert fixed.standard_error == pytest.approx(score.standard_error, abs=1e-3)
+        if score.samples > FIRST_SAMPLES:
+            (fewer,) = score_continuations(model, [request], method=method, samples=score.samples // 2, tolerance=tolerance)  # type: ignore[arg-type]
+            assert not fewer.converged
+
+
+def test_auto_gives_up_at_its_limit_and_says_so() -> None:
+    (score,) = score_continuations(bits(), REQUESTS[:1], samples="auto", tolerance=1e-6, max_samples=100)
+    assert score.samples == 64
+    assert not score.converged
+
+
+def test_requests_that_need_more_do_not_change_the_others() -> None:
+    alone = [score_continuations(bits(), [request], samples="auto", tolerance=0.2)[0] for request in REQUESTS]
+    together = score_continuations(bits(), REQUESTS, samples="auto", tolerance=0.2)
+    assert len({score.samples for score in together}) > 1, "the test shows nothing"
+    for one, other in zip(alone, together, strict=True):
+        assert one.samples == other.samples
+        assert one.value == pytest.approx(other.value, abs=1e-4)
+
+
+def test_a_text_is_good_to_bits_per_byte_of_each_window() -> None:
+    (score,) = score_texts(bits(), [TEXT], tolerance=0.1)
+    assert score.tolerance == pytest.approx(0.1 * 8 * math.log(2)), "without a tokenizer a token is a byte"
+    assert score.converged
+    (rough,) = score_texts(bits(), [TEXT], tolerance=1.0)
+    assert rough.samples < score.samples
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"samples": "many"}, 'neither a number nor "auto"'),
+        ({"samples": "auto", "max_samples": 8}, "begins with 32"),
+        ({"tolerance": 0.0}, "not above 0"),
+        ({"refine": -1}, "0 gradient steps or more"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        score_continuations(bits(), REQUESTS[:1], **change)  # type: ignore[arg-type]
+
+
+def test_progress_counts_what_is_done() -> None:
+    seen: list[tuple[int, int]] = []
+    score_continuations(
+        bits(), REQUESTS, samples="auto", tolerance=0.2, batch_size=1, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (len(REQUESTS), len(REQUESTS))
+    assert seen == sorted(seen)
+
+
+def test_a_plan_counts_without_scoring_all() -> None:
+    model = bits()
+    requests, owners, how = texts_to_score(model, [TEXT * 3, TEXT], max_samples=128)
+    found = plan(model, requests, how)
+    assert owners == [0, 0, 1]
+    assert (found.requests, found.tokens, found.samples) == (3, 26 + 8, (32, 128))
+    assert 0 < found.seconds[0] < found.seconds[1]
+    assert found.memory > 0
+
+
+# ---------------------------------------------------------------------------------------------------- particle filter
+
+
+def test_few_particles_are_unbiased_for_the_likelihood() -> None:
+    model, (context, continuation) = bits(), REQUESTS[1]
+    truth = exact_log_likelihood(model, context, continuation, target="generation")
+    requests = [(context, continuation)] * 1500
+    found = [math.exp(score.value) for score in score_continuations(
+        model, requests, method="smc", samples=4, keys=list(range(1500)), batch_size=500
+    )]  # fmt: skip
+    error = stdev(found) / math.sqrt(len(found))
+    assert abs(fmean(found) - math.exp(truth)) < 4 * error
+    assert error < 0.05 * math.exp(truth), "too blunt to show anything"
+
+
+def test_the_filter_resamples_and_its_predictions_make_its_estimate() -> None:
+    model = bits()
+    found = filtered(model, [TEXT, TEXT[:6]], [1, 1], Noise.keyed(0, ["a", "b"], samples=32), target="prior")
+    assert int(found.resampled.min()) >= 1, "without resampling the test shows nothing"
+    torch.testing.assert_close(found.token_nats.sum(-1), found.value, rtol=0, atol=1e-5)
+    assert found.token_nats[1, 5:].tolist() == [0.0] * 3
+    torch.testing.assert_close(log_mean_exp(found.roots)[0], found.value, rtol=0, atol=1e-6)
+
+
+def test_predictions_of_the_next_token_sum_to_one() -> None:
+    """The filter up to the last token does not see it, so its predictions of all values are one distribution."""
+    model = tiny()
+    noise = Noise.keyed(0, ["a"], samples=16)
+    ends = [filtered(model, [[0, 1, 2, token]], [2], noise, target="generation").token_nats[0, -1] for token in range(3)]
+    assert float(torch.stack(ends).exp().sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_latent_that_is_open_to_the_end_is_proposed_and_the_others_are_not() -> None:
+    assert open_latents(vector(), TEXT, 1) == ("z",)
+    assert open_latents(bits(), TEXT, 1) == ()
+    chunked = tiny("chunk:4", vocabulary=2)
+    assert open_latents(chunked, TEXT[:5], 1) == ("z",)
+    assert open_latents(chunked, TEXT, 1) == ()
+    (score,) = score_texts(vector(), [[0, 1, 1, 0]], method="smc", samples=8)
+    assert score.proposal == "posterior"
+
+
+def test_resampling_lets_a_filter_do_with_fewer_particles_than_prior_samples() -> None:
+    model = bits()
+    text = TEXT + TEXT[1:]
+    by_filter, by_prior = (
+        [score.value for score in score_texts(model, [text] * 60, method=method, samples=16, keys=list(range(60)))]  # type: ignore[arg-type]
+        for method in ("smc", "prior")
+    )
+    assert stdev(by_filter) < 0.8 * stdev(by_prior)
+
+
+# ----------------------------------------------------------------------------------------------------- refined proposals
+
+
+@pytest.mark.parametrize("method", ["operational", "iwae", "smc"])
+def test_scores_stay_exact_under_refined_proposals(method: str) -> None:
+    model = vector()
+    for context, continuation in REQUESTS[:3]:
+        target = "prior" if method == "iwae" else "generation"
+        truth = exact_log_likelihood(model, context, continuation, target=target)  # type: ignore[arg-type]
+        (score,) = score_continuations(model, [(context, continuation)], method=method, samples=1024, refine=20)  # type: ignore[arg-type]
+        assert abs(score.value - truth) < 4.5 * score.standard_error + 2e-5
+
+
+def test_refining_moves_a_bad_proposal_to_where_the_text_is_explained() -> None:
+    model = vector()
+    texts = Texts.of(model, [TEXT, TEXT[::-1]], [1, 1])
+    better = refined(model, texts, Noise.keyed(0, ["a", "b"]), target="prior", last_latent="posterior", steps=60)
+    assert better is not None
+    noise = Noise.keyed(1, ["a", "b"], samples=64)
+    settings = {"target": "prior", "proposal": "posterior"}
+    plain = log_weights(model, texts, noise, **settings)  # type: ignore[arg-type]
+    moved = log_weights(model, texts, noise, refined={"z": better}, **settings)  # type: ignore[arg-type]
+    assert bool((moved.log_weights.std(1) < 0.7 * plain.log_weights.std(1)).all())
+
+
+def test_a_refined_proposal_depends_on_its_text_alone() -> None:
+    settings = {"method": "iwae", "samples": 16, "refine": 10}
+    together = score_texts(vector(), [TEXT, TEXT[:4], TEXT[2:]], **settings)  # type: ignore[arg-type]
+    for text, score in zip([TEXT, TEXT[:4], TEXT[2:]], together, strict=True):
+        assert score_texts(vector(), [text], **settings)[0].value == pytest.approx(score.value, abs=1e-3)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_refined_is_scored_as_before() -> None:
+    plain, asked = (score_texts(bits(), [TEXT], samples=16, refine=steps)[0] for steps in (0, 10))
+    assert plain == asked
+
+
+def test_exactness_holds_at_any_share_of_the_targets_paths() -> None:
+    check_exactness(tiny("chunk:2"), REQUESTS, method="iwae", samples=512, seed=1)
