@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import mapper, report
+from benchmarks.outputs import writable
 from benchmarks.timing import ROOT, call
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=style)
     parser.add_argument("--quick", action="store_true", help="small sizes; says that everything runs, and nothing about speed")
     parser.add_argument("--large", action="store_true", help="also load free-8b and run it on a few tokens")
-    parser.add_argument("--json", type=Path, help="write all results to this file")
+    parser.add_argument("--json", type=writable, help="write all results to this file")
     parser.add_argument("--page", type=Path, help="where the page goes (default: docs/benchmarks.md; none with --quick)")
     options = parser.parse_args()
     page = options.page or (None if options.quick else ROOT / "docs" / "benchmarks.md")

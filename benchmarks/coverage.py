@@ -19,7 +19,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.outputs import writable
 from latentlm import zoo
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score, score_texts
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=64, help="of each text; default: 64")
     parser.add_argument("--estimates", type=int, default=50, help="independent scores of each text; default: 50")
     parser.add_argument("--samples", type=int, default=2048, help="of the truth; default: 2048")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, after each model")
+    parser.add_argument("--json", type=writable, help="write the rows to this file, after each model")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     console = Console()

@@ -17,13 +17,13 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from benchmarks import estimator_bias
+from benchmarks.outputs import writable
 from benchmarks.report import Table
 from benchmarks.timing import Row, call, interleaved, peak_mib, summary
 from latentlm.interface import Noise
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a test of the benchmark itself")
     parser.add_argument("--only", choices=sorted(SUITES), help="one suite")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=writable, help="also write the results to this file")
     parser.add_argument("--markdown", action="store_true", help="print the tables as on the page")
     parser.add_argument("--memory", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()

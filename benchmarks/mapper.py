@@ -23,7 +23,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.outputs import writable
 from benchmarks.timing import call, peak_mib
 from latentlm_free.mapper import codes, lookup
 from latentlm_free.table import make_table
@@ -186,7 +186,7 @@ def main() -> None:
     """The command line described above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a test of the benchmark itself")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=writable, help="also write the results to this file")
     parser.add_argument("--crossover", action="store_true", help="dense against blocks for H = 4..12")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -7,8 +7,9 @@ tokenizer, weights and provenance.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -18,19 +19,32 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
-from latentlm.errors import UserError, did_you_mean
+from latentlm.errors import UserError, invalid, unknown_name
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """Base of every schema: unknown keys are errors."""
+    """Base of every schema: unknown keys are errors, and so is yes or no for a number."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts True as 1, and pydantic with it."""
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            kinds = {annotation, *get_args(annotation)}
+            if kinds & {int, float} and not kinds & {bool, Any}:
+                raise ValueError(f"a number is needed, not {'yes' if value else 'no'}.")
+        return value
 
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -119,7 +133,11 @@ SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
 
 
 def _granularity(value: Any) -> Any:
-    """A text as it stands, a mapping as a part; both checked for their form."""
+    """A text as it stands, a mapping as a part; both checked for their form. The short form of a chunk is taken apart where
+    settings stand beside it, so that one can be changed."""
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        short = re.fullmatch(r"chunk:([1-9]\d*)", value["name"])
+        return {"length": int(short.group(1)), **value, "name": "chunk"} if short else value
     if isinstance(value, str) and not re.fullmatch(r"chunk:[1-9]\d*|(?!chunk$)[A-Za-z]\w*", value):
         raise ValueError(
             f'granularity "{value}" is not one of "token", "chunk:n" (n tokens per latent), "document", or the name of another.'
@@ -135,7 +153,7 @@ class LatentConfig(Strict):
     """One latent of a decoder: what sits in its four sockets, and where its sites begin."""
 
     like: str | None = Field(None, description="a decoder whose parts and defaults the open sockets take")
-    dims: int = Field(0, ge=0, description="dimensions per site: bits, or real numbers")
+    dims: int = Field(0, ge=0, description="dimensions per site: bits, or real numbers; 0: as `like` has it")
     granularity: GranularitySpec = "token"
     encoder: Socket = Field(None, description="who infers z: a part's name, or {name: ..., setting: ...}")
     prior: Socket = Field(None, description="where z comes from else: a part's name, or {name: ..., setting: ...}")
@@ -153,7 +171,7 @@ class ModelConfig(Strict):
     granularity: GranularitySpec = Field(
         "token", description='"token", "chunk:n", "document", "line", "sentence" or a plugin\'s; with settings as a mapping'
     )
-    event_dims: int = Field(0, ge=0, description="latent dimensions per site: bits, or Gaussian dimensions")
+    event_dims: int = Field(0, ge=0, description="latent dimensions per site: bits, or real numbers; 0: the decoder's default")
     encoder: Socket = Field(None, description="who infers z: a part's name, or {name: ..., setting: ...}")
     prior: Socket = Field(None, description="where z comes from else: a part's name, or {name: ..., setting: ...}")
     injection: Socket = Field(None, description="where z enters: a part's name, or {name: ..., setting: ...}")
@@ -301,61 +319,52 @@ class Card(Strict):
 # ------------------------------------------------------------------------------------------------- reading and errors
 
 
-def _fields_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Names that are allowed beside the last element of `location`."""
-    current: Any = schema
-    for key in location[:-1]:
-        field = current.model_fields.get(key) if isinstance(key, str) else None
-        annotation = field.annotation if field else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
-        if current is None:
-            return []
-    return list(current.model_fields)
-
-
-def explain(error: ValidationError, schema: type[BaseModel], *, source: str) -> UserError:
-    """A pydantic error as one message: each line names the key, what is wrong, and the nearest known key."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(schema, item["loc"])
-            hint = did_you_mean(str(item["loc"][-1]), known) or f" Known: {', '.join(sorted(known))}."
-            lines.append(f'unknown key "{where}".{hint}')
-        elif item["type"] == "missing":
-            lines.append(f'"{where}" is missing: set it')
-        elif item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "name":
-            allowed = "a letter or digit, then letters, digits, dots, dashes and underscores"
-            lines.append(f'{where}: "{item["input"]}" is no name ({allowed})')
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message}" if where else message)
-    return UserError(f"{source}: " + "; ".join(lines))
-
-
 def parse(schema: type[Schema], data: Any, *, source: str) -> Schema:
     """Validate plain data against a schema; errors name `source`. Raises UserError."""
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise explain(error, schema, source=source) from None
+        raise invalid(error, schema, source=source) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping. Raises UserError with file and line."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml_data(path.read_text(encoding="utf-8"), source=str(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not readable as YAML: it is no text in UTF-8.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not readable as YAML: {_yaml_problem(error)}.") from None
     if not isinstance(data, dict):
         found = "and is empty" if data is None else f"not {type(data).__name__}"
         raise UserError(f"{path} should hold a mapping (key: value), {found}.")
     return data
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would keep the second and say nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is read, before `<<` puts another's keys in, which its own may replace."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                if key.value in seen:
+                    problem = f'the key "{key.value}" is there twice, first in line {seen[key.value]}, then'
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen[key.value] = key.start_mark.line + 1
+        return node
+
+
+def yaml_data(text: str, *, source: str, remedy: str = "") -> Any:
+    """What a YAML text says, no key twice. Raises UserError, which names `source` and ends with the remedy."""
+    try:
+        return _UniqueKeys(text).get_single_data()
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or " ".join(str(error).split())
+        where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+        raise UserError(f"{source} is not readable as YAML: {problem}{where}. {remedy}".rstrip()) from None
 
 
 def as_yaml(data: BaseModel, *, exclude_none: bool = False) -> str:
@@ -363,15 +372,9 @@ def as_yaml(data: BaseModel, *, exclude_none: bool = False) -> str:
     return yaml.safe_dump(data.model_dump(mode="json", exclude_none=exclude_none), sort_keys=False, allow_unicode=True)
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, in one line."""
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or " ".join(str(error).split())
-    return problem if mark is None else f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
-
-
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Apply `a.b=value` to nested plain data; values are read as YAML. Raises UserError on a malformed one."""
+    """Apply `a.b=value` to nested plain data; values are read as YAML. `model.latents.NAME=null` takes a latent out. Raises
+    UserError on a malformed one."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -384,9 +387,12 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
                 child = {"name": child}
             node[parent] = dict(child) if isinstance(child, dict) else {}
             node = node[parent]
-        try:
-            node[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            remedy = "Put quotes around text with special characters."
-            raise UserError(f'the value in "{override}" is not readable as YAML: {_yaml_problem(error)}. {remedy}') from None
+        remedy = "Put quotes around text with special characters."
+        value = yaml_data(text, source=f'the value in "{override}"', remedy=remedy)
+        if value is None and parents == ["model", "latents"]:  # the one mapping whose keys the recipe makes up
+            if last not in node:
+                raise unknown_name("latent", last, node)
+            del node[last]
+        else:
+            node[last] = value
     return data

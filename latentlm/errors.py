@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 
 class UserError(ValueError):
@@ -29,9 +33,18 @@ class CheckpointError(UserError):
     """Weights or a checkpoint that cannot be used: missing, truncated, or with another hash than promised."""
 
 
+def sentence(text: str) -> str:
+    """The text with a full stop at its end, so that another sentence can follow."""
+    text = text.rstrip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean "x"?' for the nearest of `known`, or an empty string where nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """Return ' Did you mean "x"?' for the nearest of `known`, or an empty string where nothing is near. One that is a word of
+    the other (`event_dims` for `dims`) is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = near or [other for other in names if other in name.split("_") or name in other.split("_")]
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
@@ -47,3 +60,59 @@ def typed_path(text: str | Path) -> Path:
     """The path that a user typed: as it stands where something lies there, whatever characters it has; else with `~` for a
     home folder, where there is such a user."""
     return Path(text) if os.path.lexists(text) else Path(os.path.expanduser(text))
+
+
+def invalid(error: ValidationError, schema: type[BaseModel], *, source: str) -> UserError:
+    """A pydantic error as one message: each line names the key, what is wrong, and the nearest known key."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f'unknown key "{where}".{_near(str(item["loc"][-1]), _beside(schema, item["loc"]))}')
+        elif item["type"] == "missing":
+            lines.append(f'"{where}" is missing: set it')
+        elif item["type"] == "model_type":
+            lines.append(f"{where}: settings are needed (key: value), not {item['input']!r}")
+        elif item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "name":
+            allowed = "a letter or digit, then letters, digits, dots, dashes and underscores"
+            lines.append(f'{where}: "{item["input"]}" is no name ({allowed})')
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}" if where else message)
+    return UserError(f"{source}: " + "; ".join(lines))
+
+
+def _near(key: str, known: list[str] | None) -> str:
+    """What to write instead of an unknown key. `known` None: nothing is known of the place."""
+    if known is None:
+        return ""
+    if not known:
+        return " It has no settings."
+    return did_you_mean(key, known) or f" Known: {', '.join(sorted(known))}."
+
+
+def _beside(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str] | None:
+    """Names that are allowed beside the last element of `location`; None where the types do not say."""
+    found: Any = schema
+    for key in location[:-1]:
+        found = _inside(found, key)
+    fields = _fields(found)
+    return None if fields is None else list(fields)
+
+
+def _fields(annotation: Any) -> Mapping[str, Any] | None:
+    """The fields of a schema, or of the one among the alternatives of an annotation."""
+    own: Mapping[str, Any] | None = getattr(annotation, "model_fields", None) if isinstance(annotation, type) else None
+    if own is not None or get_origin(annotation) in (dict, list, tuple):
+        return own
+    return next((fields for option in get_args(annotation) if (fields := _fields(option)) is not None), None)
+
+
+def _inside(annotation: Any, key: int | str) -> Any:
+    """The annotation that a key, or an index, of a value leads to."""
+    if get_origin(annotation) in (dict, list, tuple):
+        return get_args(annotation)[-1 if get_origin(annotation) is dict else 0]
+    fields = _fields(annotation)
+    if fields is None:
+        return next((inner for option in get_args(annotation) if (inner := _inside(option, key)) is not None), None)
+    return fields[key].annotation if isinstance(key, str) and key in fields else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rich.console import Console
 from benchmarks import generation, large, report, steps, timing
 from benchmarks.contenders import QUICK
 from benchmarks.losses.trees import ROOT, RevisionError, Tree
+from benchmarks.outputs import writable
 from benchmarks.pace import __main__ as pace
 from benchmarks.timing import Row, quartiles, summary
 
@@ -141,3 +144,26 @@ def test_pace_says_why_a_revision_cannot_be_timed(tmp_path: Path) -> None:
         pace.measured(Tree("old", tmp_path / "old"), "*", rounds=2, folder=tmp_path, console=Console(quiet=True))
     with pytest.raises(RevisionError, match="no card like 'nothing'"):
         pace.measured(Tree("old", tmp_path / "old"), "nothing", rounds=2, folder=tmp_path, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("module", ["benchmarks.pace", "benchmarks.losses"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(module: str, tmp_path: Path) -> None:
+    for file, said in ((tmp_path / "none" / "x.json", "does not exist"), (tmp_path, "is a folder")):
+        command = [sys.executable, "-m", module, "--against", "HEAD", "--json", str(file)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+
+
+def test_a_path_that_can_be_written_is_taken(tmp_path: Path) -> None:
+    assert writable(str(tmp_path / "x.json")) == tmp_path / "x.json"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pace_refuses_fewer_rounds_than_say_something(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pace", "--against", "HEAD", "--rounds", "9"])
+    with pytest.raises(SystemExit):
+        pace.main()
+    assert "--rounds: at least 10" in capsys.readouterr().err

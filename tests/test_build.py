@@ -13,6 +13,9 @@ from latentlm.composed import build, complete
 from latentlm.config import BackboneConfig, ModelConfig, PartSpec, Recipe, Strict
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import Bits, Context, Distribution, Encoder, Objective, Shape
+from latentlm.plugins.provenance import explained
+from latentlm.tokenizer import ByteTokenizer
+from latentlm.training.recipes import load_recipe
 from latentlm.training.setup import resolve
 from samples import small_config
 
@@ -167,3 +170,54 @@ def test_a_resolved_recipe_names_the_plugins_that_it_takes_parts_from() -> None:
 def test_built_in_and_in_process_parts_come_from_no_plugin() -> None:
     parts = {"encoder": "picky", "prior": "uniform_bits", "injection": "free"}
     assert resolve(Recipe(model=model("composed", event_dims=4, **parts))).plugins == ["free"]
+
+
+# ------------------------------------------------------------------------------------ one setting of a granularity
+
+
+@pytest.mark.parametrize("recipe", ["chunk-tiny", "chunk-fsq-tiny"])
+def test_the_length_of_a_chunk_can_be_changed_alone(recipe: str) -> None:
+    changed = resolve(load_recipe(recipe, ["model.granularity.length=4"]), tokenizer=ByteTokenizer())
+    built = build(changed.model, device="meta")
+    assert built.latents["z"].granularity_text == "chunk:4"
+
+
+def test_settings_of_a_granularity_without_a_name_change_the_default_one() -> None:
+    assert build(model("chunk", granularity={"length": 3}), device="meta").latents["z"].granularity_text == "chunk:3"
+    many = load_recipe("three-level-tiny", ["model.latents.plan.granularity.length=4"]).model
+    assert build(many, device="meta").latents["plan"].granularity_text == "chunk:4"
+    with pytest.raises(UserError, match=r'granularity "token": unknown key "length". It has no settings'):
+        build(model("free", granularity={"length": 4}), device="meta")
+
+
+def test_a_granularity_written_twice_over_is_one() -> None:
+    assert build(model("chunk", granularity={"name": "chunk:5"}), device="meta").latents["z"].granularity_text == "chunk:5"
+
+
+# ------------------------------------------------------------------------------------------- whose part it is
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [("value", "size must divide the width."), ("named", 'the encoder "picky" dislikes it.')]
+)
+def test_what_a_part_of_several_latents_dislikes_names_the_latent(error: str, said: str) -> None:
+    latents = {"intent": {"like": "gaussian"}, "bits": {"like": "free", "dims": 4, "encoder": part(name="picky", error=error)}}
+    with pytest.raises(UserError, match=rf'^bits\.encoder "picky"( \(error=value\))?: {said}$'):
+        build(model("composed", latents=latents), device="meta")
+
+
+def test_what_a_part_dislikes_of_the_others_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(self: Picky, parts: object) -> None:
+        raise ValueError("no friend of its prior")
+
+    monkeypatch.setattr(Picky, "bind", bind)
+    with pytest.raises(UserError, match='encoder "picky": no friend of its prior'):
+        build(model("free", event_dims=4, encoder=part(name="picky")), device="meta")
+
+
+def test_a_plugin_that_has_changed_is_named_in_a_sentence_of_its_own() -> None:
+    before = {"gone": {"distribution": "gone", "version": "1"}}
+    for said in ("tap must be prime", "tap must be prime.", "is tap prime?"):
+        expected = r"^tap must be prime\. Since x, plugin|^is tap prime\? Since x, plugin"
+        with pytest.raises(UserError, match=expected), explained(before, what="x"):
+            raise UserError(said)

@@ -270,7 +270,7 @@ def test_parts_that_disagree_on_what_z_is_are_refused_by_name() -> None:
 
     plugins.register("prior", "real_prior", RealPrior)
     try:
-        with pytest.raises(UserError, match=r"FreeEncoder: bits, RealPrior: real.*parts of one kind"):
+        with pytest.raises(UserError, match=r'encoder "free": bits, prior "real_prior": real.*parts of one kind'):
             build(small_config("free").model_copy(update={"prior": PartSpec(name="real_prior")}), device="meta")
     finally:
         plugins.unregister("prior", "real_prior")
@@ -282,7 +282,8 @@ def test_a_part_that_does_not_serve_the_granularity_says_which_it_serves() -> No
 
     plugins.register("prior", "per_chunk", PerChunk)
     try:
-        with pytest.raises(UserError, match='PerChunk does not serve granularity "token": set it to "chunk:n" or "document"'):
+        said = 'prior "per_chunk" does not serve granularity "token": set it to "chunk:n" or "document"'
+        with pytest.raises(UserError, match=said):
             build(small_config("free").model_copy(update={"prior": PartSpec(name="per_chunk")}), device="meta")
     finally:
         plugins.unregister("prior", "per_chunk")

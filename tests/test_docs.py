@@ -17,6 +17,10 @@ import pytest
 import yaml
 
 from environments import fresh_environment
+from latentlm.composed import build
+from latentlm.config import Recipe
+from latentlm.tokenizer import ByteTokenizer
+from latentlm.training.setup import resolve
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -88,6 +92,29 @@ def test_every_block_says_what_it_is(page: Path) -> None:
     lines = [line for block in blocks(page) if block.language == "" for line in block.text.splitlines()]
     bare = [line for line in lines if re.match(r"(\$ |latentlm |make |pip )", line)]
     assert bare == [], "commands belong into ```console blocks"
+
+
+def model_blocks() -> list[tuple[str, str]]:
+    """(page, YAML) of every block that shows a recipe's `model:`."""
+    shown = [(page.name, block.text) for page in PAGES for block in blocks(page) if block.language == "yaml"]
+    return [(name, text) for name, text in shown if re.search(r"^model:", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(("page", "text"), model_blocks(), ids=lambda value: value if value.endswith(".md") else "")
+def test_every_model_that_a_page_shows_can_be_built(page: str, text: str) -> None:
+    model = yaml.safe_load(text)["model"]
+    builds({"decoder": "free"} | model)  # what shows a schedule alone, means any decoder with latents
+
+
+@pytest.mark.parametrize("granularity", ["chunk:8", {"name": "line", "breaks": [10]}])
+def test_the_other_granularities_of_the_comment_can_be_built_too(granularity: object) -> None:
+    block = next(text for page, text in model_blocks() if page == "granularities.md")
+    builds(yaml.safe_load(block)["model"] | {"granularity": granularity})
+
+
+def builds(model: dict[str, object]) -> None:
+    recipe = resolve(Recipe.model_validate({"model": model}), tokenizer=ByteTokenizer())
+    assert list(build(recipe.model, device="meta").latents)
 
 
 def test_skip_list_names_only_commands_that_the_pages_have() -> None:

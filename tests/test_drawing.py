@@ -5,10 +5,13 @@ from __future__ import annotations
 from latentlm import zoo
 from latentlm.composed import build
 from latentlm.config import ModelConfig
+from latentlm.training.recipes import load_recipe
 from latentlm.zoo.drawing import draw
 from latentlm.zoo.family import tree
+from latentlm.zoo.shelves import zoo_recipes
 from samples import small_config
 
+ALL = sorted(zoo_recipes())
 FREE = """\
     embedding
         │
@@ -30,6 +33,19 @@ def test_every_socket_of_the_free_transformer_is_drawn() -> None:
 def test_a_plain_decoder_has_nothing_beside_its_column() -> None:
     drawing = draw(build(small_config("vanilla"), device="meta"))
     assert [line.strip() for line in drawing.splitlines()] == ["embedding", "│", "blocks 0-3", "│", "norm, readout"]
+
+
+def test_a_drawing_fits_a_terminal_of_80_columns() -> None:
+    assert len(ALL) > 10
+    for name in ALL:
+        drawing = draw(build(load_recipe(name).model, device="meta"))
+        assert max(map(len, drawing.splitlines())) <= 80, drawing
+
+
+def test_what_does_not_fit_beside_a_part_stands_below_it() -> None:
+    lines = draw(build(load_recipe("two-level-tiny").model, device="meta")).splitlines()
+    place = lines.index("        ├──────────► encoder free")
+    assert lines[place + 1] == "        │              q(bits | x, intent), sees ahead, tap 2"
 
 
 def test_describe_ends_with_the_drawing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from latentlm.errors import UnknownNameError, UserError
 from latentlm.interface import Bits, Context, Distribution, Encoder, Objective
 from latentlm.plugins.describing import every, family, named, partners
 from latentlm.plugins.settings import settings
+from latentlm.training.recipes import load_recipe
 
 
 class Odd:
@@ -207,6 +209,48 @@ def test_every_schedule_fits_and_a_model_without_latents_takes_none() -> None:
         said("for", "demo-vanilla", "prior")
     with pytest.raises(UnknownNameError, match='Did you mean "encoder"'):
         said("for", "demo-free", "encodr")
+
+
+ONE = "model:\n  decoder: composed\n  latents: {bits: {like: free, dims: 4}}\n  backbone: {width: 32, blocks: 2, heads: 2}\n"
+
+
+@pytest.mark.parametrize("place", ["prior", "bits.prior"])
+def test_one_latent_by_name_is_meant_with_and_without_its_name(place: str, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(ONE)
+    fitting = {fit["name"]: fit["fits"] for fit in data("for", str(tmp_path / "one.yaml"), place)}
+    assert fitting["causal_bits"]
+    assert not fitting["mog"]
+    assert "model.latents.bits.prior=NAME" in said("for", str(tmp_path / "one.yaml"), place)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "place", "value"),
+    [
+        ("demo-free", "z.prior", "causal_bits"),
+        ("two-level-tiny", "bits.prior", "causal_bits"),
+        ("two-level-tiny", "bits.granularity", "chunk:4"),
+    ],
+)
+def test_the_key_that_it_advises_is_one_that_the_recipe_takes(recipe: str, place: str, value: str) -> None:
+    (key,) = re.findall(r"(model\.\S+)=NAME", said("for", recipe, place))
+    assert load_recipe(recipe, [f"{key}={value}"])
+
+
+def test_a_latent_that_is_none_is_named() -> None:
+    with pytest.raises(UnknownNameError, match='Unknown latent "y"'):
+        said("for", "demo-free", "y.prior")
+    with pytest.raises(UserError, match=r"several latents: ask for intent\.prior or bits\.prior"):
+        said("for", "two-level-tiny", "prior")
+
+
+def test_granularities_are_tried_as_other_parts_are() -> None:
+    bits = {fit["name"]: fit for fit in data("for", "two-level-tiny", "bits.granularity")}
+    assert all(bits[name]["fits"] for name in ("token", "chunk", "document", "line", "sentence"))
+    assert (bits["token"]["note"], bits["chunk"]["note"]) == ("the recipe's own", "for example chunk:8")
+    vector = {fit["name"]: fit["fits"] for fit in data("for", "gaussian-tiny", "granularity")}
+    assert [name for name, fits in vector.items() if fits] == ["document"]
+    codes = {fit["name"]: fit for fit in data("for", "chunk-tiny", "granularity")}
+    assert (codes["chunk"]["note"], codes["line"]["fits"]) == ("the recipe's own", False)
 
 
 # -------------------------------------------------------------------------------------------------- text of strangers

@@ -26,6 +26,7 @@ from latentlm.plugins.describing import every
 from latentlm.plugins.scaffold import SOCKETS, write_method, write_plugin
 from latentlm.testing import CHECKS, NotApplicable, Subject
 from latentlm.testing.registry import chosen
+from latentlm.tokenizer import ByteTokenizer
 
 
 @pytest.fixture
@@ -48,7 +49,19 @@ def test_a_written_part_builds_and_its_recipe_is_valid(on_path: Path, socket: st
     model = build(recipe.model, plugin_names=recipe.plugins)
     loss = model.loss(Batch.of([[256, 1, 2, 3, 4]]), step=0, noise=Noise.keyed(0, ["row"]))
     assert torch.isfinite(loss.total)
-    assert getattr(recipe.model, socket).name == "begun"
+    filled = getattr(recipe.model, socket)
+    assert (filled if socket == "granularity" else filled.name) == "begun"
+
+
+def test_a_written_granularity_is_filled_from_the_tokenizer_and_passes_its_checks(on_path: Path) -> None:
+    write_plugin("begun", socket="granularity", folder=on_path)
+    importlib.invalidate_caches()
+    plugins.register_module(importlib.import_module("latentlm_begun"), name="begun")
+    filled = plugins.get("granularity", "begun").fill({}, ByteTokenizer())
+    assert filled == {"ends": [9]}
+    subject = Subject("free", model={"granularity": {"name": "begun", **filled}})
+    for name in chosen(["granularity"]):
+        CHECKS[name](subject)
 
 
 @pytest.fixture

@@ -106,3 +106,11 @@ def test_bad_input_is_refused_with_a_remedy(run: Run, file: Path, tmp_path: Path
     ]:
         with pytest.raises(UserError, match=words):
             run("free", *arguments)
+
+
+@pytest.mark.parametrize("method", ["operational", "joint"])
+def test_a_method_that_is_another_without_a_context_is_said_to_be(run: Run, file: Path, method: str) -> None:
+    assert f"({method} differs from it where there is a context: without --given, iwae is meant)" in run(
+        "free", str(file), "--method", method, "--samples", "4"
+    )
+    assert "is meant" not in run("free", str(file), "--samples", "4")

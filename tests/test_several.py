@@ -82,13 +82,23 @@ def test_a_flat_configuration_is_written_as_ever() -> None:
         ({"bits": {**TWO["bits"], "prior": {"name": "causal_bits", "above": ["bits"]}}}, "which is itself"),
         ({"bits": {**TWO["bits"], "prior": {"name": "causal_bits", "above": ["nobody"]}}}, 'in bits.prior.above "nobody"'),
         ({"bits": ABOVE["bits"], "intent": TWO["intent"]}, "a later latent: put it before"),
-        ({**TWO, "bits": {**TWO["bits"], "prior": {"name": "uniform_bits", "above": ["intent"]}}}, "UniformBits cannot read"),
+        (
+            {**TWO, "bits": {**TWO["bits"], "prior": {"name": "uniform_bits", "above": ["intent"]}}},
+            'bits.prior "uniform_bits" cannot read',
+        ),
         ({"a": {"like": "vanilla"}}, "which has no latents"),
         ({"a": {"prior": "uniform_bits", "dims": 2}}, 'latent "a" has no injection'),
         ({"a": {"like": "fre"}}, 'Did you mean "free"'),
-        ({**TWO, "bits": {**TWO["bits"], "encoder": {"tap": 3}}}, r"only 0 to 2 are free of z"),
+        (
+            {**TWO, "bits": {**TWO["bits"], "encoder": {"tap": 3}}},
+            r"only 0 to 2 are free of z and of .* Lower model\.latents\.bits\.encoder\.tap\.$",
+        ),
         ({**TWO, "bits": {"like": "free", "dims": 2, "encoder": {"tap": 0}, "injection": {"block": 9}}}, "blocks 0 to 3"),
-        ({"bits": TWO["bits"], "intent": TWO["intent"]}, r"reads taps \(2,\), but only 0 to 0 are free of z and of the"),
+        (
+            {"bits": TWO["bits"], "intent": TWO["intent"]},
+            r'bits.encoder "free" reads taps \(2,\), but only 0 to 0 are free of z and of the latents bits, intent \(.*\)\. '
+            r"Lower model\.latents\.bits\.encoder\.tap, or put intent before bits in `latents`",
+        ),
         (
             {name: {**latent, "kl_schedule": {"name": "geco", "cross_entropy_bits": 1.0}} for name, latent in TWO.items()},
             "Two KL schedules steer the reconstruction",
@@ -277,7 +287,7 @@ def test_the_decoders_own_methods_say_what_they_lack() -> None:
         model.posterior(context, "bits")
     with pytest.raises(UserError, match="noise given by name lacks bits"):
         model.prefill(fed, lengths, noise={"intent": noise})
-    with pytest.raises(UserError, match="1 rows of 3 dimensions are needed"):
+    with pytest.raises(UserError, match=r"1 rows of sites of 3 dimensions, \(1, S, 3\), are needed"):
         model.prefill(fed, lengths, noise=noise, latents={"bits": Latent(torch.zeros(1, 3, 5))})
     state = model.prefill(fed, lengths, noise=noise)
     with pytest.raises(UserError, match="values given for bits have shape"):
@@ -333,3 +343,16 @@ def test_the_shipped_card_says_what_its_latents_are() -> None:
     assert "q(bits | x, intent)" in drawn
     assert "prefix of intent" in drawn
     assert json.dumps(zoo.describe("two-level-tiny").as_json())
+
+
+def test_what_several_latents_have_apart_says_how_to_ask_for_one() -> None:
+    model = decoder(TWO)
+    loss = model.loss(Batch.of([[1, 2, 3]]), step=0, noise=Noise.keyed(0, ["a"]))
+    with pytest.raises(UserError, match=r'several latents \(intent, bits\).*`loss\.latents\["bits"\]\.kl`'):
+        _ = loss.kl
+    assert loss.latents["bits"].kl.shape == (1, 3, 3)
+    state = model.prefill(torch.tensor([[1, 2]]), torch.tensor([2]), noise=Noise.keyed(0, ["a"]))
+    with pytest.raises(UserError, match=r'`state\.met\["bits"\]\.counts`'):
+        _ = state.site_counts
+    with pytest.raises(UserError, match=r'`model\.latents\["bits"\]\.dims`'):
+        _ = model.event_dims

@@ -26,6 +26,7 @@ from benchmarks.losses import comparing
 from benchmarks.losses.comparing import Verdict
 from benchmarks.losses.running import Case, run
 from benchmarks.losses.trees import ROOT, RevisionError, Tree, checked_out
+from benchmarks.outputs import writable
 
 EXAMPLES = """examples:
   python -m benchmarks.losses --against HEAD                  what is not committed yet, against the last commit (20 seconds)
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipes", metavar="GLOB", default="*", help="train these shipped recipes only")
     parser.add_argument("--cards", metavar="GLOB", default="*", help="use these shipped models only")
     parser.add_argument("--steps", metavar="N", type=_positive, default=3, help="optimiser steps of each recipe (default: 3)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write every difference to this file")
+    parser.add_argument("--json", metavar="FILE", type=writable, help="write every difference to this file")
     return parser
 
 

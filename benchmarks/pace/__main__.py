@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.losses.trees import ROOT, RevisionError, Tree, checked_out
+from benchmarks.outputs import writable
 from benchmarks.timing import Row, summary
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -33,6 +34,7 @@ EXAMPLES = """examples:
 KINDS = ("training step", "generation")
 HERE, CONTROL = "working tree", "control"
 WARM_UP = 5
+LEAST_ROUNDS = 10
 
 
 def main() -> None:
@@ -46,12 +48,12 @@ def main() -> None:
     parser.add_argument("--against", metavar="REV", required=True, help="revision to compare with: a commit, a branch, a tag")
     parser.add_argument("--cards", metavar="GLOB", default="*", help="these shipped models only")
     parser.add_argument("--rounds", metavar="N", type=int, default=100, help="turns of each revision (default: 100)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows to this file")
+    parser.add_argument("--json", metavar="FILE", type=writable, help="write the rows to this file")
     options = parser.parse_args()
     console = Console()
     console.width = max(console.width, 110)  # tables are read in logs too
-    if options.rounds < 2:
-        parser.error("--rounds: at least 2, for quartiles")
+    if options.rounds < LEAST_ROUNDS:
+        parser.error(f"--rounds: at least {LEAST_ROUNDS}; quartiles of fewer say nothing")
     try:
         with tempfile.TemporaryDirectory(prefix="latentlm-pace-") as name:
             folder = Path(name).resolve()

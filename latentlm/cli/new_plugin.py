@@ -30,7 +30,7 @@ Examples:
 def new_plugin(
     name: Annotated[str, typer.Argument(help="Name of the plugin and of its part: lower-case letters, digits, dashes.")],
     socket: Annotated[
-        str | None, typer.Option(help="Socket of the part: encoder (default), prior, injection or kl_schedule.")
+        str | None, typer.Option(help="Socket of the part: encoder (default), prior, injection, kl_schedule or granularity.")
     ] = None,
     method: Annotated[
         bool, typer.Option("--method", help="A whole method: encoder, prior, injection, their distribution, and a decoder.")

@@ -98,15 +98,18 @@ def describe(name: Annotated[str, typer.Argument(help="A part's name, in any soc
 @app.command("for", epilog="Examples:\n\n  latentlm parts for demo-free prior\n\n  latentlm parts for my.yaml encoder --json")
 def for_recipe(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or a run folder.")],
-    socket: Annotated[str, typer.Argument(help="encoder, prior, injection or kl_schedule; of several latents NAME.prior, ...")],
+    socket: Annotated[
+        str, typer.Argument(help="encoder, prior, injection, kl_schedule or granularity; of several latents NAME.prior, ...")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Say which parts of a socket fit a recipe's model, and why the others do not."""
-    from latentlm.cli._fitting import fits
+    from latentlm.cli._fitting import find, fits
     from latentlm.training.recipes import load_recipe
 
     loaded = load_recipe(recipe)
-    found = sorted(fits(loaded, socket), key=lambda fit: (fit.reason is not None, fit.part.name))
+    place = find(loaded, socket)
+    found = sorted(fits(loaded, place), key=lambda fit: (fit.reason is not None, fit.part.name))
     if as_json:
         emit(json.dumps([fit.as_json() for fit in found], indent=2))
         return
@@ -119,7 +122,7 @@ def for_recipe(
         table.add_row(escaped(fit.part.name), escaped(fit.part.plugin.name), verdict, escaped(fit.reason or fit.note))
     console = Console()
     console.print(table)
-    console.print(escaped(f"Take one: latentlm train {recipe} model.{_key(socket)}=NAME"), highlight=False)
+    console.print(escaped(f"Take one: latentlm train {recipe} {place.key}=NAME"), highlight=False)
 
 
 def _kind(part: Part) -> tuple[str, str]:
@@ -172,8 +175,3 @@ def _word(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
-
-
-def _key(place: str) -> str:
-    """The key of a recipe's model for a socket, or for NAME.SOCKET."""
-    return f"latents.{place}" if "." in place else place

@@ -110,7 +110,10 @@ def score(
         for (name, data), text, score in zip(texts, tokens, scores, strict=True)
     ]
     total = bits_per_byte(scores, [row.bytes for row in rows]) if len(rows) > 1 else None
-    meaning = METHODS[scores[0].method] if decoder.has_latents else "exact: this decoder has no latents"
+    used = scores[0].method
+    meaning = METHODS[used] if decoder.has_latents else "exact: this decoder has no latents"
+    if decoder.has_latents and used != chosen:
+        meaning += f" ({chosen} differs from it where there is a context: without --given, {used} is meant)"
     if as_json:
         emit(_as_json(model, rows, total, meaning))
     else:

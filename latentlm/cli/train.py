@@ -80,12 +80,12 @@ def _train(recipe: Any, out: Path, *, resume: bool, quiet: bool) -> Any:
 
 
 def _summary(result: Any) -> str:
-    from latentlm.training.record.reporting import bound_text
+    from latentlm.training.record.reporting import bound_text, kl_text
 
     held_out = result.held_out
     error = "" if held_out["standard_error"] is None else f" ± {held_out['standard_error']:.3f}"
     return (
         f"{result.out}: {result.steps:,} steps, {result.tokens:,} tokens, {result.tokens_per_second:,.0f} tokens/s\n"
-        f"held out: {bound_text(held_out, error)}, KL {held_out['kl_bits_per_token']:.3f} bits/token\n"
+        f"held out: {bound_text(held_out, error)}, {kl_text(held_out)}\n"
         f'try it: latentlm generate {result.out} "def "'
     )

@@ -84,7 +84,7 @@ def describe(
     console = Console()
     console.print(table)
     console.print("The sockets, from the text upwards:\n", highlight=False)
-    console.print(escape(found.drawing), highlight=False)
+    console.print(escape(found.drawing), highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Examples:\n\n  latentlm zoo add runs/mine\n\n  latentlm zoo add runs/mine --name mine --to shelf/")

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from latentlm import plugins
-from latentlm.composed.completing import complete, granularity_of, settings_of
+from latentlm.composed.completing import changed, complete, granularity_of, settings_of
+from latentlm.composed.declared import blamed
 from latentlm.composed.decoder import ComposedDecoder
 from latentlm.composed.sockets import Filled
 from latentlm.config import SOCKETS, LatentConfig, ModelConfig
@@ -79,30 +79,19 @@ def _fill(
     name: str, latent: LatentConfig, config: ModelConfig, shapes: dict[str, LatentShape], plugin_names: list[str] | None
 ) -> Filled:
     """The parts of one latent; `shapes` are those of the latents before it."""
-    scale, granularity = granularity_of(latent.granularity, plugin_names)
+    whose = f"{name}." if config.latents else ""
+    scale, granularity = granularity_of(latent.granularity, plugin_names, whose)
     parts: dict[str, Any] = dict.fromkeys(SOCKETS)
     for socket in SOCKETS:
         spec = getattr(latent, socket)
         if spec is None:
             continue
         part = plugins.get(socket, spec.name, plugins=plugin_names)
-        settings = settings_of(socket, spec, plugin_names)
+        settings = settings_of(socket, spec, plugin_names, whose=whose)
         above = {other: shapes[other] for other in spec.above}
         told = Shape(config.backbone, LatentShape(name, latent.dims, scale, granularity.length, above))
-        parts[socket] = _made(socket, str(spec.name), part, settings, told)
+        arguments = (settings,) if socket == "kl_schedule" else (settings, told)
+        with blamed(f'{whose}{socket} "{spec.name}"', changed(settings)):
+            parts[socket] = part(*arguments)
     shape = LatentShape(name, latent.dims, scale, granularity.length)
-    return Filled(latent, shape, granularity, parts["encoder"], parts["prior"], parts["injection"], parts["kl_schedule"])
-
-
-def _made(socket: str, name: str, part: Any, settings: BaseModel, shape: Shape) -> Any:
-    """The part, made. What it has against its settings or its place is one message that names it: a UserError."""
-    try:
-        return part(settings) if socket == "kl_schedule" else part(settings, shape)
-    except UserError as error:
-        if f'"{name}"' in str(error):
-            raise
-        raise type(error)(f'{socket} "{name}": {error}') from error
-    except (ValueError, TypeError) as error:
-        changed = ", ".join(f"{key}={value}" for key, value in settings.model_dump(exclude_defaults=True).items())
-        given = f" ({changed})" if changed else ""
-        raise UserError(f'{socket} "{name}"{given}: {error}') from error
+    return Filled(config=latent, shape=shape, granularity=granularity, whose=whose, **parts)

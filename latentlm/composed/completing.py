@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from torch import nn
 
 from latentlm import plugins
+from latentlm.composed.declared import blamed
 from latentlm.composed.decoder import ComposedDecoder
 from latentlm.config import SOCKETS, GranularitySpec, LatentConfig, ModelConfig, PartSpec, parse
-from latentlm.errors import UserError, did_you_mean, unknown_name
+from latentlm.errors import PluginError, UserError, did_you_mean, unknown_name
 from latentlm.interface import Granularity, LatentDecoder, parse_granularity
 
 
@@ -26,7 +27,7 @@ def complete(config: ModelConfig, *, plugin_names: list[str] | None = None) -> M
     several plugins have one of that name. Raises UserError for unknown parts and settings, and for what does not fit."""
     decoder: type[LatentDecoder] = plugins.get("decoder", config.decoder, plugins=plugin_names)
     if not config.latents:
-        filled = decoder.complete(config)
+        filled = decoder.complete(_with_scale(config, decoder))
         specs = _with_settings(filled, plugin_names, decoder=config.decoder)
         granularity = _granularity(filled.granularity, plugin_names) if filled.event_dims else filled.granularity
         return filled.model_copy(update={**specs, "granularity": granularity})
@@ -55,7 +56,7 @@ def _like(latent: LatentConfig, config: ModelConfig, name: str, plugin_names: li
             if getattr(latent, socket) is None:
                 near = did_you_mean(name, [other for other in config.latents if other != name])
                 raise UserError(f'The latent "{name}" has no {socket}: name one, or a decoder to take it from (`like`).{near}')
-        return latent
+        return latent.model_copy(update={"granularity": _over(latent.granularity, "token")})
     decoder: Any = plugins.get("decoder", latent.like, plugins=plugin_names)
     more = _overridden(decoder, ComposedDecoder) if issubclass(decoder, ComposedDecoder) else ["its own forward pass"]
     if more:
@@ -65,11 +66,28 @@ def _like(latent: LatentConfig, config: ModelConfig, name: str, plugin_names: li
     given = {key: getattr(latent, key) for key in ("granularity", *SOCKETS) if key in latent.model_fields_set}
     given = {key: value for key, value in given.items() if value is not None}
     flat = ModelConfig(decoder=latent.like, backbone=config.backbone, event_dims=latent.dims, **given)
-    done = decoder.complete(flat)
+    done = decoder.complete(_with_scale(flat, decoder))
     if done.prior is None or done.injection is None:
         raise UserError(f'The latent "{name}" cannot be like "{latent.like}", which has no latents.')
     filled = {socket: getattr(done, socket) for socket in SOCKETS}
     return latent.model_copy(update={**filled, "dims": done.event_dims, "granularity": done.granularity})
+
+
+def _with_scale(config: ModelConfig, decoder: type[LatentDecoder]) -> ModelConfig:
+    """A granularity without a name is that which the decoder takes by default, with these settings changed."""
+    spec = config.granularity
+    if isinstance(spec, str) or spec.name is not None:
+        return config
+    bare = ModelConfig(**{key: getattr(config, key) for key in config.model_fields_set - {"granularity"}})
+    return config.model_copy(update={"granularity": _over(spec, decoder.complete(bare).granularity)})
+
+
+def _over(spec: GranularitySpec, default: GranularitySpec) -> GranularitySpec:
+    """Itself where it has a name; otherwise the default with these settings in the place of its own."""
+    if isinstance(spec, str):
+        return spec
+    name, settings = _parsed(default)
+    return spec.over(PartSpec(name=name, **settings))
 
 
 def _overridden(decoder: type, base: type) -> list[str]:
@@ -110,24 +128,31 @@ def _with_settings(
                 f"{whose} has no default {socket} whose settings could be changed: name one ({key}.{socket}.name=NAME; "
                 f"`latentlm parts --socket {socket}` lists them)."
             )
-        settings = settings_of(socket, spec, plugin_names, latent=latent)
+        settings = settings_of(socket, spec, plugin_names, whose=f"{latent}." if latent else "")
         filled[socket] = PartSpec(name=spec.name, above=spec.above, **settings.model_dump(mode="json"))
     return filled
 
 
-def settings_of(socket: str, spec: PartSpec, plugin_names: list[str] | None, *, latent: str = "") -> Any:
-    """The part's own Config, checked. Errors name the latent where it is one of several."""
-    place = f"{latent}.{socket}" if latent else socket
+def settings_of(socket: str, spec: PartSpec, plugin_names: list[str] | None, *, whose: str = "") -> Any:
+    """The part's own Config, checked. `whose` stands before the socket in errors: `NAME.` of a latent that has one."""
     part: Any = plugins.get(socket, str(spec.name), plugins=plugin_names)
-    return parse(part.Config, spec.settings, source=f'settings of {place} "{spec.name}"')
+    return parse(part.Config, spec.settings, source=f'settings of {whose}{socket} "{spec.name}"')
 
 
-def granularity_of(spec: GranularitySpec, plugin_names: list[str] | None) -> tuple[str, Granularity]:
-    """Name and part. Raises UserError for an unknown name or wrong settings."""
+def changed(settings: BaseModel) -> str:
+    """The settings that are not a part's defaults, in brackets, for a message about it."""
+    given = ", ".join(f"{key}={value}" for key, value in settings.model_dump(exclude_defaults=True).items())
+    return f" ({given})" if given else ""
+
+
+def granularity_of(spec: GranularitySpec, plugin_names: list[str] | None, whose: str = "") -> tuple[str, Granularity]:
+    """Name and part. Raises UserError for an unknown name or wrong settings, or for what the part has against them."""
     name, settings = _parsed(spec)
     part: type[Granularity] = plugins.get("granularity", name, plugins=plugin_names)
-    config: BaseModel = parse(part.Config, settings, source=f'settings of granularity "{name}"')
-    return name, part(config)
+    called = f'{whose}granularity "{name}"'
+    config: BaseModel = parse(part.Config, settings, source=f"settings of {called}")
+    with blamed(called, changed(config)):
+        return name, part(config)
 
 
 def _parsed(spec: GranularitySpec) -> tuple[str, dict[str, Any]]:
@@ -145,14 +170,18 @@ def _granularity(spec: GranularitySpec, plugin_names: list[str] | None) -> Granu
 def fill_granularities(config: ModelConfig, tokenizer: Any, *, plugin_names: list[str] | None = None) -> ModelConfig:
     """A completed configuration whose granularities have what depends on the tokenizer: the ids that close a line, say."""
 
-    def filled(spec: GranularitySpec) -> GranularitySpec:
+    def filled(spec: GranularitySpec, whose: str = "") -> GranularitySpec:
         name, settings = _parsed(spec)
         part: type[Granularity] = plugins.get("granularity", name, plugins=plugin_names)
-        more = part.fill(settings, tokenizer)
+        with blamed(f'{whose}granularity "{name}"'):
+            more: Any = part.fill(settings, tokenizer)
+        if not isinstance(more, dict):
+            said = f"returned {type(more).__name__}, not the settings: return those that it gets, with what it fills in"
+            raise PluginError(f'{whose}granularity "{name}": `fill` {said}.')
         return spec if more == settings else PartSpec(name=name, **more)
 
     if config.latents:
-        each = config.latents.items()
-        latents = {name: latent.model_copy(update={"granularity": filled(latent.granularity)}) for name, latent in each}
+        scales = {name: filled(latent.granularity, f"{name}.") for name, latent in config.latents.items()}
+        latents = {name: latent.model_copy(update={"granularity": scales[name]}) for name, latent in config.latents.items()}
         return config.model_copy(update={"latents": latents})
     return config.model_copy(update={"granularity": filled(config.granularity)}) if config.event_dims else config

@@ -89,8 +89,8 @@ class ComposedDecoder(LatentDecoder):
             self.latents = {filled.shape.name: Sockets(filled, holders[filled.shape.name]) for filled in latents}
             if latents:  # their parameters are called latents.NAME.encoder. ...; the attribute stays the view
                 self._modules["latents"] = nn.ModuleDict(holders)
-        for name, sockets in self.latents.items():
-            check_declared(name, sockets.named_parts())
+        for sockets in self.latents.values():
+            check_declared(sockets)
         self.cut = min((latent.first_block for latent in self.latents.values()), default=config.backbone.blocks)
         """First injected block: the trunk ends here."""
         for latent in self.latents.values():

@@ -38,6 +38,7 @@ from latentlm.interface import (
     recent_tokens,
 )
 from latentlm.interface.granularity import Token
+from latentlm.interface.latents import check_temperatures
 
 LastLatent = Literal["posterior", "prior"]
 
@@ -66,6 +67,7 @@ def prefill(
     )
     last: dict[str, LastLatent] = by_name(last_latent, names, default="posterior", what="last_latent", words=words)
     temperatures = by_name(prior_temperature, names, default=1.0, what="prior_temperature")
+    check_temperatures(temperatures.values())
     noises = _noises(noise, names)
     context = decoder.context(batch, cache)
     drawn = Latents({})
@@ -115,19 +117,10 @@ class _Prompt:
         """Latents of the prompt's sites, zero where a row has fewer sites: (B, S, E)."""
         sites = self.context.sites_of(self.name)
         count = sites.mask.shape[1]
-        if isinstance(source, Latent):
-            wanted = (self.context.rows, self.decoder.latents[self.name].dims)
-            if (source.value.shape[0], source.value.shape[-1]) != wanted:
-                raise UserError(
-                    f"The latents given for {self.name} have shape {tuple(source.value.shape)}, but {wanted[0]} rows of "
-                    f"{wanted[1]} dimensions are needed; give each latent by name."
-                )
-            if source.value.shape[1] < count:
-                raise UserError(
-                    f"The given latents cover {source.value.shape[1]} sites, but the prompt has {count}; "
-                    "give latents for the whole prompt, or let the encoder make them."
-                )
-            value = source.value[:, :count].to(self.context.tokens.device)
+        if isinstance(source, Latent | Tensor):
+            value = self._given(source.value if isinstance(source, Latent) else source, count)
+        elif not isinstance(source, str):
+            raise _no_values(self.name, source, '"posterior", "prior", or values (B, S, E)')
         elif source == "prior" or not self.decoder.latents[self.name].has_encoder:
             value = self.decoder.sample_prior_of(
                 self.context, self.name, self.noise, self.above, temperature=self.temperature
@@ -142,6 +135,26 @@ class _Prompt:
                 drawn = p.tempered(self.temperature).sample(self.noise).value
                 value = torch.where(is_last[..., None], drawn, value)
         return Latent(value * sites.mask[..., None])
+
+    def _given(self, value: Tensor, count: int) -> Tensor:
+        """The caller's values of the prompt's `count` sites. Raises UserError where they are none."""
+        rows, dims = self.context.rows, self.decoder.latents[self.name].dims
+        if value.dim() != 3 or (value.shape[0], value.shape[2]) != (rows, dims):
+            raise UserError(
+                f"The latents given for {self.name} have shape {tuple(value.shape)}, but {rows} rows of sites of {dims} "
+                f"dimensions, ({rows}, S, {dims}), are needed; give each latent by name."
+            )
+        if value.shape[1] < count:
+            raise UserError(
+                f"The given latents cover {value.shape[1]} sites, but the prompt has {count}; "
+                "give latents for the whole prompt, or let the encoder make them."
+            )
+        return value[:, :count].to(self.context.tokens.device)
+
+
+def _no_values(name: str, source: object, wanted: str) -> UserError:
+    """The error for a source of a latent that is neither a word nor values."""
+    return UserError(f"The latents given for {name} are {type(source).__name__}: give {wanted}.")
 
 
 def step(
@@ -205,9 +218,14 @@ class _Turn:
                     f"{tuple(self.kept.current.shape)}; give each latent by name."
                 )
             drawn = source.to(self.kept.current)
+        elif source != "prior":
+            raise _no_values(self.latent.name, source, '"prior", or the token\'s values as a tensor (B, E)')
         else:
             noise = noise.at(self.met.counts if self.level is None else [self.level - 1])
-            drawn = (p if temperature == 1.0 else p.tempered(temperature)).sample(noise).value[:, 0].to(self.kept.current)
+            if temperature != 1.0:
+                check_temperatures([temperature])
+                p = p.tempered(temperature)
+            drawn = p.sample(noise).value[:, 0].to(self.kept.current)
         if self.by_token:
             return drawn, self.met.counts + 1, prior_state
         return torch.where(self.starts[:, None], drawn, self.kept.current), self.met.counts + self.starts, prior_state

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from latentlm.composed.declared import blamed
 from latentlm.config import LatentConfig
 from latentlm.errors import UserError
 from latentlm.interface import Encoder, Granularity, Injection, KLSchedule, LatentShape, Part, Parts, Prior
@@ -28,6 +29,8 @@ class Filled:
     prior: Prior
     injection: Injection
     kl_schedule: KLSchedule | None
+    whose: str = ""
+    """What stands before a socket in messages: `NAME.` of a latent that the configuration names."""
 
 
 class Holder(nn.Module):
@@ -40,6 +43,7 @@ class Sockets:
     def __init__(self, filled: Filled, holder: nn.Module) -> None:
         self.config, self.shape, self.granularity = filled.config, filled.shape, filled.granularity
         self.kl_schedule = filled.kl_schedule
+        self._whose = filled.whose
         self._holder = cast(Any, holder)
         self._holder.encoder, self._holder.prior_part, self._holder.injection = filled.encoder, filled.prior, filled.injection
 
@@ -105,6 +109,15 @@ class Sockets:
             if part is not None:
                 yield socket, part
 
+    def called(self, socket: str) -> str:
+        """How messages call a part: bits.encoder "free"."""
+        spec = getattr(self.config, socket)
+        return f'{self._whose}{socket} "{spec if spec is None or isinstance(spec, str) else spec.name}"'
+
+    def key(self, socket: str) -> str:
+        """Of a recipe, for a part."""
+        return f"model.latents.{self._whose}{socket}" if self._whose else f"model.{socket}"
+
     def above_of(self, socket: str) -> tuple[str, ...]:
         """The latents that a part names in `above`."""
         spec = getattr(self.config, socket)
@@ -125,15 +138,16 @@ class Sockets:
 
     def bind(self) -> None:
         """Introduce the parts to one another."""
-        for _, part in self.named_parts():
-            part.bind(self.parts)
+        for socket, part in self.named_parts():
+            with blamed(self.called(socket)):
+                part.bind(self.parts)
 
 
 def check_latent(latent: Sockets, known: frozenset[str], blocks: int) -> None:
     """Refuse conditions that the backbone has no slot for, and parts that do not agree on what the latent is. `known`: the
     backbone's slots. Raises UserError."""
     injection = latent.injection
-    name = type(injection).__name__
+    name = latent.called("injection")
     if outside := [block for block in injection.blocks if not 0 <= block < blocks]:
         raise UserError(f"{name} injects into blocks {outside}, but the backbone has blocks 0 to {blocks - 1}.")
     if missing := sorted(set(injection.slots) - known):
@@ -153,15 +167,16 @@ def check_latent(latent: Sockets, known: frozenset[str], blocks: int) -> None:
 
 def _check_families(latent: Sockets) -> None:
     """Refuse parts that do not agree on the family, or do not serve the granularity."""
-    families = {type(part).__name__: part.family for _, part in latent.named_parts() if part.family is not None}
+    named = list(latent.named_parts())
+    families = {latent.called(socket): part.family for socket, part in named if part.family is not None}
     if len(set(families.values())) > 1:
         listed = ", ".join(f"{part}: {family}" for part, family in families.items())
         raise UserError(f"The parts do not agree on the kind of latents, their `family` ({listed}). Choose parts of one kind.")
-    for _, part in latent.named_parts():
+    for socket, part in named:
         if part.granularities is not None and latent.shape.granularity not in part.granularities:
             known = " or ".join('"chunk:n"' if scale == "chunk" else f'"{scale}"' for scale in part.granularities)
             raise UserError(
-                f'{type(part).__name__} does not serve granularity "{latent.granularity_text}": set it to {known}.'
+                f'{latent.called(socket)} does not serve granularity "{latent.granularity_text}": set it to {known}.'
             )
 
 
@@ -170,11 +185,11 @@ def check_order(latents: list[Sockets]) -> None:
     for index, latent in enumerate(latents):
         for socket, part in latent.named_parts():
             if socket != "injection":
-                _check_taps(latents, index, part)
+                _check_taps(latents, index, socket, part)
             if latent.above_of(socket) and not part.reads_above:
                 listed = ", ".join(latent.above_of(socket))
                 raise UserError(
-                    f"{type(part).__name__} cannot read other latents (`reads_above`), but its `above` names {listed}: drop "
+                    f"{latent.called(socket)} cannot read other latents (`reads_above`), but its `above` names {listed}: drop "
                     f"it, or choose another {socket}, one that can."
                 )
     fitted = [latent.name for latent in latents if latent.encoder is not None and latent.encoder.needs_objective]
@@ -189,17 +204,22 @@ def check_order(latents: list[Sockets]) -> None:
         raise UserError(f"Two KL schedules steer the reconstruction, which latents share ({listed}): give one of them another.")
 
 
-def _check_taps(latents: list[Sockets], index: int, part: Part) -> None:
+def _check_taps(latents: list[Sockets], index: int, socket: str, part: Part) -> None:
     """Every tap lies below the injections of the part's own latent and of those after it."""
     taps: tuple[int, ...] = getattr(part, "taps", ())
-    later = [latent for latent in latents[index:] if any(latent.changes(tap) or tap < 0 for tap in taps)]
-    if not later:
+    above = [latent for latent in latents[index:] if any(latent.changes(tap) or tap < 0 for tap in taps)]
+    if not above:
         return
+    own = latents[index]
     highest = min(0 if "embedding" in latent.injection.slots else latent.first_block for latent in latents[index:])
     whose = "" if len(latents) == 1 else f" and of the latents {', '.join(latent.name for latent in latents[index:])}"
+    remedy = f"Lower {own.key(socket)}.tap" if "tap" in type(part.config).model_fields else "Let it read lower blocks"
+    if own not in above:
+        names = " and ".join(latent.name for latent in above)
+        remedy += f", or put {names} before {own.name} in `latents`: a part may depend on earlier latents"
     raise UserError(
-        f"{type(part).__name__} reads taps {taps}, but only 0 to {highest} are free of z{whose} "
-        f"(the first injected block is {later[0].first_block})."
+        f"{own.called(socket)} reads taps {taps}, but only 0 to {highest} are free of z{whose} "
+        f"(the first injected block is {above[0].first_block}). {remedy}."
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latentlm.backbone import KVCache, Mask, Rotation, Transformer, rotation
 from latentlm.composed.sockets import Sockets, needs
-from latentlm.errors import UserError
+from latentlm.errors import PluginError, UserError
 from latentlm.interface import Condition, Context, Latents, merged, owned
 
 if TYPE_CHECKING:
@@ -114,8 +114,24 @@ def conditions(
         if name in latents and (wanted is None or name in wanted) and name not in made and not _held(sockets, cache):
             seen = view(decoder, context, name, "injection", latents)
             condition: Condition = sockets.injection(latents[name], rows_like(seen, latents))
+            _check_blocks(sockets, condition)
             made[name] = condition if len(decoder.latents) == 1 else owned(condition, name)
     return made
+
+
+def _check_blocks(sockets: Sockets, condition: Condition) -> None:
+    """Refuse what would have no effect: a condition on a block, or on the embedding, that the injection does not declare."""
+    injection = sockets.injection
+    if outside := [block for block in condition.blocks if block not in injection.blocks]:
+        raise PluginError(
+            f"{sockets.called('injection')} ({type(injection).__name__}) conditions blocks {outside}, but declares `blocks` as "
+            f"{injection.blocks}: declare every block that it conditions."
+        )
+    if condition.embedding is not None and "embedding" not in injection.slots:
+        raise PluginError(
+            f"{sockets.called('injection')} ({type(injection).__name__}) conditions the embedding, but declares `slots` as "
+            f'{injection.slots}: add "embedding".'
+        )
 
 
 def _held(sockets: Sockets, cache: KVCache | None) -> bool:

@@ -17,7 +17,7 @@ Legend: B rows (prompt-major: row b*K + k is sample k of prompt b), S sites, E e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -43,6 +43,9 @@ from latentlm.interface import (
     count_sites,
     noise_of,
 )
+from latentlm.interface.generation import Continued
+from latentlm.interface.granularity import Document
+from latentlm.interface.latents import check_temperatures
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
@@ -64,7 +67,7 @@ def generate(
     seed: int = 0,
     samples: int = 1,
     latents: Wanted | Mapping[str, Wanted] | Sequence[Latents] = "fresh",
-    continuation_latents: Given | Mapping[str, Given] | Sequence[Latents] | None = None,
+    continuation_latents: Continued | Mapping[str, Continued] | Sequence[Latents] | None = None,
     prefill: Source | Mapping[str, Source] = "posterior",
     last_latent: Source | Mapping[str, Source] = "posterior",
     prior_temperature: float | Mapping[str, float] = 1.0,
@@ -80,7 +83,7 @@ def generate(
     latents               "fresh": drawn anew for every row. "shared": the same draws for every row, aligned by the distance
                           from the prompt's end. Or given values, from the first site of the prompt on (one for all rows, one
                           per prompt, or one per row): where they end, `prefill` and then the prior go on.
-    continuation_latents  given values from the first site after the prompt's on; they win over `latents` there.
+    continuation_latents  given values from the first site after the prompt's on; they win over `latents` there. "fresh": none.
     prefill               who draws the prompt's sites that are not given: the encoder, or the prior.
     last_latent           who draws the site at the prompt's last token, where the encoder draws the others.
     prior_temperature     below 1 sharpens the prior, above 1 flattens it.
@@ -104,7 +107,7 @@ def generate(
         _transposed(latents), latent_names, default="fresh", what="latents", words=("fresh", "shared"), or_values=True
     )
     temperatures = by_name(prior_temperature, latent_names, default=1.0, what="prior_temperature")
-    _check_temperatures(temperatures.values())
+    check_temperatures(temperatures.values())
     if not latent_names and not isinstance(latents, str | Mapping):
         check_events(latents, model)  # type: ignore[arg-type]
     texts = [prompts] if isinstance(prompts, str) else prompts
@@ -189,29 +192,27 @@ def _check_counts(*, max_tokens: int, samples: int, batch_size: int) -> None:
             raise UserError(f"{name} must be at least 1, not {value}.")
 
 
-def _check_temperatures(temperatures: Iterable[float]) -> None:
-    """Refuse temperatures that are not positive."""
-    for temperature in temperatures:
-        if not temperature > 0:
-            raise UserError(f"prior_temperature must be above 0, not {temperature}.")
-
-
 def _rows(
     model: LatentDecoder,
     prompts: list[list[int]],
     samples: int,
     wanted: dict[str, Wanted],
-    continuation: Given | Mapping[str, Given] | Sequence[Latents] | None,
+    continuation: Continued | Mapping[str, Continued] | Sequence[Latents] | None,
 ) -> list[Row]:
     """The rows of a call, prompt-major, with their given latents."""
     covered, continued = {}, {}
-    after = by_name(_transposed(continuation), list(model.latents), default=None, what="continuation_latents")
+    names = list(model.latents)
+    after = by_name(
+        _transposed(continuation), names, default=None, what="continuation_latents", words=("fresh",), or_values=True
+    )
     if continuation is not None and not model.latents:
         check_events([], model)
     for name, how in wanted.items():
         if not isinstance(how, str):
             covered[name] = _per_row(model, name, how, len(prompts), samples)
-        if (values := after[name]) is not None:
+        values = after[name]
+        if values is not None and not isinstance(values, str):
+            _check_follows(model, name)
             continued[name] = _per_row(model, name, values, len(prompts), samples)
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     return [
@@ -224,6 +225,15 @@ def _rows(
         )
         for number, prompt in enumerate(repeated)
     ]
+
+
+def _check_follows(model: LatentDecoder, name: str) -> None:
+    """Refuse values for sites after the prompt of a latent that has none there. Raises UserError."""
+    if isinstance(model.latents[name].granularity, Document):
+        raise UserError(
+            f"continuation_latents: {name} has one site per document, which begins with the prompt, so that none follows: "
+            "give its value in `latents`."
+        )
 
 
 def _transposed(given: Any) -> Any:
@@ -252,9 +262,15 @@ def _per_row(model: LatentDecoder, name: str, given: Given, prompts: int, sample
     if len(values) != prompts * samples:
         raise UserError(
             f"{len(values)} latents are given for {prompts} prompts with {samples} samples each: "
-            f"give 1, {prompts}, or {prompts * samples}."
+            f"give {_listed(sorted({1, prompts, prompts * samples}))}."
         )
     return values
+
+
+def _listed(counts: list[int]) -> str:
+    """1, 3 or 6."""
+    *most, last = map(str, counts)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _announcer(on_token: OnToken | None, samples: int) -> Callable[[int, int], None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface.batches import Batch, Context
 from latentlm.interface.distributions import Distribution, Latent
-from latentlm.interface.generation import Generation, Given, OnToken, Wanted
+from latentlm.interface.generation import Continued, Generation, OnToken, Wanted
 from latentlm.interface.granularity import Granularity, assign_sites
 from latentlm.interface.latents import Latents, only
 from latentlm.interface.noise import Noise
@@ -94,17 +94,17 @@ class Loss:
     @property
     def kl(self) -> Tensor | None:
         """(B, S, E) or (B, S, 1) nats."""
-        return only(self.latents, "kl").kl if self.latents else None
+        return only(self.latents, 'loss.latents["{}"].kl').kl if self.latents else None
 
     @property
     def site_mask(self) -> Tensor | None:
         """(B, S) bool."""
-        return only(self.latents, "site_mask").site_mask if self.latents else None
+        return only(self.latents, 'loss.latents["{}"].site_mask').site_mask if self.latents else None
 
     @property
     def posterior(self) -> Distribution | None:
         """q(z | x)."""
-        return only(self.latents, "posterior").posterior if self.latents else None
+        return only(self.latents, 'loss.latents["{}"].posterior').posterior if self.latents else None
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,16 @@ class State:
     @property
     def latents(self) -> Tensor | None:
         """(B, S, E) latents of the sites met so far, of a decoder with one latent; None without."""
-        return only(self.met, "latents").value if self.met else None
+        return only(self.met, 'state.met["{}"].value').value if self.met else None
 
     @property
     def site_counts(self) -> Tensor:
         """(B,) long: sites met so far in each row, of a decoder with one latent; zeros without."""
-        return only(self.met, "site_counts").counts if self.met else torch.zeros_like(self.lengths)
+        return only(self.met, 'state.met["{}"].counts').counts if self.met else torch.zeros_like(self.lengths)
 
 
-LatentSource = Literal["posterior", "prior"] | Latent
-"""Who says what a latent is: the encoder, the prior, or the caller."""
+LatentSource = Literal["posterior", "prior"] | Latent | Tensor
+"""Who says what a latent is: the encoder, the prior, or the caller, (B, S', E)."""
 StepSource = Literal["prior"] | Tensor
 """Likewise for the next token: the prior, or the caller (B, E)."""
 
@@ -195,12 +195,12 @@ class LatentDecoder(nn.Module, ABC):
     @property
     def event_dims(self) -> int:
         """E of the only latent, 0 without latents."""
-        return only(self.latents, "dims").dims if self.latents else 0
+        return only(self.latents, 'model.latents["{}"].dims').dims if self.latents else 0
 
     @property
     def granularity(self) -> str:
         """Of the only latent, as a recipe writes it; "token" without latents."""
-        return only(self.latents, "granularity").granularity_text if self.latents else "token"
+        return only(self.latents, 'model.latents["{}"].granularity_text').granularity_text if self.latents else "token"
 
     @property
     def kl_schedules(self) -> dict[str, KLSchedule]:
@@ -210,7 +210,7 @@ class LatentDecoder(nn.Module, ABC):
     @property
     def kl_schedule(self) -> KLSchedule | None:
         """Of the only latent; None without latents."""
-        return only(self.latents, "kl_schedule").kl_schedule if self.latents else None
+        return only(self.latents, 'model.latents["{}"].kl_schedule').kl_schedule if self.latents else None
 
     def name_of(self, name: str | None = None) -> str:
         """The name of a latent; of the only one where it is left out. Raises UserError where there are several."""
@@ -355,7 +355,7 @@ class LatentDecoder(nn.Module, ABC):
         seed: int = 0,
         samples: int = 1,
         latents: Wanted | Mapping[str, Wanted] | Sequence[Latents] = "fresh",
-        continuation_latents: Given | Mapping[str, Given] | Sequence[Latents] | None = None,
+        continuation_latents: Continued | Mapping[str, Continued] | Sequence[Latents] | None = None,
         prefill: Literal["posterior", "prior"] | Mapping[str, Literal["posterior", "prior"]] = "posterior",
         last_latent: Literal["posterior", "prior"] | Mapping[str, Literal["posterior", "prior"]] = "posterior",
         prior_temperature: float | Mapping[str, float] = 1.0,

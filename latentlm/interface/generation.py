@@ -17,6 +17,8 @@ Given = Latent | Sequence[Latent]
 """Values of one latent: one for all rows, or several, one for each prompt or row."""
 Wanted = Literal["fresh", "shared"] | Given
 """Where a latent of a generation comes from."""
+Continued = Literal["fresh"] | Given
+"""Likewise of the sites after the prompt."""
 OnToken = Callable[[int, int, int], None]
 """Called with (prompt number, sample number, token) as each token is drawn; not for an end token."""
 

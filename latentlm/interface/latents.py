@@ -5,7 +5,7 @@ Legend: R latent rows, S sites, E event dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -57,17 +57,17 @@ class Latents(Mapping[str, Latent]):
     @property
     def value(self) -> Tensor:
         """(R, S, E) of the only latent."""
-        return only(self._values, "value").value
+        return only(self._values, 'latents["{}"].value').value
 
     @property
     def distribution(self) -> Distribution | None:
         """What the only latent was drawn from."""
-        return only(self._values, "distribution").distribution
+        return only(self._values, 'latents["{}"].distribution').distribution
 
     @property
     def noise(self) -> Noise | None:
         """The numbers that the only latent was drawn with."""
-        return only(self._values, "noise").noise
+        return only(self._values, 'latents["{}"].noise').noise
 
     def select(self, rows: Tensor) -> Latents:
         """The given rows, in that order; rows may repeat."""
@@ -89,10 +89,12 @@ class Latents(Mapping[str, Latent]):
         return cls({names[0]: given})
 
 
-def only(values: Mapping[str, T], what: str) -> T:
-    """The single value of a mapping by latent. Raises UserError where a decoder has several."""
+def only(values: Mapping[str, T], written: str) -> T:
+    """The single value of a mapping by latent. Raises UserError where a decoder has several, with how one's is `written`, {}
+    standing for its name."""
     if len(values) != 1:
-        raise UserError(f"This decoder has several latents ({', '.join(values)}): ask for the `{what}` of one, by name.")
+        example = written.format(next(reversed(list(values)), "NAME"))
+        raise UserError(f"This decoder has several latents ({', '.join(values)}): ask for one's, for example `{example}`.")
     return next(iter(values.values()))
 
 
@@ -124,3 +126,10 @@ def noise_of(noise: Noise, name: str, names: Sequence[str]) -> Noise:
     """What one latent draws from: the noise itself in a decoder of one latent, else a stream of the latent's own, so that
     adding a latent after another does not change the first one's draws."""
     return noise if len(names) == 1 else noise.latent(name)
+
+
+def check_temperatures(temperatures: Iterable[float]) -> None:
+    """Refuse temperatures of a prior that are not positive. Raises UserError."""
+    for temperature in temperatures:
+        if not temperature > 0:
+            raise UserError(f"prior_temperature must be above 0, not {temperature}.")

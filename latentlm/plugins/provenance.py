@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from latentlm.errors import UserError
+from latentlm.errors import UserError, sentence
 from latentlm.plugins.registry import listing
 
 
@@ -50,7 +50,7 @@ def explained(before: Mapping[str, Mapping[str, Any]], *, what: str) -> Iterator
         said = changes(before)
         if not said:
             raise
-        raise type(error)(f"{str(error).rstrip()} Since {what}, {'; '.join(said)}.") from error
+        raise type(error)(f"{sentence(str(error))} Since {what}, {'; '.join(said)}.") from error
 
 
 def _code(module: str) -> str:

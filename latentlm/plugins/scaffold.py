@@ -22,7 +22,7 @@ from latentlm import plugins
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import CONTRACT_VERSION
 
-SOCKETS = ("encoder", "prior", "injection", "kl_schedule")
+SOCKETS = ("encoder", "prior", "injection", "kl_schedule", "granularity")
 """The sockets that a part can be begun for; a decoder of one's own is usually a ComposedDecoder with these."""
 METHOD = ("decoder", "encoder", "prior", "injection")
 """The sockets that a method fills under its one name."""
@@ -32,6 +32,7 @@ _SUMMARIES = {
     "prior": "A prior: where z comes from when nobody infers it.",
     "injection": "An injection: where z enters the decoder.",
     "kl_schedule": "A KL schedule: what z costs.",
+    "granularity": "A granularity: where a latent's sites begin.",
 }
 
 

@@ -31,6 +31,7 @@ _IN = " ◄─ "
 _OUT = " " * _MIDDLE + "├" + "─" * (_LEFT + len(_IN) - _MIDDLE - 3) + "► "
 _GAP = " " * len(_IN)
 _NAME = 27
+_WIDTH = 80
 
 
 def draw(model: LatentDecoder) -> str:
@@ -63,7 +64,7 @@ def _latent_lines(model: ComposedDecoder, latents: list[Sockets]) -> Iterator[st
         yield f"{_box(_span(0, cut - 1))}{_GAP}the trunk, free of z"
     for own in latents:
         for socket, part, about in _readers(model, own):
-            yield f"{_OUT}{_name(socket, part):{_NAME}} {about}"
+            yield from _beside(_OUT, _name(socket, part), about)
         z, margin = f"{own.name}: {_kind(own)}", f"{_STEM:{_LEFT}}{_GAP}"
         if len(z) > _NAME:
             yield margin + z
@@ -84,7 +85,17 @@ def _entered(box: str, latents: list[Sockets], several: bool, slots: tuple[str, 
         assert own.config.injection is not None
         name, through = _name("injection", own.config.injection), ", ".join(slots or _inner(own))
         whose = f" of {own.name}" if several else ""
-        yield f"{box if number == 0 else _STEM:{_LEFT}}{_IN}{name:{_NAME}} {through}{whose}"
+        yield from _beside(f"{box if number == 0 else _STEM:{_LEFT}}{_IN}", name, f"{through}{whose}")
+
+
+def _beside(start: str, name: str, about: str) -> Iterator[str]:
+    """A part and what is said of it: on one line, or where that is wider than a terminal on two."""
+    line = f"{start}{name:{_NAME}} {about}"
+    if len(line) <= _WIDTH:
+        yield line
+    else:
+        yield f"{start}{name}"
+        yield f"{_STEM:{_LEFT}}{_GAP}  {about}"
 
 
 def _inner(own: Sockets) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class Readout(nn.Module):
         if within == "joint" and bits > MOST_JOINT_BITS:
             raise UserError(
                 f'{bits} bits have {2**bits} codes, too many for a prior with within "joint" (at most {MOST_JOINT_BITS} bits): '
-                'use fewer event_dims, or within: "independent".'
+                'use fewer dimensions, or within: "independent".'
             )
         self.within = within
         self.hidden = nn.Linear(features, hidden) if hidden else None

@@ -34,8 +34,8 @@ def latent_size(event_dims: int, count: int) -> int:
     if rest or size == 0:
         near = max(1, round(event_dims / count)) * count
         raise UserError(
-            f"event_dims ({event_dims}) must be a multiple of the {count} layers that have a latent each: set it to {near}, or "
-            "choose other `layers`."
+            f"the latent's dimensions ({event_dims}) must be a multiple of the {count} layers that have a latent each: set "
+            f"them to {near}, or choose other `layers`."
         )
     return size
 

@@ -69,9 +69,9 @@ class ThoughtInjection(Injection):
         vectors = config.vectors(shape.blocks)
         if shape.latent.dims % vectors:
             raise UserError(
-                f"event_dims ({shape.latent.dims}) is no multiple of the {vectors} thought vectors "
+                f"the latent's dimensions ({shape.latent.dims}) are no multiple of the {vectors} thought vectors "
                 f"({config.slots} slots{'' if config.shared else f' in each of {shape.blocks} blocks'}): "
-                f"set it to {vectors} times the width of a vector, or leave it out for vectors of the model's width."
+                f"set them to {vectors} times the width of a vector, or leave them out for vectors of the model's width."
             )
         width = shape.latent.dims // vectors
         rotary = config.positions == "rotary"

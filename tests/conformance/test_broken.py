@@ -121,7 +121,6 @@ FOUND_BY: dict[tuple[str, str], Bug] = {
     ),
     ("prior", "silent_energy"): bug("distributions_consistent", "samples_follow_density"),
     ("injection", "undeclared_slot"): bug("blocks_and_slots_as_declared", "zero_injection_equals_vanilla"),
-    ("injection", "undeclared_block"): bug("blocks_and_slots_as_declared"),
     ("granularity", "looks_ahead"): bug(
         "sites_begin_causally", "lookback_as_declared", "packed_documents_begin_alike", "packed_equals_separate",
         "batch_independent", "hiding_equals_cutting", "cached_equals_uncached", "batched_equals_single", "given_latents_used",
@@ -220,6 +219,11 @@ def test_dishonest_scores_are_found_out(socket: str, name: str) -> None:
 def test_a_part_that_leaves_a_tensor_unset_cannot_be_built() -> None:
     with pytest.raises(PluginError, match=r"LeavesUnset\.init_weights leaves shift unset"):
         CHECKS["initialisation_complete"](Subject("right", model={"encoder": "leaves_unset"}))
+
+
+def test_a_block_that_is_not_declared_is_refused_by_the_decoder_itself() -> None:
+    with pytest.raises(PluginError, match=r"\(UndeclaredBlock\) conditions blocks \[\d\], but declares `blocks` as \(\d,\)"):
+        CHECKS["blocks_and_slots_as_declared"](Subject("right", model={"injection": "undeclared_block"}))
 
 
 @pytest.mark.parametrize("decoder", ["right", "encoderless"])

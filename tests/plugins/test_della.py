@@ -110,8 +110,8 @@ def test_one_setting_of_the_layers_is_enough_and_two_must_agree() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"event_dims": 10}, r"event_dims \(10\) must be a multiple of the 4 layers .* set it to 8"),
-        ({"event_dims": 2}, r"set it to 4"),
+        ({"event_dims": 10}, r"the latent's dimensions \(10\) must be a multiple of the 4 layers .* set them to 8"),
+        ({"event_dims": 2}, r"set them to 4"),
         ({"injection": spec(layers=[0, 4])}, "from 0 to 3"),
         ({"injection": spec(layers=[2, 1])}, "rising"),
         ({"injection": spec(layers=[])}, "rising"),

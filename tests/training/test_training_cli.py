@@ -22,6 +22,7 @@ from latentlm.errors import UserError
 from latentlm.training import plan as plan_module
 from latentlm.training.plan import estimate_memory, make_plan
 from latentlm.training.recipes import find_recipe, load_recipe, zoo_recipes
+from latentlm.training.record.reporting import Reporter, kl_text
 from latentlm.training.setup import resolve
 
 Make = Callable[..., Recipe]
@@ -164,3 +165,9 @@ def test_a_run_on_a_gpu(recipe: Make, tmp_path: Path) -> None:
 
     result = train(recipe("train.device=cuda", "train.dtype=bfloat16"), out=tmp_path, progress=False)
     assert result.held_out["bits_per_byte"] < 8
+
+
+def test_a_kl_without_a_bound_says_what_it_lacks() -> None:
+    line = {"split": "held_out", "step": 2, "standard_error": 0.1, "kl_bits_per_token": 1.8772, "bits_per_byte": None}
+    assert "no bound, KL 1.877 bits/token up to a constant (the prior is not normalised)" in Reporter("x", steps=2)._plain(line)
+    assert kl_text(line | {"bits_per_byte": 2.0}) == "KL 1.877 bits/token"

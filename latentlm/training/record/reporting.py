@@ -70,7 +70,7 @@ class Reporter:
         if line["split"] == "held_out":
             error = f" ± {line['standard_error']:.3f}" if math.isfinite(line["standard_error"]) else ""
             live = f", {line['live_bits']} of {line['dimensions']} live" if "live_bits" in line else ""
-            facts = f"{bound_text(line, error)}, KL {line['kl_bits_per_token']:.3f} bits/token{live}"
+            facts = f"{bound_text(line, error)}, {kl_text(line)}{live}"
             return f"step {line['step']}/{self._steps}  held out: {facts}"
         left = timedelta(seconds=round(line["elapsed"] / line["step"] * (self._steps - line["step"])))
         return f"step {line['step']}/{self._steps}  {_numbers(line)}  {left} left"
@@ -82,6 +82,12 @@ class Reporter:
 def bound_text(line: dict[str, Any], error: str = "") -> str:
     """The bound of a line, or that there is none."""
     return "no bound" if line["bits_per_byte"] is None else f"bound {line['bits_per_byte']:.3f}{error} bits/byte"
+
+
+def kl_text(line: dict[str, Any]) -> str:
+    """The KL of a line; where there is no bound, since the prior's density has an unknown factor, so has the KL."""
+    known = "" if line["bits_per_byte"] is not None else " up to a constant (the prior is not normalised)"
+    return f"KL {line['kl_bits_per_token']:.3f} bits/token{known}"
 
 
 def _numbers(line: dict[str, Any]) -> str:
