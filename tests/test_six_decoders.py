@@ -51,6 +51,7 @@ from latentlm.training.setup import make_model, make_stream, resolve
 from latentlm.training.trainer import Trainer
 from latentlm_evals import jobs
 from latentlm_evals.comparison import Settings, run
+from latentlm_evals.measure import Precision
 from samples import pack, small_config
 
 BACKBONE = small_config("vanilla").backbone.model_dump(exclude_none=True)
@@ -443,7 +444,7 @@ def test_the_commands_refuse_to_score_an_energy(energy_run: Path, texts: Path, t
     assert isinstance(refused.exception, UserError)
     assert "not normalised" in str(refused.exception)
     assert refused.stdout == ""
-    quick = Settings(samples=2, documents=2, document_bytes=40, tasks="none", jobs=1)
+    quick = Settings(precision=Precision(samples=2), task_samples=2, documents=2, document_bytes=40, tasks="none", jobs=1)
     with pytest.raises(UserError, match="not normalised"):
         run([str(energy_run)], [], tmp_path / "compared", settings=quick, console=Console(quiet=True))
 

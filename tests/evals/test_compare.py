@@ -17,10 +17,10 @@ from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data import Document
 from latentlm_evals.comparison import Settings, run
 from latentlm_evals.logged_comparison import compare_folders
-from latentlm_evals.measure import held_out_texts, tokenized
+from latentlm_evals.measure import Precision, held_out_texts, tokenized
 
 BACKBONE = {"vocabulary": 257, "width": 16, "blocks": 2, "heads": 2, "context": 32}
-QUICK = Settings(samples=2, documents=3, document_bytes=60, tasks="none", jobs=2)
+QUICK = Settings(precision=Precision(samples=2), task_samples=2, documents=3, document_bytes=60, tasks="none", jobs=2)
 
 
 def recipe(folder: Path, name: str, decoder: str, *, path: str, **model: object) -> str:
