@@ -229,6 +229,16 @@ def test_settings_that_mean_nothing_are_refused(change: dict[str, object], compl
         score_continuations(bits(), REQUESTS[:1], **change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("decoder", ["vanilla", "free"])
+@pytest.mark.parametrize("method", ["operational", "iwae", "smc"])
+def test_broken_weights_make_no_score(decoder: str, method: str) -> None:
+    model = build(small_config(decoder))
+    with torch.no_grad():
+        model.backbone.norm.weight.fill_(math.nan)
+    with pytest.raises(UserError, match="not a number"):
+        score_continuations(model, [([3, 1], [4, 1])], method=method, samples=4)  # type: ignore[arg-type]
+
+
 def test_progress_counts_what_is_done() -> None:
     seen: list[tuple[int, int]] = []
     score_continuations(

@@ -7,6 +7,7 @@ alone. """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from latentlm.errors import UserError
 from latentlm.interface import Distribution, LatentDecoder, Noise
 from latentlm.likelihood.filtering import filtered, open_latents
 from latentlm.likelihood.paths import LastLatent, Target, check_normalised
@@ -115,13 +117,15 @@ class _Run:
             yield batch
 
     def add(self, numbers: list[int], samples: int, had: int) -> None:
-        """Bring some requests from `had` to `samples` samples."""
+        """Bring some requests from `had` to `samples` samples. Raises UserError where one is not a number."""
         if not self.model.has_latents:
             self._exact(numbers)
         elif self.how.method == "smc":
             self._filter(numbers, samples)
         else:
             self._weigh(numbers, samples, had)
+        if any(math.isnan(self.scores[number].value) for number in numbers):
+            raise UserError("A log-likelihood is not a number: the model's weights are broken, or its precision is too small.")
 
     def _texts(self, numbers: list[int]) -> Texts:
         batch = [self.requests[number] for number in numbers]
@@ -215,7 +219,7 @@ class _Run:
                 samples=samples,
                 tokens=len(request.tokens) - request.given,
                 method=self.how.method,
-                quarter=self.filters.get((number, samples // 4), float("nan")),
+                quarter=self.filters.get((number, samples // 4), math.nan),
                 tolerance=request.tolerance,
                 greedy=self._greedy(found.greedy if self.how.greedy else None, row, request),
                 near_ties=int(found.near_ties[row]),
