@@ -8,16 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from latentlm.errors import PluginError, UserError
-from latentlm.interface import PADDING, Granularity
-
-if TYPE_CHECKING:
-    from latentlm.composed.sockets import Sockets
+from latentlm.interface import PADDING, Granularity, KLSchedule, Part
 
 Field = tuple[str, Callable[[Any], bool]]
 """(what it has to be, whether a value is)."""
@@ -90,6 +87,19 @@ _LEFT: dict[str, tuple[str, tuple[type, ...]]] = {
 _SEE = 'See docs/plugins.md, "From version 1 to version 2".'
 
 
+class Latent(Protocol):
+    """What is looked at of a latent."""
+
+    granularity: Granularity
+    kl_schedule: KLSchedule | None
+
+    def called(self, socket: str) -> str:
+        """How messages call a part."""
+
+    def named_parts(self) -> Iterator[tuple[str, Part]]:
+        """(socket, part) of those that are filled."""
+
+
 @contextmanager
 def blamed(part: str, settings: str = "") -> Iterator[None]:
     """What a part has against its settings or its place is one message that names it and what is set: a UserError."""
@@ -103,9 +113,9 @@ def blamed(part: str, settings: str = "") -> Iterator[None]:
         raise UserError(f"{part}{settings}: {error}") from error
 
 
-def check_declared(latent: Sockets) -> None:
+def check_declared(latent: Latent) -> None:
     """Raise PluginError for the first thing that a part of a latent does not declare, declares wrongly, or has left over."""
-    parts = [*latent.named_parts(), ("granularity", latent.granularity)]
+    parts: list[tuple[str, Any]] = [*latent.named_parts(), ("granularity", latent.granularity)]
     if latent.kl_schedule is not None:
         parts.append(("kl_schedule", latent.kl_schedule))
     for socket, part in parts:
