@@ -33,7 +33,8 @@ class Rotation(NamedTuple):
 def frequencies(config: BackboneConfig, *, device: torch.device) -> Tensor:
     """Angular frequency of each pair of dimensions, (dh/2,) float32. Not to be written to."""
     assert config.head_dim is not None
-    return _frequencies(config.head_dim, config.rope_base, config.rope_scaling, device)
+    make = _frequencies.__wrapped__ if torch.compiler.is_compiling() else _frequencies  # a compiled graph keeps its own
+    return make(config.head_dim, config.rope_base, config.rope_scaling, device)
 
 
 @lru_cache(maxsize=64)

@@ -98,7 +98,7 @@ FOUND_BY: dict[tuple[str, str], Bug] = {
     ("decoder", "leaking_scores"): bug(
         "probabilities_sum_to_one", "prior_causal", "gradients_reach_parts", "step_equals_forward",
         "draws_equal_teacher_forced",
-        likelihood=("probabilities_sum_to_one", "leak_found_out", "sampler_agrees"),
+        likelihood=("probabilities_sum_to_one", "leak_found_out", "sampler_agrees", "scores_exact_planted"),
     ),
     ("decoder", "trunk_reads_z"): bug(
         "trunk_free_of_z", "cached_equals_uncached", "batched_equals_single", "select_forks", "given_latents_used",
@@ -298,7 +298,7 @@ def test_a_part_that_is_another_when_compiled_is_found() -> None:
 
 def test_every_broken_part_is_here() -> None:
     wrong = {(s, n) for s, parts in broken_parts.PARTS.items() for n in parts if not n.startswith("right")}
-    elsewhere = {"leaves_unset", "encoderless", "forgets_state", "other_compiled"}
+    elsewhere = {"leaves_unset", "encoderless", "forgets_state", "other_compiled", "undeclared_block"}
     found = {(socket.removeprefix("lower "), name) for socket, name in FOUND_BY}
     assert {name for _, name in wrong - found} == elsewhere
 
