@@ -125,7 +125,7 @@ class _Run:
         else:
             self._weigh(numbers, samples, had)
         if any(math.isnan(self.scores[number].value) for number in numbers):
-            raise UserError("A log-likelihood is not a number: the model's weights are broken, or its precision is too small.")
+            raise UserError("A log-likelihood is not a number: the logits are not finite; weights or precision are broken.")
 
     def _texts(self, numbers: list[int]) -> Texts:
         batch = [self.requests[number] for number in numbers]
