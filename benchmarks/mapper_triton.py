@@ -116,7 +116,7 @@ def _sums_kernel(
     tl.store(place + 2 * HALF, high_sums, mask=inside[:, None])
 
 
-def covariance(g: Tensor, logits: Tensor, table: Tensor, tiling: Tiling = Tiling()) -> Tensor:  # noqa: B008 (frozen)
+def covariance(g: Tensor, logits: Tensor, table: Tensor, tiling: Tiling = Tiling()) -> Tensor:
     """dLoss/dlogits, exact up to the rounding of the operands: (T, D), (T, H) float32, (2^H, D) -> (T, H) float32.
 
     g and table share a dtype, bfloat16 or float32 (then the product is TF32's), and are contiguous; H is 8 to 16, D a multiple
