@@ -39,8 +39,8 @@ class Bench:
             said = (str(error).strip().splitlines() or [""])[0]
             row["error"] = f"{type(error).__name__}: {said[:300]}"
         print(json.dumps(row), flush=True)
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
         return row
 

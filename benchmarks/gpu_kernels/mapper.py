@@ -84,8 +84,8 @@ def run(bench: Bench) -> None:
             case = Case(bench, count, bits, width, sizes)
             _parts(bench, case)
             _blocks(case, products)
-            _dense(case)
             tilings = _fused(case, tilings)
+            _dense(case)
             del case
 
 
