@@ -25,7 +25,11 @@ def test_noise_of_a_device_is_numpys_to_the_bit(offsets: list[int], events: int)
     assert torch.equal(philox.uniform(noise, 30, events, device="cpu"), noise.uniform(30, events))
 
 
-@pytest.mark.parametrize("loss", [lambda *x: head.chunked(*x, size=5, one=head.full), lambda *x: head.AtOnce.apply(*x, 5, head.slope_of_logits)])
+@pytest.mark.parametrize(
+    "loss",
+    [lambda *x: head.chunked(*x, size=5, one=head.full), lambda *x: head.AtOnce.apply(*x, 5, head.slope_of_logits)],
+    ids=["recomputed", "at once"],
+)
 def test_chunks_of_the_head_give_the_whole_loss_and_gradients(loss: head.Loss) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(12, 8).requires_grad_(), torch.randn(20, 8).requires_grad_()
