@@ -165,8 +165,8 @@ def _fused(case: Case, tilings: Tilings) -> Tilings:
 
     if not tilings:
         tilings["bf16"] = [Tiling(), Tiling(stages=4), Tiling(stages=4, splits=4), Tiling(stages=4, splits=16)]
-        tilings["bf16"] += [Tiling(stages=4, flatten=False), Tiling(width=128, stages=2), Tiling(tokens=64, warps=4, stages=2)]
-        tilings["tf32"] = [Tiling(width=32), Tiling(width=32, stages=4), Tiling(width=32, stages=4, flatten=False)]
+        tilings["bf16"] += [Tiling(stages=4, flatten=True), Tiling(width=128, stages=2), Tiling(tokens=64, warps=4, stages=2)]
+        tilings["tf32"] = [Tiling(width=32), Tiling(width=32, stages=4), Tiling(width=32, stages=4, flatten=True)]
     kept: Tilings = {}
     for unit, chosen in tilings.items():
         g, table = (case.half_g, case.half_table) if unit == "bf16" else (case.g, case.table)
