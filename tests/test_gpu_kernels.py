@@ -55,6 +55,15 @@ def test_fused_kernel_gives_dense_autograds_gradient(monkeypatch: pytest.MonkeyP
     assert max(errors.values()) < 1e-5
 
 
+def test_a_fast_but_wrong_gradient_is_an_error_not_a_time() -> None:
+    torch.manual_seed(0)
+    case = mapper.Case(Bench("mapper", CPU, quick=True), tokens=64, bits=8, width=16, sizes=(64, 64))
+    right = case.row("right", lambda: case.chunks(binary._exact(False, 64), case.g, case.table), "float32")
+    wrong = case.row("wrong", lambda: torch.zeros(64, 8), "float32")
+    assert "milliseconds" in right
+    assert wrong["error"] == "ValueError: wrong: the relative error is 1.0e+00"
+
+
 def test_documents_are_runs_that_begin_at_zero() -> None:
     documents = attention.random_documents(3, 400, mean=20)
     assert documents[:, 0].tolist() == [0, 0, 0]

@@ -33,6 +33,7 @@ from latentlm_free.estimators import _sampled
 
 CHECKED = 64  # tokens compared with float64
 SAMPLES = 8
+WRONG = 0.05  # bfloat16 operands give some thousandths
 KEPT = 3  # tilings that go on from the first size to the others
 BF16 = torch.bfloat16
 Tilings = dict[str, list[Any]]  # by the operands' dtype
@@ -64,6 +65,8 @@ class Case:
 
         def make() -> dict[str, Any]:
             error = relative(gradient()[:CHECKED], self.exact)
+            if not error < WRONG:
+                raise ValueError(f"wrong: the relative error is {error:.1e}")
             return self.bench.time(step) | self.facts | {"error_gradient": error}
 
         return self.bench.row(self.name, name, make if checked else lambda: self.bench.time(step), unit=unit, **facts)
