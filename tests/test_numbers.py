@@ -7,13 +7,19 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
+from rich.console import Console
 
+from benchmarks import convergence, published, texts
+from latentlm import zoo
 from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score
+from latentlm.likelihood.weights import LATENT_TOKENS, Weights, latent_tokens
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "build_numbers.py"
 
@@ -49,7 +55,7 @@ def test_pages_hold_what_was_measured(numbers: ModuleType) -> None:
 def test_tables_say_what_has_not_converged_and_pair_documents(
     numbers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numbers, "KEPT", tmp_path)
+    monkeypatch.setattr(published, "KEPT", tmp_path)
     for name, row in {"vanilla-tiny": kept(2.0, converged=True, latent=False), "free-tiny": kept(2.1, converged=False)}.items():
         (tmp_path / f"likelihood-{name}.json").write_text(json.dumps(row))
     page = numbers.written("before\n<!-- numbers: likelihoods -->\nold\n<!-- end of numbers -->\nafter\n")
@@ -64,3 +70,77 @@ def test_tables_say_what_has_not_converged_and_pair_documents(
 def test_an_unknown_table_is_an_error(numbers: ModuleType) -> None:
     with pytest.raises(UserError, match='No table is named "speed"'):
         numbers.written("<!-- numbers: speed -->\n<!-- end of numbers -->")
+
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What would be measured in processes of its own, in their order; that of two-level-tiny fails."""
+    asked: list[tuple[str, str]] = []
+
+    def measured(kind: str, name: str, device: str, *, shown: bool) -> str | None:
+        asked.append((kind, name))
+        if name == "two-level-tiny":
+            return "out of memory"
+        facts = published.facts_of(kind, zoo.load(name))
+        published.file_of(kind, name).write_text(json.dumps({"facts": facts, "machine": {"device": "other"}, "seconds": 1}))
+        return None
+
+    monkeypatch.setattr(published, "KEPT", tmp_path)
+    monkeypatch.setattr(published, "_apart", measured)
+    return asked
+
+
+def test_what_is_kept_is_not_measured_again_whatever_the_machine(apart: list[tuple[str, str]]) -> None:
+    again = {"device": "cpu", "jobs": 1, "console": QUIET}
+    assert published.measure_missing(["free-tiny", "vanilla-tiny"], ["likelihood"], **again) == []
+    assert published.measure_missing(["free-tiny", "vanilla-tiny"], [], **again) == []
+    assert apart == [("likelihood", "free-tiny"), ("likelihood", "vanilla-tiny"), ("coverage", "free-tiny")]
+
+
+def test_other_settings_are_measured_again(apart: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for samples in (64, 64, 128):
+        monkeypatch.setitem(published.SETTINGS, "likelihood", {"max_samples": samples})
+        published.measure_missing(["vanilla-tiny"], [], device="cpu", jobs=1, console=QUIET)
+    assert apart == [("likelihood", "vanilla-tiny")] * 2
+
+
+def test_the_slowest_is_first_and_one_that_fails_stops_no_other(apart: list[tuple[str, str]]) -> None:
+    names = ["vanilla-tiny", "two-level-tiny", "free-tiny"]
+    failures = published.measure_missing(names, ["likelihood"], device="cpu", jobs=1, console=QUIET)
+    assert [name for _, name in apart] == ["two-level-tiny", "vanilla-tiny", "free-tiny"]
+    assert failures == ["The likelihood of two-level-tiny failed:\nout of memory"]
+
+
+def test_an_unknown_model_and_a_missing_device_are_found_before_anything_is_measured(apart: list[tuple[str, str]]) -> None:
+    with pytest.raises(UserError, match='Did you mean "free-tiny"'):
+        published.measure_missing(["fre-tiny"], [], device="cpu", jobs=1, console=QUIET)
+    with pytest.raises(UserError, match="no device cuda:99 here"):
+        published.measure_missing([], [], device="cuda:99", jobs=1, console=QUIET)
+    assert not apart
+
+
+def test_texts_are_kept_byte_for_byte_and_shorter_ones_are_their_beginnings() -> None:
+    whole, short = texts.published_texts(), texts.published_texts(20, 64)
+    assert sum(len(text.data) for text in whole) == 90_673
+    assert {text.whole for text in whole if len(text.data) < texts.BYTES} == {True}
+    by_id = {text.id: text.data for text in whole}
+    assert [text.data for text in short] == [by_id[text.id][:64] for text in short]
+
+
+def test_a_pass_of_a_narrow_model_is_larger_on_a_gpu() -> None:
+    def tokens(device: str, width: int) -> int:
+        config = SimpleNamespace(backbone=SimpleNamespace(width=width))
+        return latent_tokens(cast(LatentDecoder, SimpleNamespace(device=torch.device(device), config=config)))
+
+    assert [tokens("cpu", 128), tokens("cuda", 128), tokens("cuda", 4096)] == [LATENT_TOKENS, 2**18, LATENT_TOKENS]
+
+
+def test_a_pool_is_resampled_with_the_counts_of_the_share() -> None:
+    nats = torch.tensor([[2.0, 4.0] * 8], dtype=torch.float64).log()  # the second of each two comes from the prior
+    pool = Weights(nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.zeros(1), defensive=0.5)
+    for share, prior in ((0.1, 1), (0.25, 4), (0.5, 8)):
+        found = convergence.resampled(pool, share, 3, torch.Generator().manual_seed(0))
+        assert found.exp().tolist() == pytest.approx([2 + 2 * prior / 16] * 3)

@@ -1,0 +1,176 @@
+"""The measurements behind the numbers of the docs: one JSON file for each model and kind, kept in docs/numbers.
+
+    likelihood    48 documents of 2,048 bytes, to a tolerance: latentlm_evals/measure.py
+    coverage      how often intervals hold the truth: benchmarks/coverage.py
+
+A file has the `facts` that its numbers depend on: hashes of the weights and of the texts, and the settings. What was measured
+under other facts is measured again, everything else is kept, so that a run that was stopped goes on. The `machine` that it was
+measured on, and the `seconds`, stand beside them and count for nothing: draws are keyed, results differ by rounding.
+
+Run: ``python -m benchmarks.published KIND MODEL [--device cuda]`` measures one; ``python docs/build_numbers.py --measure`` all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks import coverage
+from benchmarks.texts import BYTES, DOCUMENTS, published_texts, texts_hash
+from latentlm import zoo
+from latentlm.errors import UserError, unknown_name
+from latentlm.interface import LatentDecoder
+from latentlm_evals.fingerprint import machine_facts, weights_hash
+from latentlm_evals.measure import Precision, measure
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "docs" / "numbers"
+BASELINE = "vanilla-tiny"
+PRECISION = Precision(max_samples=256)
+SLOWEST = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
+"""Begun first, so that at the end no process works alone."""
+Kind = str
+Facts = dict[str, Any]
+
+
+def models() -> list[str]:
+    """The trained cards, the baseline first."""
+    names = [card.name for card in zoo.list() if card.status == "trained"]
+    return sorted(names, key=lambda name: (name != BASELINE, name))
+
+
+def file_of(kind: Kind, name: str) -> Path:
+    """Where a measurement is kept."""
+    return KEPT / f"{kind}-{name}.json"
+
+
+def kept(kind: Kind) -> dict[str, dict[str, Any]]:
+    """What is kept of one kind, by model."""
+    found = {name: file_of(kind, name) for name in models()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+def measure_missing(
+    names: Sequence[str], kinds: Sequence[Kind], *, device: str, jobs: int, console: Console
+) -> list[str]:
+    """Measure what is not kept yet of these models, or of all where none is named, `jobs` at a time, each in a process of its
+    own. Each is written when it is done; one that fails stops no other. Returns what failed and why. Raises UserError for a
+    model or a device that is not there."""
+    for name in names:
+        if name not in models():
+            raise unknown_name("trained model", name, models())
+    zoo.load(BASELINE, device=device)  # a device that is not there is found here, once
+    wanted = list(_missing(names or models(), kinds or list(KINDS)))
+    console.print(f"{len(wanted)} to measure on {device}, {jobs} at a time.")
+    failures = []
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(_apart, kind, name, device, shown=jobs == 1): (kind, name) for kind, name in wanted}
+        for future in as_completed(running):
+            kind, name = running[future]
+            if (reason := future.result()) is None:
+                seconds = json.loads(file_of(kind, name).read_text(encoding="utf-8"))["seconds"]
+                console.print(f"Measured the {kind} of {name} in {seconds:.0f} s.")
+            else:
+                console.print(f"The {kind} of {name} failed.")
+                failures.append(f"The {kind} of {name} failed:\n{reason}")
+    return failures
+
+
+def _missing(names: Sequence[str], kinds: Sequence[Kind]) -> Iterator[tuple[Kind, str]]:
+    """What is not kept under the facts of today, what takes longest first."""
+    for name in sorted(names, key=lambda name: name not in SLOWEST):
+        model = zoo.load(name)
+        for kind in kinds:
+            path = file_of(kind, name)
+            known = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.is_file() else None
+            if known != facts_of(kind, model) and (model.has_latents or kind != "coverage"):
+                yield kind, name
+
+
+def facts_of(kind: Kind, model: LatentDecoder) -> Facts:
+    """What the numbers depend on."""
+    return {"weights": weights_hash(model), "texts": texts_hash(), "settings": SETTINGS[kind]}
+
+
+def _apart(kind: Kind, name: str, device: str, *, shown: bool) -> str | None:
+    """Measure in another process; the end of what it said where it failed. `shown`: it may write to the terminal."""
+    command = [sys.executable, "-m", "benchmarks.published", kind, name, "--device", device]
+    pipe = None if shown else subprocess.PIPE
+    done = subprocess.run(
+        command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, stdout=pipe, stderr=pipe and subprocess.STDOUT, text=True
+    )
+    if done.returncode == 0:
+        return None
+    return (done.stdout or "").strip()[-2000:] or f"exit status {done.returncode}"
+
+
+def measure_one(kind: Kind, name: str, *, device: str, console: Console) -> Path:
+    """Measure and write. Raises UserError for a kind, a model or a device that is not there."""
+    if kind not in KINDS:
+        raise unknown_name("kind of measurement", kind, KINDS)
+    start = time.perf_counter()
+    model = zoo.load(name, device=device)
+    found = KINDS[kind](name, model, console)
+    seconds = round(time.perf_counter() - start, 1)
+    whole = {"facts": facts_of(kind, model), "machine": machine_facts(model), "seconds": seconds, **found}
+    path = file_of(kind, name)
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def _likelihood(name: str, model: LatentDecoder, console: Console) -> dict[str, Any]:
+    with console.status(f"Measuring the likelihood of {name}") as status:
+        result = measure(
+            model, name, published_texts(), precision=PRECISION, seed=0,
+            progress=lambda done, total: status.update(f"Measuring the likelihood of {name}: {done} of {total} windows"),
+        )  # fmt: skip
+    return json.loads(json.dumps(asdict(result)))  # type: ignore[no-any-return]
+
+
+def _coverage(name: str, model: LatentDecoder, console: Console) -> dict[str, Any]:
+    return coverage.run(name, **SETTINGS["coverage"], console=console, device=str(model.device))
+
+
+KINDS: dict[Kind, Callable[[str, LatentDecoder, Console], dict[str, Any]]] = {"likelihood": _likelihood, "coverage": _coverage}
+SETTINGS: dict[Kind, Facts] = {
+    "likelihood": {"documents": DOCUMENTS, "bytes": BYTES, **asdict(PRECISION)},
+    "coverage": {"texts": 20, "size": 64, "estimates": 50, "samples": 2048},
+}
+
+
+def main() -> None:
+    """The command line described above."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.published", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", help=" or ".join(KINDS))
+    parser.add_argument("model")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        measure_one(options.kind, options.model, device=options.device, console=Console())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
