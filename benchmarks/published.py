@@ -30,9 +30,10 @@ from rich.console import Console
 from benchmarks import coverage
 from benchmarks.texts import BYTES, DOCUMENTS, published_texts, texts_hash
 from latentlm import zoo
+from latentlm.config import Card
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
-from latentlm_evals.fingerprint import machine_facts, weights_hash
+from latentlm_evals.fingerprint import machine_facts
 from latentlm_evals.measure import Precision, measure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +46,10 @@ Kind = str
 Facts = dict[str, Any]
 
 
-def models() -> list[str]:
-    """The trained cards, the baseline first."""
-    names = [card.name for card in zoo.list() if card.status == "trained"]
-    return sorted(names, key=lambda name: (name != BASELINE, name))
+def models() -> dict[str, Card]:
+    """The trained cards by name, the baseline first."""
+    cards = {card.name: card for card in zoo.list() if card.status == "trained"}
+    return {name: cards[name] for name in sorted(cards, key=lambda name: (name != BASELINE, name))}
 
 
 def file_of(kind: Kind, name: str) -> Path:
@@ -75,7 +76,7 @@ def measure_missing(
         if name not in models():
             raise unknown_name("trained model", name, models())
     zoo.load(BASELINE, device=device)  # a device that is not there is found here, once
-    wanted = list(_missing(names or models(), kinds or list(KINDS)))
+    wanted = list(_missing(names or list(models()), kinds or list(KINDS)))
     console.print(f"{len(wanted)} to measure on {device}, {jobs} at a time.")
     failures = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -93,18 +94,19 @@ def measure_missing(
 
 def _missing(names: Sequence[str], kinds: Sequence[Kind]) -> Iterator[tuple[Kind, str]]:
     """What is not kept under the facts of today, what takes longest first."""
+    cards = models()
     for name in sorted(names, key=lambda name: name not in SLOWEST):
-        model = zoo.load(name)
         for kind in kinds:
             path = file_of(kind, name)
             known = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.is_file() else None
-            if known != facts_of(kind, model) and (model.has_latents or kind != "coverage"):
+            if known != facts_of(kind, cards[name]) and (kind != "coverage" or cards[name].model.decoder != "vanilla"):
                 yield kind, name
 
 
-def facts_of(kind: Kind, model: LatentDecoder) -> Facts:
+def facts_of(kind: Kind, card: Card) -> Facts:
     """What the numbers depend on."""
-    return {"weights": weights_hash(model), "texts": texts_hash(), "settings": SETTINGS[kind]}
+    assert card.weights is not None
+    return {"weights": card.weights.sha256, "texts": texts_hash(), "settings": SETTINGS[kind]}
 
 
 def _apart(kind: Kind, name: str, device: str, *, shown: bool) -> str | None:
@@ -127,7 +129,8 @@ def measure_one(kind: Kind, name: str, *, device: str, console: Console) -> Path
     model = zoo.load(name, device=device)
     found = KINDS[kind](name, model, console)
     seconds = round(time.perf_counter() - start, 1)
-    whole = {"facts": facts_of(kind, model), "machine": machine_facts(model), "seconds": seconds, **found}
+    assert model.card is not None
+    whole = {"facts": facts_of(kind, model.card), "machine": machine_facts(model), "seconds": seconds, **found}
     path = file_of(kind, name)
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".part")

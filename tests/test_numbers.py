@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 
 from benchmarks import convergence, published, texts
-from latentlm import zoo
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score
@@ -84,7 +83,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
         asked.append((kind, name))
         if name == "two-level-tiny":
             return "out of memory"
-        facts = published.facts_of(kind, zoo.load(name))
+        facts = published.facts_of(kind, published.models()[name])
         published.file_of(kind, name).write_text(json.dumps({"facts": facts, "machine": {"device": "other"}, "seconds": 1}))
         return None
 
