@@ -99,7 +99,7 @@ def _missing(names: Sequence[str], kinds: Sequence[Kind]) -> Iterator[tuple[Kind
         for kind in kinds:
             path = file_of(kind, name)
             known = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.is_file() else None
-            if known != facts_of(kind, cards[name]) and (kind != "coverage" or cards[name].model.decoder != "vanilla"):
+            if known != facts_of(kind, cards[name]) and (kind != "coverage" or cards[name].model.by_latent):
                 yield kind, name
 
 
