@@ -2,6 +2,8 @@
 
     likelihood    48 documents of 2,048 bytes, to a tolerance: latentlm_evals/measure.py
     coverage      how often intervals hold the truth: benchmarks/coverage.py
+    shares        the bias of few samples by their defensive share: benchmarks/convergence.py
+    refining      what refining a document's vector gains: the same
 
 A file has the `facts` that its numbers depend on: hashes of the weights and of the texts, and the settings. What was measured
 under other facts is measured again, everything else is kept, so that a run that was stopped goes on. The `machine` that it was
@@ -20,14 +22,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from benchmarks import coverage
+from benchmarks import convergence, coverage
 from benchmarks.texts import BYTES, DOCUMENTS, published_texts, texts_hash
 from latentlm import zoo
 from latentlm.config import Card
@@ -42,8 +44,17 @@ BASELINE = "vanilla-tiny"
 PRECISION = Precision(max_samples=256)
 SLOWEST = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
 """Begun first, so that at the end no process works alone."""
-Kind = str
 Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A measurement of a model."""
+
+    run: Callable[[str, LatentDecoder, Console], dict[str, Any]]
+    settings: Facts
+    applies: Callable[[Card], object]
+    """Whether it says anything of the model."""
 
 
 def models() -> dict[str, Card]:
@@ -52,22 +63,27 @@ def models() -> dict[str, Card]:
     return {name: cards[name] for name in sorted(cards, key=lambda name: (name != BASELINE, name))}
 
 
-def file_of(kind: Kind, name: str) -> Path:
+def file_of(kind: str, name: str) -> Path:
     """Where a measurement is kept."""
     return KEPT / f"{kind}-{name}.json"
 
 
-def kept(kind: Kind) -> dict[str, dict[str, Any]]:
-    """What is kept of one kind, by model."""
-    found = {name: file_of(kind, name) for name in models()}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
+def kept(kind: str) -> dict[str, dict[str, Any] | None]:
+    """What is kept of one kind by model: None where it is not measured, or of other weights, texts or settings."""
+    return {name: _kept(kind, card) for name, card in models().items() if KINDS[kind].applies(card)}
+
+
+def _kept(kind: str, card: Card) -> dict[str, Any] | None:
+    path = file_of(kind, card.name)
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found if found is not None and found["facts"] == facts_of(kind, card) else None
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
 def measure_missing(
-    names: Sequence[str], kinds: Sequence[Kind], *, device: str, jobs: int, console: Console
+    names: Sequence[str], kinds: Sequence[str], *, device: str, jobs: int, console: Console
 ) -> list[str]:
     """Measure what is not kept yet of these models, or of all where none is named, `jobs` at a time, each in a process of its
     own. Each is written when it is done; one that fails stops no other. Returns what failed and why. Raises UserError for a
@@ -92,24 +108,22 @@ def measure_missing(
     return failures
 
 
-def _missing(names: Sequence[str], kinds: Sequence[Kind]) -> Iterator[tuple[Kind, str]]:
+def _missing(names: Sequence[str], kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What is not kept under the facts of today, what takes longest first."""
     cards = models()
     for name in sorted(names, key=lambda name: name not in SLOWEST):
         for kind in kinds:
-            path = file_of(kind, name)
-            known = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.is_file() else None
-            if known != facts_of(kind, cards[name]) and (kind != "coverage" or cards[name].model.by_latent):
+            if KINDS[kind].applies(cards[name]) and _kept(kind, cards[name]) is None:
                 yield kind, name
 
 
-def facts_of(kind: Kind, card: Card) -> Facts:
+def facts_of(kind: str, card: Card) -> Facts:
     """What the numbers depend on."""
     assert card.weights is not None
-    return {"weights": card.weights.sha256, "texts": texts_hash(), "settings": SETTINGS[kind]}
+    return {"weights": card.weights.sha256, "texts": texts_hash(), "settings": KINDS[kind].settings}
 
 
-def _apart(kind: Kind, name: str, device: str, *, shown: bool) -> str | None:
+def _apart(kind: str, name: str, device: str, *, shown: bool) -> str | None:
     """Measure in another process; the end of what it said where it failed. `shown`: it may write to the terminal."""
     command = [sys.executable, "-m", "benchmarks.published", kind, name, "--device", device]
     pipe = None if shown else subprocess.PIPE
@@ -121,13 +135,13 @@ def _apart(kind: Kind, name: str, device: str, *, shown: bool) -> str | None:
     return (done.stdout or "").strip()[-2000:] or f"exit status {done.returncode}"
 
 
-def measure_one(kind: Kind, name: str, *, device: str, console: Console) -> Path:
+def measure_one(kind: str, name: str, *, device: str, console: Console) -> Path:
     """Measure and write. Raises UserError for a kind, a model or a device that is not there."""
     if kind not in KINDS:
         raise unknown_name("kind of measurement", kind, KINDS)
     start = time.perf_counter()
     model = zoo.load(name, device=device)
-    found = KINDS[kind](name, model, console)
+    found = KINDS[kind].run(name, model, console)
     seconds = round(time.perf_counter() - start, 1)
     assert model.card is not None
     whole = {"facts": facts_of(kind, model.card), "machine": machine_facts(model), "seconds": seconds, **found}
@@ -149,13 +163,23 @@ def _likelihood(name: str, model: LatentDecoder, console: Console) -> dict[str, 
 
 
 def _coverage(name: str, model: LatentDecoder, console: Console) -> dict[str, Any]:
-    return coverage.run(name, **SETTINGS["coverage"], console=console, device=str(model.device))
+    return coverage.run(name, **_COVERAGE, console=console, device=str(model.device))
 
 
-KINDS: dict[Kind, Callable[[str, LatentDecoder, Console], dict[str, Any]]] = {"likelihood": _likelihood, "coverage": _coverage}
-SETTINGS: dict[Kind, Facts] = {
-    "likelihood": {"documents": DOCUMENTS, "bytes": BYTES, **asdict(PRECISION)},
-    "coverage": {"texts": 20, "size": 64, "estimates": 50, "samples": 2048},
+def _shares(name: str, model: LatentDecoder, console: Console) -> dict[str, Any]:
+    return {"rows": convergence.bias(name, convergence.Sizes(), str(model.device))}
+
+
+def _refining(name: str, model: LatentDecoder, console: Console) -> dict[str, Any]:
+    return {"rows": convergence.vector(name, convergence.Sizes(), str(model.device))}
+
+
+_COVERAGE = {"texts": 20, "size": 64, "estimates": 50, "samples": 2048}
+KINDS: dict[str, Kind] = {
+    "likelihood": Kind(_likelihood, {"documents": DOCUMENTS, "bytes": BYTES, **asdict(PRECISION)}, lambda card: True),
+    "coverage": Kind(_coverage, _COVERAGE, lambda card: card.model.by_latent),
+    "shares": Kind(_shares, asdict(convergence.Sizes()), lambda card: card.name in convergence.BITS),
+    "refining": Kind(_refining, asdict(convergence.Sizes()), lambda card: card.name in convergence.VECTORS),
 }
 
 

@@ -20,86 +20,146 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.published import BASELINE, KINDS, kept, measure_missing
+from benchmarks.published import BASELINE, KINDS, kept, measure_missing, models
 from latentlm.errors import UserError
 from latentlm.likelihood import Score, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "docs" / "comparison.md", ROOT / "docs" / "latents.md")
+Row = dict[str, Any]
 _SPAN = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
 
 # --------------------------------------------------------------------------------------------------------- tables
 
 
-def likelihoods() -> list[list[str]]:
+def likelihoods() -> str:
     """Bits per byte of every model, their verdicts, and the differences from the baseline."""
-    found = kept("likelihood")
-    rows = [["model", "bits per byte, honest", "good to", "converged", "difference, paired", "ELBO",
-             "posterior CE (no likelihood)", "KL, bits per token", "live units", "by"]]  # fmt: skip
-    for name, row in found.items():
-        latent = row["has_latents"]
-        rows.append([
-            f"`{name}`", f"{row['bits_per_byte']['value']:.4f} ± {row['bits_per_byte']['standard_error']:.4f}",
-            f"{row['uncertainty']:.4f}" if latent else "exact", ("yes" if row["converged"] else "**no**") if latent else "",
-            "baseline" if name == BASELINE else _difference(row, found.get(BASELINE)), f"{row['elbo_bits_per_byte']:.4f}",
-            f"{row['posterior_bits_per_byte']:.4f}" if latent else "", f"{row['kl_bits_per_token']:.4f}" if latent else "",
-            f"{row['live_units']} of {row['units']}" if latent and row["live_units"] is not None else "", row["method"],
-        ])  # fmt: skip
-    return rows
+    head = ["model", "text seen, MB", "bits per byte, honest", "good to", "converged", "difference, paired", "ELBO",
+            "posterior CE (no likelihood)", "KL, bits per token", "live units", "by"]  # fmt: skip
+    return _table(head, kept("likelihood"), lambda name, row: [[*_honest(name, row), *_bound(row), row["method"]]])
 
 
-def _difference(row: dict[str, Any], baseline: dict[str, Any] | None) -> str:
-    if baseline is None:
+def summary() -> str:
+    """The first columns of `likelihoods`."""
+    head = ["model", "text seen, MB", "bits per byte, honest", "good to", "converged", "difference, paired"]
+    return _table(head, kept("likelihood"), lambda name, row: [_honest(name, row)])
+
+
+def _honest(name: str, row: Row) -> list[str]:
+    value, latent = row["bits_per_byte"], row["has_latents"]
+    return [
+        f"`{name}`", f"{_seen(name) / 1e6:.1f}", f"{value['value']:.4f} ± {value['standard_error']:.4f}",
+        f"{row['uncertainty']:.4f}" if latent else "exact", ("yes" if row["converged"] else "**no**") if latent else "",
+        _difference(name, row),
+    ]  # fmt: skip
+
+
+def _bound(row: Row) -> list[str]:
+    if not row["has_latents"]:
+        return [f"{row['elbo_bits_per_byte']:.4f}", "", "", ""]
+    live = "–" if row["live_units"] is None else f"{row['live_units']} of {row['units']}"
+    return [*(f"{row[key]:.4f}" for key in ("elbo_bits_per_byte", "posterior_bits_per_byte", "kl_bits_per_token")), live]
+
+
+def _seen(name: str) -> int:
+    """Bytes that a model was trained on."""
+    tokens: int = models()[name].training["tokens"]
+    return tokens
+
+
+def _difference(name: str, row: Row) -> str:
+    """From the baseline, where both saw as much text."""
+    baseline = kept("likelihood")[BASELINE]
+    if name == BASELINE:
+        return "baseline"
+    if baseline is None or _seen(name) != _seen(BASELINE):
         return "–"
     first, second = ([_score(each) for each in one["scores"]] for one in (row, baseline))
     found = paired_difference(first, second, row["sizes"])
     return f"{found.value:+.4f} ± {found.standard_error:.4f}"
 
 
-def _score(row: dict[str, Any]) -> Score:
+def _score(row: Row) -> Score:
     return Score(**{**row, "warnings": tuple(row["warnings"])})
 
 
-def use() -> list[list[str]]:
+def use() -> str:
     """Cross-entropies under other latents than the text's own."""
-    sources = ("posterior", "shuffled", "prior", "constant")
-    rows = [["model", "z from the text's own posterior", "another text's", "the prior", "constant",
-             "mutual information, bits per site"]]  # fmt: skip
-    for name, row in kept("likelihood").items():
-        if row["cross_entropy_bits"]:
-            information = row["mutual_information_bits"]
-            rows.append([f"`{name}`", *(f"{row['cross_entropy_bits'][source]:.4f}" for source in sources),
-                         "–" if information is None else f"{information:.4f}"])  # fmt: skip
-    return rows
+    head = ["model", "z from the text's own posterior", "another text's", "the prior", "constant",
+            "mutual information, bits per site"]  # fmt: skip
+    latents = {name: row for name, row in kept("likelihood").items() if models()[name].model.by_latent}
+    return _table(head, latents, lambda name, row: [_used(f"`{name}`{latent}", own) for latent, own in _latents(row)])
 
 
-def intervals() -> list[list[str]]:
+def _latents(row: Row) -> list[tuple[str, Row]]:
+    """What is known of a model's one latent, or of each."""
+    return [(f", {latent}", own) for latent, own in row["latents"].items()] or [("", row)]
+
+
+def _used(name: str, own: Row) -> list[str]:
+    entropies = [f"{own['cross_entropy_bits'][source]:.4f}" for source in ("posterior", "shuffled", "prior", "constant")]
+    information = own["mutual_information_bits"]
+    return [name, *entropies, "–" if information is None else f"{information:.4f}"]
+
+
+def intervals() -> str:
     """How often intervals hold the truth."""
-    rows = [["model", "texts (iwae and smc agree)", "error of the truth, nats", "value ± 1.96 errors", "interval", "converged",
-             "samples", "value - truth, nats"]]  # fmt: skip
-    for name, row in kept("coverage").items():
-        rows.append([
-            f"`{name}`", f"{row['texts']} ({row['agreeing']})", f"{row['truth_error']:.3f}", f"{row['alone']:.1%}",
-            f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['samples']:.0f}", f"{row['bias']:+.3f}",
-        ])  # fmt: skip
-    return rows
+    head = ["model", "texts (iwae and smc agree)", "error of the truth, nats", "value ± 1.96 errors", "interval", "converged",
+            "samples", "value - truth, nats"]  # fmt: skip
+    return _table(head, kept("coverage"), lambda name, row: [[
+        f"`{name}`", f"{row['texts']} ({row['agreeing']})", f"{row['truth_error']:.3f}", f"{row['alone']:.1%}",
+        f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['samples']:.0f}", f"{row['bias']:+.3f}",
+    ]])  # fmt: skip
 
 
-TABLES: dict[str, Callable[[], list[list[str]]]] = {"likelihoods": likelihoods, "use": use, "intervals": intervals}
+def shares() -> str:
+    """The bias of few samples by their defensive share."""
+    head = ["model", "share from the prior", "bias, nats of a text", "bits per byte", "root mean square error, nats"]
+    return _table(head, kept("shares"), lambda name, found: [[
+        f"`{name}`", f"{row['share']:g}", f"{row['bias']:+.3f} ± {row['standard_error']:.3f}",
+        f"{row['bias_bits_per_byte']:+.4f}", f"{row['error']:.3f}",
+    ] for row in found["rows"]])  # fmt: skip
+
+
+def refining() -> str:
+    """What refining a document's vector gains."""
+    head = ["model", "effective samples, as encoded", "refined", "nats gained, median", "least to most"]
+    return _table(head, kept("refining"), lambda name, found: [[
+        f"`{name}`", f"{row['before']:.1f} of {row['samples']}", f"{row['after']:.1f}", f"{row['gained']:+.2f}",
+        f"{row['gained_least']:+.1f} to {row['gained_most']:+.1f}",
+    ] for row in found["rows"]])  # fmt: skip
+
+
+def machine() -> str:
+    """Where it was measured."""
+    rows = [row for kind in KINDS for row in kept(kind).values() if row is not None]
+    places = sorted({f"{row['machine']['device_name']}, torch {row['machine']['torch']}" for row in rows})
+    return f"Measured by `make numbers` on {'; '.join(places)}; float32." if rows else "Not measured yet: `make numbers`."
+
+
+def _table(head: list[str], found: dict[str, Row | None], lines: Callable[[str, Row], list[list[str]]]) -> str:
+    """Markdown; a model that is not measured says so."""
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, row in found.items():
+        rows += [[f"`{name}`", "not measured", *[""] * (len(head) - 2)]] if row is None else lines(name, row)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    made.__name__: made for made in (likelihoods, summary, use, intervals, shares, refining, machine)
+}
 
 
 def written(page: str) -> str:
     """The page with its tables made anew. Raises UserError for a table that nobody makes."""
 
-    def table(found: re.Match[str]) -> str:
-        if found[2] not in TABLES:
-            raise UserError(f'No table is named "{found[2]}"; there are {", ".join(TABLES)}.')
-        head, *rows = TABLES[found[2]]()
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        return found[1] + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n" + found[3]
+    def block(found: re.Match[str]) -> str:
+        if found[2] not in BLOCKS:
+            raise UserError(f'No table is named "{found[2]}"; there are {", ".join(BLOCKS)}.')
+        return found[1] + BLOCKS[found[2]]() + "\n" + found[3]
 
-    return _SPAN.sub(table, page)
+    return _SPAN.sub(block, page)
 
 
 def main() -> None:
