@@ -15,6 +15,7 @@ Run: ``python -m benchmarks.published KIND MODEL [--device cuda]`` measures one;
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -57,6 +58,7 @@ class Kind:
     """Whether it says anything of the model."""
 
 
+@functools.cache
 def models() -> dict[str, Card]:
     """The trained cards by name, the baseline first."""
     cards = {card.name: card for card in zoo.list() if card.status == "trained"}

@@ -6,6 +6,7 @@ Run: ``python -m benchmarks.texts`` writes the file anew, from the running inter
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -28,6 +29,7 @@ def published_texts(count: int = DOCUMENTS, limit: int = BYTES) -> list[Text]:
     return held_out_texts([Document(line["id"], _bytes(line["text"])) for line in lines], count=count, limit=limit, seed=0)
 
 
+@functools.cache
 def texts_hash() -> str:
     """SHA-256 of the kept texts."""
     return hashlib.sha256(KEPT.read_bytes()).hexdigest()

@@ -4,10 +4,11 @@
     python docs/build_numbers.py              write the tables from docs/numbers
     python docs/build_numbers.py --check      exit with 1 if a page is not what would be written
 
-docs/numbers holds one JSON file for each model and measurement; benchmarks/published.py says what is in it and
-when it is measured again. On a machine with a GPU and many cores: --measure --device cuda --jobs 8. In a page a table stands
+docs/numbers holds one JSON file for each model and measurement; benchmarks/published.py says what is in it and when it is
+measured again. On a machine with a GPU and many cores: --measure --device cuda --jobs 8. In a page a table or list stands
 between the lines
-<!-- numbers: NAME --> and <!-- end of numbers -->. """
+<!-- numbers: NAME --> and <!-- end of numbers -->.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +23,14 @@ from rich.console import Console
 
 from benchmarks.published import BASELINE, KINDS, kept, measure_missing, models
 from latentlm.errors import UserError
-from latentlm.likelihood import Score, paired_difference
+from latentlm.likelihood import Estimate, Score, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "docs" / "comparison.md", ROOT / "docs" / "latents.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "comparison.md", ROOT / "docs" / "latents.md")
+SEEDS = 0.03
+"""Bits per byte by which two seeds of one vanilla decoder differ (docs/log.md)."""
+EQUAL = 0.01
+"""Bits per token that are no difference between cross-entropies under two latents."""
 Row = dict[str, Any]
 _SPAN = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
@@ -69,15 +74,17 @@ def _seen(name: str) -> int:
 
 
 def _difference(name: str, row: Row) -> str:
+    found = _paired(name, row)
+    return "baseline" if name == BASELINE else "–" if found is None else f"{found.value:+.4f} ± {found.standard_error:.4f}"
+
+
+def _paired(name: str, row: Row) -> Estimate | None:
     """From the baseline, where both saw as much text."""
     baseline = kept("likelihood")[BASELINE]
-    if name == BASELINE:
-        return "baseline"
-    if baseline is None or _seen(name) != _seen(BASELINE):
-        return "–"
+    if name == BASELINE or baseline is None or _seen(name) != _seen(BASELINE):
+        return None
     first, second = ([_score(each) for each in one["scores"]] for one in (row, baseline))
-    found = paired_difference(first, second, row["sizes"])
-    return f"{found.value:+.4f} ± {found.standard_error:.4f}"
+    return paired_difference(first, second, row["sizes"])
 
 
 def _score(row: Row) -> Score:
@@ -101,6 +108,55 @@ def _used(name: str, own: Row) -> list[str]:
     entropies = [f"{own['cross_entropy_bits'][source]:.4f}" for source in ("posterior", "shuffled", "prior", "constant")]
     information = own["mutual_information_bits"]
     return [name, *entropies, "–" if information is None else f"{information:.4f}"]
+
+
+def reading() -> str:
+    """What the likelihoods and `use` say, by rule."""
+    found = {name: row for name, row in kept("likelihood").items() if row is not None}
+    lines = [_verdict(found)]
+    for name, row in found.items():
+        if row["has_latents"]:
+            lines += [f"* `{name}`{latent} {_role(own['cross_entropy_bits'])}" for latent, own in _latents(row)]
+    return "\n".join(lines)
+
+
+def _verdict(found: dict[str, Row]) -> str:
+    """Whether a latent model is better than the baseline."""
+    paired = {name: _paired(name, row) for name, row in found.items()}
+    alike = {name: difference for name, difference in paired.items() if difference is not None}
+    if not alike:
+        return f"* No latent model that saw as much text as `{BASELINE}` is measured beside it."
+    better = [
+        f"`{name}`" for name, difference in alike.items()
+        if difference.value + 1.96 * difference.standard_error + found[name]["uncertainty"] < -SEEDS
+    ]  # fmt: skip
+    winners = " and ".join(better) or "**none**"
+    by = f"by more than two seeds differ ({SEEDS} bits per byte), errors included"
+    return f"* Of {len(alike)} latent models that saw as much text as `{BASELINE}`, {winners} beat it {by}."
+
+
+def _role(entropies: dict[str, float]) -> str:
+    """What the decoder makes of a latent."""
+    other, prior = (entropies[source] - entropies["posterior"] for source in ("shuffled", "prior"))
+    if other >= EQUAL:
+        return f"**uses z**: another text's costs {other:.2f} bits per token."
+    if prior >= EQUAL:
+        return f"wants z in one place whatever the text: another's is as good, the prior's costs {prior:.2f} bits per token."
+    return f"ignores z: its own, another text's and the prior's serve alike, within {EQUAL} bits per token."
+
+
+def cost() -> str:
+    """Sizes, operations, and the speed of the card's training."""
+    head = ["model", "parameters", "training operations per token", "tokens/s, training", "on"]
+    baseline = kept("likelihood")[BASELINE]
+
+    def line(name: str, row: Row) -> list[list[str]]:
+        operations, training = row["training_operations"], models()[name].training
+        ratio = "" if baseline is None else f" ({operations / baseline['training_operations']:.2f}x)"
+        speed = training["tokens"] / training["seconds"]
+        return [[f"`{name}`", f"{row['parameters']:,}", f"{operations / 1e6:.2f}M{ratio}", f"{speed:,.0f}", training["device"]]]
+
+    return _table(head, kept("likelihood"), line)
 
 
 def intervals() -> str:
@@ -147,7 +203,7 @@ def _table(head: list[str], found: dict[str, Row | None], lines: Callable[[str, 
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (likelihoods, summary, use, intervals, shares, refining, machine)
+    made.__name__: made for made in (machine, summary, likelihoods, use, reading, cost, intervals, shares, refining)
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ def kept(value: float, *, converged: bool, latent: bool = True) -> dict[str, Any
         "converged": converged, "elbo_bits_per_byte": value + 0.1, "posterior_bits_per_byte": value - 0.1,
         "kl_bits_per_token": 0.2, "live_units": 3, "units": 8, "method": "iwae, 32 samples", "mutual_information_bits": None,
         "cross_entropy_bits": dict.fromkeys(("posterior", "shuffled", "prior", "constant"), value),
-        "scores": [asdict(score), asdict(replace(score, value=score.value - 1))], "sizes": [50, 50],
+        "latents": {}, "scores": [asdict(score), asdict(replace(score, value=score.value - 1))], "sizes": [50, 50],
     }  # fmt: skip
 
 
@@ -67,6 +68,37 @@ def test_tables_say_what_has_not_converged_and_pair_documents(
     assert "| `free-tiny` | 8.2 | 2.1000 ± 0.0100 | 0.0123 | **no** | +0.2885 ± 0.0000 |" in page  # 20 nats over 100 bytes
     assert "| `chunk-tiny` | not measured |" in page
     assert numbers.written(page) == page
+
+
+@pytest.mark.parametrize(
+    ("posterior", "shuffled", "prior", "role"),
+    [
+        (2.40, 2.62, 2.61, "**uses z**: another text's costs 0.22 bits"),
+        (2.53, 2.5305, 4.32, "wants z in one place whatever the text: another's is as good, the prior's costs 1.79 bits"),
+        (2.52, 2.5201, 2.5195, "ignores z"),
+    ],
+)
+def test_the_role_of_a_latent_is_read_off_its_cross_entropies(
+    numbers: ModuleType, monkeypatch: pytest.MonkeyPatch, posterior: float, shuffled: float, prior: float, role: str
+) -> None:
+    row = kept(2.1, converged=True)
+    row["cross_entropy_bits"] = {"posterior": posterior, "shuffled": shuffled, "prior": prior, "constant": 2.5}
+    monkeypatch.setattr(numbers, "kept", lambda kind: {"vanilla-tiny": None, "free-tiny": row})
+    page = numbers.written("<!-- numbers: reading -->\n<!-- end of numbers -->")
+    assert f"* `free-tiny` {role}" in page
+    assert "* No latent model that saw as much text as `vanilla-tiny` is measured beside it." in page
+
+
+@pytest.mark.parametrize(("free", "told"), [(1.9, "`free-tiny` beat it"), (1.97, "**none** beat it"), (2.1, "**none** beat it")])
+def test_a_model_is_better_only_beyond_its_errors_and_the_seed(
+    numbers: ModuleType, monkeypatch: pytest.MonkeyPatch, free: float, told: str
+) -> None:
+    rows = {"vanilla-tiny": kept(2.0, converged=True, latent=False), "free-tiny": kept(free, converged=True)}
+    for row, bits in zip(rows.values(), (2.0, free), strict=True):
+        row["scores"] = [{**score, "value": -bits * 50 * math.log(2)} for score in row["scores"]]
+    monkeypatch.setattr(numbers, "kept", lambda kind: rows)
+    monkeypatch.setattr(numbers, "_seen", lambda name: 8_200_000)
+    assert told in numbers.written("<!-- numbers: reading -->\n<!-- end of numbers -->")
 
 
 def test_an_unknown_table_is_an_error(numbers: ModuleType) -> None:
