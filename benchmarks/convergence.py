@@ -7,7 +7,7 @@
 
 Texts are the beginnings of held-out documents (benchmarks/texts.py).
 
-Run: ``python -m benchmarks.convergence [--only SUITE] [--device cuda] [--json FILE] [--quick]`` (about 10 minutes on one core).
+Run: ``python -m benchmarks.convergence [--only SUITE] [--device cuda] [--json FILE] [--quick]`` (about an hour on one core).
 
 Legend: B texts, K samples of a pool, R repetitions.
 """

@@ -132,7 +132,7 @@ def _verdict(found: dict[str, Row]) -> str:
     ]  # fmt: skip
     winners = " and ".join(better) or "**none**"
     by = f"by more than two seeds differ ({SEEDS} bits per byte), errors included"
-    return f"* Of {len(alike)} latent models that saw as much text as `{BASELINE}`, {winners} beat it {by}."
+    return f"* Of the latent models that saw as much text as `{BASELINE}` ({len(alike)}), {winners} beat it {by}."
 
 
 def _role(entropies: dict[str, float]) -> str:
