@@ -1,5 +1,6 @@
 """The texts that published likelihoods are measured on: the beginnings of 48 held-out files of the standard library of Python
 3.11. They are kept (`texts.jsonl`), since the library of another Python is another text, of which models may have seen half.
+Their licence is evals/latentlm_evals/tasks/LICENSE-PSF.txt.
 
 Run: ``python -m benchmarks.texts`` writes the file anew, from the running interpreter; only where what is held out changes.
 """
