@@ -1,7 +1,7 @@
 """Training on one GPU: tokens a second, share of the card's peak (MFU), and memory, at the sizes of the paper and below.
 
-A step is `Trainer.step` as `latentlm train` takes it: batches made on the CPU, keyed noise, forward and backward in bfloat16,
-clipping, AdamW with float32 weights and moments. Contenders are runs of one after another; ratios are to vanilla's of the same
+A step is `Trainer.advance`, as `latentlm train` takes it: batches made on the CPU, keyed noise, forward and backward in
+bfloat16, clipping, AdamW with float32 weights and moments. Contenders run one after another; ratios are to vanilla's of the same
 size, documents and compilation.
 
     vanilla, free (the full table at H=16), free additive (one vector per bit)
@@ -114,7 +114,7 @@ def measured(sizes: dict[str, Size]) -> Iterator[Row]:
                     row = _measure(size, contender, compiled=compiled, packed=packed)
                     vanilla = vanilla or row["tokens_per_second"]
                     yield facts | row | {"ratio": vanilla / row["tokens_per_second"], "note": size.note}
-                except Exception as error:  # noqa: BLE001  a row that says why
+                except Exception as error:  # a row that says why
                     yield facts | {"note": f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
                 _forget()
 

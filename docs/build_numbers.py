@@ -13,7 +13,6 @@ between the lines
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.pages import filled, markdown
 from benchmarks.published import BASELINE, KINDS, kept, measure_missing, models
 from latentlm.errors import UserError
 from latentlm.likelihood import Estimate, Score, paired_difference
@@ -32,7 +32,6 @@ SEEDS = 0.03
 EQUAL = 0.01
 """Bits per token that are no difference between cross-entropies under two latents."""
 Row = dict[str, Any]
-_SPAN = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
 
 # --------------------------------------------------------------------------------------------------------- tables
@@ -196,10 +195,10 @@ def machine() -> str:
 
 def _table(head: list[str], found: dict[str, Row | None], lines: Callable[[str, Row], list[list[str]]]) -> str:
     """Markdown; a model that is not measured says so."""
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows: list[list[str]] = []
     for name, row in found.items():
         rows += [[f"`{name}`", "not measured", *[""] * (len(head) - 2)]] if row is None else lines(name, row)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return markdown(head, rows)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -208,14 +207,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def written(page: str) -> str:
-    """The page with its tables made anew. Raises UserError for a table that nobody makes."""
-
-    def block(found: re.Match[str]) -> str:
-        if found[2] not in BLOCKS:
-            raise UserError(f'No table is named "{found[2]}"; there are {", ".join(BLOCKS)}.')
-        return found[1] + BLOCKS[found[2]]() + "\n" + found[3]
-
-    return _SPAN.sub(block, page)
+    """The page with its tables made anew."""
+    return filled(page, BLOCKS)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import convergence, published, texts
+from benchmarks import convergence, gpu_page, published, texts
+from benchmarks.pages import filled
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score
@@ -102,7 +103,7 @@ def test_a_model_is_better_only_beyond_its_errors_and_the_seed(
 
 
 def test_an_unknown_table_is_an_error(numbers: ModuleType) -> None:
-    with pytest.raises(UserError, match='No table is named "speed"'):
+    with pytest.raises(UserError, match='Unknown table "speed"'):
         numbers.written("<!-- numbers: speed -->\n<!-- end of numbers -->")
 
 
@@ -183,3 +184,8 @@ def test_a_pool_is_resampled_with_the_counts_of_the_share() -> None:
     for share, prior in ((0.1, 1), (0.25, 4), (0.5, 8)):
         found = convergence.resampled(pool, share, 3, torch.Generator().manual_seed(0))
         assert found.exp().tolist() == pytest.approx([2 + 2 * prior / 16] * 3)
+
+
+def test_the_gpu_page_has_what_was_measured() -> None:
+    text = gpu_page.PAGE.read_text(encoding="utf-8")
+    assert filled(text, gpu_page.BLOCKS) == text, "run python -m benchmarks.gpu_page"

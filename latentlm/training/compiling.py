@@ -14,13 +14,13 @@ from latentlm.config import TrainConfig
 from latentlm.interface import LatentDecoder
 
 
-def compile_blocks(model: LatentDecoder) -> None:
+def compile_blocks(model: LatentDecoder, *, backend: str = "inductor") -> None:
     """Compile the blocks of the backbone and of the encoders, in place: names of parameters stay. Rounding changes."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile()
+            module.compile(backend=backend)
     if isinstance(model, ComposedDecoder):
-        model._cross_entropy = torch.compile(model._cross_entropy)  # type: ignore[method-assign]
+        model._cross_entropy = torch.compile(model._cross_entropy, backend=backend)  # type: ignore[method-assign]
 
 
 def uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
