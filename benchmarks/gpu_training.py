@@ -1,8 +1,8 @@
 """Training on one GPU: tokens a second, share of the card's peak (MFU), and memory, at the sizes of the paper and below.
 
 A step is `Trainer.advance`, as `latentlm train` takes it: batches made on the CPU, keyed noise, forward and backward in
-bfloat16, clipping, AdamW with float32 weights and moments. Contenders run one after another; ratios are to vanilla's of the same
-size, documents and compilation.
+bfloat16, clipping, AdamW with float32 weights and moments. Contenders run one after another; ratios are to vanilla's of the
+same size, documents and compilation.
 
     vanilla, free (the full table at H=16), free additive (one vector per bit)
     compiled     blocks and cross-entropy by torch.compile (`train.compile`)
