@@ -14,7 +14,7 @@ import torch
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.estimating import How, Request, estimated
-from latentlm.likelihood.weights import LATENT_TOKENS, LOGITS
+from latentlm.likelihood.nats import LATENT_TOKENS, LOGITS
 
 
 @dataclass(frozen=True)

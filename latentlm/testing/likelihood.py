@@ -25,7 +25,8 @@ import torch
 from latentlm.interface import LatentDecoder, Noise
 from latentlm.likelihood import METHODS, Method, Score, score_continuations
 from latentlm.likelihood.estimating import DEFENSIVE
-from latentlm.likelihood.weights import Texts, path_likelihood
+from latentlm.likelihood.nats import path_likelihood
+from latentlm.likelihood.texts import Texts
 from latentlm.testing.exact import exact_elbo, exact_log_likelihood
 
 Tokens = Sequence[int]
