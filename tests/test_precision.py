@@ -287,7 +287,8 @@ def test_predictions_of_the_next_token_sum_to_one() -> None:
     """The filter up to the last token does not see it, so its predictions of all values are one distribution."""
     model = tiny()
     noise = Noise.keyed(0, ["a"], samples=16)
-    ends = [filtered(model, Texts.of(model, [[0, 1, 2, token]], [2]), noise, target="generation").token_nats[0, -1] for token in range(3)]
+    texts = [Texts.of(model, [[0, 1, 2, token]], [2]) for token in range(3)]
+    ends = [filtered(model, each, noise, target="generation").token_nats[0, -1] for each in texts]
     assert float(torch.stack(ends).exp().sum()) == pytest.approx(1.0, abs=1e-6)
 
 

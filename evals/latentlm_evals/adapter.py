@@ -48,7 +48,7 @@ from latentlm.likelihood.planning import samples_of
 from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
 from latentlm_evals import chat
 from latentlm_evals.answers import keep, recall, refuse_samples, repeat_numbers
-from latentlm_evals.chunks import answer_in_chunks
+from latentlm_evals.chunks import answer_in_chunks, by_context
 from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_facts
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
@@ -234,8 +234,8 @@ class LatentLM(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
                 yield result
 
-        order = sorted(range(len(requests)), key=lambda number: -len(requests[number][1] + requests[number][2]))
-        answers = self._in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm)
+        order, contexts = by_context([request[1] for request in requests], [request[2] for request in requests])
+        answers = self._in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm, together=contexts)
         self._itemise(requested, errors)
         return answers
 
@@ -335,8 +335,8 @@ class LatentLM(TemplateLM):
         order = sorted(range(len(contexts)), key=lambda number: -len(prompts[number]))
         return self._in_chunks(order, answer, title="latentlm: generations", quiet=disable_tqdm)
 
-    def _in_chunks(self, order: Sequence[int], answer: Any, *, title: str, quiet: bool) -> list[Any]:
-        return answer_in_chunks(order, answer, title=title, quiet=quiet or self.rank > 0)
+    def _in_chunks(self, order: Sequence[int], answer: Any, *, title: str, quiet: bool, together: Any = None) -> list[Any]:
+        return answer_in_chunks(order, answer, title=title, quiet=quiet or self.rank > 0, together=together)
 
     # ----------------------------------------------------------------------------------------- several processes
 

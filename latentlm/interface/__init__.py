@@ -71,11 +71,11 @@ from latentlm.interface.parts import (
 from latentlm.interface.token_sets import TokenIds, TokenSet, pack_ids
 
 __all__ = [
-    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "Bits", "BlockCondition", "Categorical", "Codes", "Condition", "Context",
-    "Cross", "Distribution", "Encoder", "Finish", "Gaussian", "Generation", "Given", "Granularity", "Injection", "KLSchedule",
-    "Latent", "LatentDecoder", "LatentInfo", "LatentLoss", "LatentShape", "LatentSource", "Latents", "Loss", "Met", "Noise",
-    "Objective", "OnToken", "Operations", "Part", "Parts", "Point", "Prefix", "Prior", "Product", "Shape", "SiteMap",
-    "Sockets", "State", "Stems", "StepSource", "TokenIds", "TokenSet", "ValueMap", "Wanted", "assign_sites", "begins_now", "by_name",
-    "code_bits", "count_sites", "from_previous", "listed", "merged", "noise_of", "only", "owned", "pack_ids",
-    "parse_granularity", "recent_tokens", "sampled_kl", "site_mask", "site_starts",
+    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "Bits", "BlockCondition", "Categorical", "Codes", "Condition",
+    "Context", "Cross", "Distribution", "Encoder", "Finish", "Gaussian", "Generation", "Given", "Granularity", "Injection",
+    "KLSchedule", "Latent", "LatentDecoder", "LatentInfo", "LatentLoss", "LatentShape", "LatentSource", "Latents", "Loss",
+    "Met", "Noise", "Objective", "OnToken", "Operations", "Part", "Parts", "Point", "Prefix", "Prior", "Product", "Shape",
+    "SiteMap", "Sockets", "State", "Stems", "StepSource", "TokenIds", "TokenSet", "ValueMap", "Wanted", "assign_sites",
+    "begins_now", "by_name", "code_bits", "count_sites", "from_previous", "listed", "merged", "noise_of", "only", "owned",
+    "pack_ids", "parse_granularity", "recent_tokens", "sampled_kl", "site_mask", "site_starts",
 ]  # fmt: skip

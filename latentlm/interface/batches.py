@@ -108,6 +108,12 @@ class Stems:
     lengths: Tensor
     """(B,) long: tokens of the beginning, the same for all rows of one `first`, at most those of each."""
 
+    @property
+    def spared(self) -> int:
+        """Tokens that need not run: those of beginnings that an earlier row has."""
+        index = torch.arange(len(self.first), device=self.first.device)
+        return int(self.lengths[self.first != index].sum())
+
     def within(self, lengths: Tensor) -> Stems:
         """Shorter beginnings: none longer than `lengths` (B,) says for any of its rows."""
         least = self.lengths.scatter_reduce(0, self.first, lengths, reduce="amin")

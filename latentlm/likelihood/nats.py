@@ -1,7 +1,7 @@
 """log p(targets | z) of texts under given latents, and whether greedy decoding would have written them.
 
-The upper blocks run on all samples of a text, `LATENT_TOKENS` at a time; the beginnings that rows share, with their latents, run
-once. Logits are taken at target positions only, at most `LOGITS` numbers at a time, and of each row's logits nothing is kept but
+The upper blocks run on all samples of a text, `pass_tokens` at a time; the beginnings that rows share, with their latents, run
+once. Logits are taken at target positions only, at most `LOGITS` numbers at a time, and of a row's logits nothing is kept but
 the log of their sum and the numbers that are asked for.
 
 Legend: A texts, B rows, K samples, R = B*K, T inputs, N targets, D width, V vocabulary.
@@ -17,9 +17,19 @@ from latentlm.interface import Latent, LatentDecoder, Latents, Stems
 from latentlm.likelihood.texts import Texts
 
 LATENT_TOKENS = 2**16
-"""Latent rows times tokens that one pass of the upper blocks takes."""
+"""Latent rows times tokens that one pass of the upper blocks takes at most."""
+CPU_TOKENS, CPU_NUMBERS = 2**10, 2**18
+"""On a CPU fewer, so that what a layer leaves fits the caches: the larger of so many tokens, and of so many numbers of width
+D. (One pass over 16,384 tokens of width 256 took 1.4 times as long as sixteen of 1,024.)"""
 LOGITS = 2**25
 """Logits held at a time (128 MiB in float32)."""
+
+
+def pass_tokens(model: LatentDecoder) -> int:
+    """Latent rows times tokens that one pass of the upper blocks takes on the model's device."""
+    if model.device.type != "cpu":
+        return LATENT_TOKENS
+    return min(LATENT_TOKENS, max(CPU_TOKENS, CPU_NUMBERS // model.config.backbone.width))
 
 
 def fitting_rows(model: LatentDecoder, *, samples: int, tokens: int | None) -> int:
@@ -97,7 +107,8 @@ def _target_hidden(
         return _at_targets(model.hidden(texts.context, None), texts)
     values = {name: rearrange(latent.value, "(b k) s e -> b k s e", b=rows) for name, latent in latents.items()}
     count = latents.rows // rows
-    size = max(1, LATENT_TOKENS // texts.context.tokens.numel())
+    tokens = texts.context.tokens.numel() - (0 if shared is None else shared.spared)
+    size = max(1, pass_tokens(model) // tokens)
     pieces = []
     for start in range(0, count, size):
         part = Latents(

@@ -168,7 +168,7 @@ def draw_paths(
 ) -> Paths:
     """Draw latents for `context`, whose first `lengths` (B,) tokens are given; `noise` has R rows, the samples `first` and
     following of each text. `names`: the first few latents only (default: all). `refined`: distributions (B, S, E) that stand
-    in the place of the posterior on all inputs as proposals. `stems`: rows with the same given tokens, which are encoded once."""
+    in the place of the posterior on all inputs as proposals. `stems`: rows with the same given tokens, encoded once."""
     sites = classify(model, context, lengths, target=target, last_latent=last_latent)
     walk = _Walk(model, context, lengths, noise, sites, names=list(model.latents) if names is None else list(names))
     walk.stems = stems

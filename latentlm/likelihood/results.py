@@ -182,8 +182,8 @@ def estimate(
         value, error = mean_of_logs(log_weights)
         return value, error, torch.full_like(value, log_weights.shape[1]), value
     value, error = log_mean_exp(log_weights, strata)
-    quarter = torch.stack([log_mean_exp(part)[0] for part in quarters]).mean(0) if quarters else torch.full_like(value, math.nan)
-    return value, error, effective_samples(log_weights), quarter
+    parts = [log_mean_exp(part)[0] for part in quarters] or [torch.full_like(value, math.nan)]
+    return value, error, effective_samples(log_weights), torch.stack(parts).mean(0)
 
 
 def cautions(effective: float, count: int) -> tuple[str, ...]:

@@ -47,8 +47,9 @@ class Texts:
         *,
         keys: Sequence[Hashable] | None = None,
     ) -> Texts:
-        """Run the trunk. Texts share rows and stems where their `keys`, which stand for their random numbers, are equal; without
-        keys every text is a row of its own. Texts of one row follow one another (`in_rows` says how to order them)."""
+        """Run the trunk. Texts share rows and stems where their `keys`, which stand for their random numbers, are equal;
+        without keys every text is a row of its own. Texts of one row follow one another (`in_rows` says how to order them).
+        """
         assert all(1 <= given < len(text) for text, given in zip(tokens, lengths, strict=True))
         rows = list(range(len(tokens))) if keys is None else _numbered(in_rows(tokens, lengths, keys))
         firsts = [number for number, row in enumerate(rows) if number == 0 or row != rows[number - 1]]
