@@ -45,22 +45,38 @@ def context(decoder: Decoder, batch: Batch, stems: Stems) -> Context:
 
 def hidden(decoder: Decoder, context: Context, latents: Latents, positions: Tensor, stems: Stems) -> Tensor:
     """The upper blocks' output at the positions (B, N), none before the last of its stem: (R, N, D)."""
+    samples = latents.rows // context.rows
+    parts, order = [], []
+    # What a document's prefix holds is made with the first tokens: rows that share none go by themselves.
+    for rows, run in ((stems.lengths.nonzero()[:, 0], _shared), ((stems.lengths == 0).nonzero()[:, 0], _alone)):
+        if len(rows):
+            order.append(_latent_rows(rows, samples))
+            own = latents.select(order[-1])
+            parts.append(run(decoder, context.select(rows), own, positions[rows], stems.select(rows)))
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def _alone(decoder: Decoder, context: Context, latents: Latents, positions: Tensor, stems: Stems) -> Tensor:
+    """Without sharing."""
+    found = decoder.hidden(context, latents)
+    place = _times(positions, latents.rows // context.rows)
+    return found.gather(1, place[..., None].expand(-1, -1, found.shape[-1]))
+
+
+def _shared(decoder: Decoder, context: Context, latents: Latents, positions: Tensor, stems: Stems) -> Tensor:
+    """Stems first, then the rests."""
     cut, samples = _Cut.of(stems, context.documents), latents.rows // context.rows
     cache = KVCache(decoder.config.backbone.blocks, capacity=cut.width + cut.left)
-    every, sample = torch.arange(context.rows, device=positions.device), torch.arange(samples, device=positions.device)
-
-    def rows(numbers: Tensor) -> Tensor:
-        """Latent rows of all samples of some rows."""
-        return (numbers[:, None] * samples + sample).flatten()
-
+    every = torch.arange(context.rows, device=positions.device)
+    stem_rows = _latent_rows(cut.stem, samples)
     stem = _Part.of(
         decoder, context, cut.firsts, torch.zeros_like(cut.firsts), width=cut.width, ends=cut.lengths[cut.firsts]
     )
-    beginnings = stem.passed(decoder, latents.select(rows(cut.firsts)), cache)  # (Q*K, width, D)
+    beginnings = stem.passed(decoder, latents.select(_latent_rows(cut.firsts, samples)), cache)  # (Q*K, width, D)
     rest = _Part.of(decoder, context, every, cut.lengths, width=cut.left, ends=cut.ends)
-    rests = rest.passed(decoder, latents, cache.select(rows(cut.stem)))  # (R, left, D)
-    newest = (cut.lengths - 1).clamp(min=0)[cut.firsts].repeat_interleave(samples)[:, None, None]
-    newest = beginnings.gather(1, newest.expand(-1, -1, beginnings.shape[-1]))[rows(cut.stem)]  # (R, 1, D)
+    rests = rest.passed(decoder, latents, cache.select(stem_rows))  # (R, left, D)
+    newest = (cut.lengths - 1)[cut.firsts].repeat_interleave(samples)[:, None, None]
+    newest = beginnings.gather(1, newest.expand(-1, -1, beginnings.shape[-1]))[stem_rows]  # (R, 1, D)
     found = torch.cat((newest, rests), dim=1)
     place = (positions - cut.lengths[:, None] + 1).clamp(min=0)  # (B, N); what stands at padding means nothing
     return found.gather(1, _times(place, samples)[..., None].expand(-1, -1, found.shape[-1]))
@@ -184,6 +200,11 @@ class _Part:
         sites = self.context.sites_of(name).mask.shape[1]
         index = _times(self.bases[name], samples)[:, None] + torch.arange(sites, device=value.device)
         return value.gather(1, index.clamp(max=value.shape[1] - 1)[..., None].expand(-1, -1, value.shape[-1]))
+
+
+def _latent_rows(rows: Tensor, samples: int) -> Tensor:
+    """The latent rows of all samples of some rows."""
+    return (rows[:, None] * samples + torch.arange(samples, device=rows.device)).flatten()
 
 
 def _times(rows: Tensor, samples: int) -> Tensor:

@@ -199,7 +199,7 @@ class _Run:
         values, errors, effective, quarters = (
             part.tolist() for part in estimate(whole.log_weights, whole.quarters(), whole.strata(), method=how.method)
         )
-        certain, ties = self._greedy(numbers, whole.greedy), whole.near_ties.tolist()
+        certain, ties, proposals = self._greedy(numbers, whole.greedy), whole.near_ties.tolist(), _proposals(whole.proposals)
         for row, (number, request) in enumerate(zip(numbers, batch, strict=True)):
             self.scores[number] = Score(
                 value=values[row],
@@ -213,7 +213,7 @@ class _Run:
                 tolerance=request.tolerance,
                 greedy=certain[row],
                 near_ties=ties[row],
-                proposal=_proposal(whole.proposals),
+                proposal=proposals[row],
                 warnings=cautions(effective[row], whole.count),
             )
         return whole
@@ -237,7 +237,7 @@ class _Run:
             self.filters.update(zip([(number, count) for number in numbers], found.value.tolist(), strict=True))
         values, errors = log_mean_exp(found.roots.cpu())
         effective = effective_samples(found.roots.cpu())
-        certain = self._greedy(numbers, found.greedy if self.how.greedy else None)
+        certain, proposals = self._greedy(numbers, found.greedy if self.how.greedy else None), _proposals(found.proposals)
         for row, (number, request) in enumerate(zip(numbers, batch, strict=True)):
             self.scores[number] = Score(
                 value=float(values[row]),
@@ -251,7 +251,7 @@ class _Run:
                 tolerance=request.tolerance,
                 greedy=certain[row],
                 near_ties=int(found.near_ties[row]),
-                proposal=_proposal(found.proposals),
+                proposal=proposals[row],
                 warnings=cautions(float(effective[row]), samples),
             )
 
@@ -283,10 +283,14 @@ class _Run:
         return [all(row[start:]) for row, start in zip(found.tolist(), skipped, strict=True)]
 
 
-def _proposal(by_latent: Mapping[str, str]) -> str:
-    """What latents were drawn from, in a word where it is the same for all."""
-    kinds = set(by_latent.values())
-    return next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_latent.items())
+def _proposals(by_latent: Mapping[str, Tensor]) -> list[str]:
+    """What each text's latents were drawn from, in a word where it is the same for all."""
+    found = []
+    for row in zip(*(own.tolist() for own in by_latent.values()), strict=True):
+        kinds = ["posterior" if proposed else "target" for proposed in row]
+        said = ", ".join(f"{name}: {kind}" for name, kind in zip(by_latent, kinds, strict=True))
+        found.append(kinds[0] if len(set(kinds)) == 1 else said)
+    return found
 
 
 @contextmanager

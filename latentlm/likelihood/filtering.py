@@ -57,8 +57,8 @@ class Filtered:
     """(B,) long: how often."""
     near_ties: Tensor
     """(B,) long: choices that rounding can turn."""
-    proposals: Mapping[str, str]
-    """Latent -> "posterior" where it is proposed, else "target"."""
+    proposals: Mapping[str, Tensor]
+    """Latent -> (B,) bool: it is proposed by a posterior that has seen the targets."""
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def filtered(
         capacity=texts.context.tokens.shape[1],
     )
     run = _Filter(model, texts, noise, first.view(-1, count), paths.near_ties)
-    proposals = dict.fromkeys(model.latents, "target") | dict(paths.proposals)
+    proposals = dict.fromkeys(model.latents, torch.zeros_like(texts.lengths, dtype=torch.bool)) | dict(paths.proposals)
     return run.through(state, proposals)
 
 
@@ -127,7 +127,7 @@ class _Filter:
         self.value = log_weights.new_zeros(rows)
         self.resampled = torch.zeros_like(near_ties)
 
-    def through(self, state: State, proposals: Mapping[str, str]) -> Filtered:
+    def through(self, state: State, proposals: Mapping[str, Tensor]) -> Filtered:
         """Over all targets."""
         texts, (rows, count) = self.texts, self.weights.shape
         nats, greedy = [], []

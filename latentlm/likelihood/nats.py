@@ -51,8 +51,8 @@ def path_likelihood(
     shared: Stems | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(targets | z_k), (A, K) float64, and with `greedy`, (A, N) bool, whether each target is the argmax of the predictive
-    mixture of the samples `voters` (all, if None); true outside the mask. `shared`: rows whose latents are the same too over
-    what they share."""
+    mixture of the samples `voters`, (B, K) bool (all, if None); true outside the mask. `shared`: rows that begin alike, and
+    whose latents do."""
     hidden = _target_hidden(model, texts, latents, shared)  # (B, K, N, D)
     rows, samples, length, _ = hidden.shape
     vocabulary = model.logits(hidden[:1, :1, :1]).shape[-1]
@@ -60,7 +60,6 @@ def path_likelihood(
     width = max(1, LOGITS // (rows * samples * vocabulary))  # positions, where all samples fit
     total = torch.zeros(len(texts.rows), samples, dtype=torch.float64, device=hidden.device)
     chosen = torch.ones(texts.targets.shape, dtype=torch.bool, device=hidden.device) if greedy else None
-    vote = torch.arange(samples, device=hidden.device) if voters is None else voters
     for start in range(0, length, width):
         stop = min(start + width, length)
         mixture: Tensor | None = None
@@ -76,9 +75,10 @@ def path_likelihood(
                 here = nats[texts.firsts]  # texts of one row have the same targets before each
                 before = total[texts.firsts, first : first + together, None] + here.cumsum(-1) - here  # (B, k, n)
                 level = before.amax(1, keepdim=True) if level is None else level
-                picked = vote[(vote >= first) & (vote < first + together)] - first
-                shift = ((before - level).to(norm.dtype) - norm)[:, picked, :, None]
-                more = (logits[:, picked] + shift).logsumexp(1)  # (B, n, V), unnormalised
+                shift = (before - level).to(norm.dtype) - norm
+                if voters is not None:
+                    shift = shift.masked_fill(~voters[:, first : first + together, None], float("-inf"))
+                more = (logits + shift[..., None]).logsumexp(1)  # (B, n, V), unnormalised
                 mixture = more if mixture is None else torch.logaddexp(mixture, more)
         if chosen is not None:
             assert mixture is not None

@@ -137,13 +137,13 @@ class Paths:
     """(R,) float64 nats: log g over the same sites, whichever of the two the path was drawn from."""
     near_ties: Tensor
     """(B,) long: bits that rounding can flip. ((R,) while the paths are made.)"""
-    proposals: Mapping[str, str]
-    """Latent -> "posterior" where some of its sites came from a posterior that has seen the targets; else "target"."""
+    proposals: Mapping[str, Tensor]
+    """Latent -> (B,) bool: some of its sites came from a posterior that has seen the targets."""
 
     @property
     def proposed(self) -> bool:
         """Some site came from such a posterior."""
-        return "posterior" in self.proposals.values()
+        return any(bool(own.any()) for own in self.proposals.values())
 
     @property
     def latent(self) -> Latent:
@@ -237,11 +237,11 @@ class _Walk:
     def paths(self, *, from_posterior: bool) -> Paths:
         """One path for each row of noise. Its densities are zero still; `near_ties` are those of each row of noise."""
         latents, ties = Latents({}), torch.zeros(len(self.noise), dtype=torch.long, device=self.rows.device)
-        proposals: dict[str, str] = {}
+        proposals: dict[str, Tensor] = {}
         for name in self.names:
             sites, own = self.sites[name], noise_of(self.noise, name, list(self.model.latents))
             posterior = self.posterior(name, latents) if from_posterior else None
-            proposals[name] = "target" if posterior is None else "posterior"
+            proposals[name] = sites.proposed.any(1) & (posterior is not None)
             wanted = sites.real if posterior is None else sites.real & ~sites.proposed
             value, more = self._reference(name, own, wanted, latents)
             ties = ties + more

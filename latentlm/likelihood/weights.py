@@ -56,8 +56,8 @@ class Weights:
     first: int = 0
     greedy: Tensor | None = None
     """(A, N) bool: the target is the argmax of the predictive mixture; true outside the mask."""
-    proposals: Mapping[str, str] = field(default_factory=dict)
-    """Latent -> what its sites were drawn from, "posterior" or "target" (see `Paths`)."""
+    proposals: Mapping[str, Tensor] = field(default_factory=dict)
+    """Latent -> (A,) bool: some of its sites came from a posterior that has seen the targets (see `Paths`)."""
 
     @classmethod
     def of(cls, nats: Tensor, near_ties: Tensor, *, greedy: Tensor | None = None) -> Weights:
@@ -103,7 +103,7 @@ class Weights:
             log_target=torch.cat((self.log_target, more.log_target), dim=1),
             log_proposal=torch.cat((self.log_proposal, more.log_proposal), dim=1),
             near_ties=self.near_ties + more.near_ties,
-            proposals={**self.proposals, **{name: kind for name, kind in more.proposals.items() if kind == "posterior"}},
+            proposals={name: own | more.proposals[name] for name, own in self.proposals.items()},
         )
 
     def select(self, rows: Tensor) -> Weights:
@@ -115,6 +115,7 @@ class Weights:
             log_proposal=self.log_proposal[rows],
             near_ties=self.near_ties[rows],
             greedy=None if self.greedy is None else self.greedy[rows],
+            proposals={name: own[rows] for name, own in self.proposals.items()},
         )
 
 
@@ -159,12 +160,12 @@ def log_weights(
 
     paths = drawn(proposal)
     count = len(noise) // texts.context.rows
-    own = list(range(count)) if not paths.proposed else [k - first for k in from_target(defensive, first, first + count)]
-    voters = torch.tensor(own, dtype=torch.long, device=model.device)
+    voters = _unseeing(paths, defensive, first, count)
+    lacking = greedy and not bool(voters.any(1).all())
     nats, chosen = path_likelihood(
-        model, texts, paths.latents, greedy=greedy and bool(own), voters=voters, shared=shared
+        model, texts, paths.latents, greedy=greedy and not lacking, voters=voters, shared=shared
     )
-    if greedy and not own:
+    if lacking:
         _, chosen = path_likelihood(model, texts, drawn("target").latents, greedy=True, shared=shared)
     return Weights(
         nats,
@@ -174,8 +175,16 @@ def log_weights(
         defensive=share,
         first=first,
         greedy=chosen,
-        proposals=paths.proposals,
+        proposals={name: own[texts.rows] for name, own in paths.proposals.items()},
     )
+
+
+def _unseeing(paths: Paths, defensive: float, first: int, count: int) -> Tensor:
+    """(B, K) bool: samples that no posterior proposed which has seen the targets. In a row without proposals, all."""
+    kinds = torch.zeros(count, dtype=torch.bool)
+    kinds[[k - first for k in from_target(defensive, first, first + count)]] = True
+    proposed = torch.stack(list(paths.proposals.values())).any(0)  # (B,)
+    return kinds.to(proposed.device) | ~proposed[:, None]
 
 
 def bound_samples(model: LatentDecoder, texts: Texts, noise: Noise) -> Weights:
@@ -202,7 +211,9 @@ def bound_samples(model: LatentDecoder, texts: Texts, noise: Noise) -> Weights:
         cost = cost + kl.masked_fill(~own.proposed, 0.0).sum(-1)
         ties = ties + near.view(context.rows, -1).sum(-1)
     nats, _ = path_likelihood(model, texts, latents, greedy=False)
-    proposals = {name: "posterior" if latent.has_encoder else "target" for name, latent in model.latents.items()}
+    proposals = {
+        name: sites[name].proposed.any(1)[texts.rows] & latent.has_encoder for name, latent in model.latents.items()
+    }
     cost = cost.view(context.rows, -1)[texts.rows]
     return replace(Weights.of(nats - cost, ties[texts.rows]), proposals=proposals)
 
