@@ -12,7 +12,7 @@
 Beside the ratios stands what the operations come to: trunk, encoder and prior once, the blocks above and the head K times, each
 token of a context once for all options that share it (the encoder, which has seen the option, runs for each).
 
-Run: ``python -m benchmarks.scoring [--quick]`` (about 5 minutes); prints rows of benchmarks/timing.py as JSON.
+Run: ``python -m benchmarks.scoring [--quick]`` (about 3 minutes); prints rows of benchmarks/timing.py as JSON.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def cases(quick: bool) -> list[Case]:
 def run(*, quick: bool = False) -> list[Row]:
     """Rows of all contenders for every case."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    size = QUICK if quick else replace(FULL, rounds=5)
+    size = QUICK if quick else replace(FULL, rounds=7)
     bits, rows = size.bits[0], []
     with tempfile.TemporaryDirectory() as folder:
         adapters = _adapters(size, bits, Path(folder))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latentlm.composed import ComposedDecoder, build
 from latentlm.interface import LatentDecoder, Stems
 from latentlm.likelihood import Score, nats, score_continuations
+from latentlm.likelihood.texts import families, reading_order
 from likelihood_parts import StickyBits, tiny
 from samples import small_config
 
@@ -160,3 +161,39 @@ def test_stems_of_fewer_rows_keep_who_begins_like_whom() -> None:
 def test_stems_are_as_long_as_every_row_of_theirs_allows() -> None:
     stems = Stems(torch.tensor([0, 1, 0]), torch.tensor([5, 3, 5]))
     assert stems.within(torch.tensor([9, 9, 4])).lengths.tolist() == [4, 3, 4]
+
+
+SHOTS = [0, 1, 2, 2, 1, 0, 1, 1, 2, 0, 0, 1, 2, 1, 0, 2, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "tokens", "a document"])
+def test_a_beginning_that_contexts_share_runs_once_through_the_trunk(kind: str) -> None:
+    model = KINDS[kind]() if kind == "vanilla" else _roomy(kind)
+    asked = [([*SHOTS, *own], option) for own in ([0], [1, 2], [2, 2, 1]) for option in ([0, 1], [1, 2, 0])]
+    asked.append(([1, 0, 2], [2, 1]))
+    with counted(model, 0) as tokens:
+        together = score_continuations(model, asked, samples=8)
+    # The shots, the one context beside them, padded; what is left of contexts; what is left of options.
+    assert tokens[0] == 2 * len(SHOTS) + 4 * 3 + 7 * 2
+    for request, score in zip(asked, together, strict=True):
+        (alone,) = score_continuations(model, [request], samples=8)
+        assert score.value == pytest.approx(alone.value, abs=1e-4)
+
+
+def _roomy(kind: str) -> ComposedDecoder:
+    """A decoder with latents and a context of 64 tokens."""
+    granularity = "token" if kind == "tokens" else "document"
+    return build(small_config(bits=2, granularity=granularity, vocabulary=3, init_std=0.5), seed=1).eval()
+
+
+def test_contexts_of_one_beginning_are_scored_next_to_one_another() -> None:
+    shots = list(range(20))
+    contexts = [[*shots, 1], [7] * 30, [*shots, 2, 2], [7] * 30, [*shots, 1], [9]]
+    assert reading_order(contexts, [23, 31, 24, 35, 26, 50]) == [5, 3, 1, 4, 0, 2]
+
+
+def test_few_tokens_in_common_are_not_worth_a_pass() -> None:
+    one, other = (1,) * 15 + (2,), (1,) * 15 + (3,)
+    assert families([one, other]) == [[one], [other]]
+    assert families([(1, *one), (1, *other)]) == [[(1, *one), (1, *other)]]
+    assert families([(1, *one) + (4,) * 17, (1, *other) + (4,) * 17]) == [[(1, *one) + (4,) * 17], [(1, *other) + (4,) * 17]]

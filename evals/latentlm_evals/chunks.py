@@ -45,14 +45,3 @@ def _chunks(order: Sequence[int], chunk: int, together: Sequence[Hashable] | Non
         numbers.append(number)
     if numbers:
         yield numbers
-
-
-def by_context(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> tuple[list[int], list[Hashable]]:
-    """An order of requests, longest first, those of one context together, and a name for each one's context."""
-    names: list[Hashable] = [tuple(context) for context in contexts]
-    longest: dict[Hashable, tuple[int, int]] = {}  # inputs, and the first request, of each context
-    for number, (name, continuation) in enumerate(zip(names, continuations, strict=True)):
-        most, first = longest.get(name, (0, number))
-        longest[name] = (max(most, len(contexts[number]) + len(continuation)), first)
-    order = sorted(range(len(names)), key=lambda n: (-longest[names[n]][0], longest[names[n]][1], -len(continuations[n]), n))
-    return order, names

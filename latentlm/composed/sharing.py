@@ -4,7 +4,7 @@
     hidden    the upper blocks' output, of latent rows whose latents over those tokens are the same too
 
 Both are two passes through one cache: the stems, of Q rows, then what is left of the B rows. A row's rest stands in the columns
-after the stems' padding, as a generation's tokens do.
+after the stems' padding, as a generation's tokens do. Stems that begin alike themselves are such rows in turn.
 
 Legend: B rows, Q stems, T tokens, D width, N positions, S sites, E event dimensions, K samples, R = B*K.
 """
@@ -35,12 +35,19 @@ class Decoder(stages.Staged, Protocol):
 
 def context(decoder: Decoder, batch: Batch, stems: Stems) -> Context:
     """The context of a batch whose rows begin alike."""
+    return replace(stages.unrun(decoder, batch), taps=_taps(decoder, batch, stems)[0])
+
+
+def _taps(decoder: Decoder, batch: Batch, stems: Stems | None) -> tuple[Mapping[int, Tensor], KVCache]:
+    """The trunk's taps of whole rows, and the keys and values to go on from."""
+    if stems is None:
+        cache = KVCache(decoder.config.backbone.blocks, capacity=batch.inputs.shape[1])
+        return decoder.context(batch, cache).taps, cache
     cut = _Cut.of(stems, batch.documents)
-    cache = KVCache(decoder.config.backbone.blocks, capacity=cut.width + cut.left)
-    beginnings = decoder.context(cut.beginnings(batch), cache)
-    rests = decoder.context(cut.rests(batch), cache.select(cut.stem))
-    taps = {tap: cut.joined(beginnings.taps[tap], rest) for tap, rest in rests.taps.items()}
-    return replace(stages.unrun(decoder, batch), taps=taps)
+    beginnings, cache = _taps(decoder, cut.beginnings(batch), stems.parent)
+    cache = cache.select(cut.stem)
+    rests = decoder.context(cut.rests(batch), cache).taps
+    return {tap: cut.joined(beginnings[tap], rest) for tap, rest in rests.items()}, cache
 
 
 def hidden(decoder: Decoder, context: Context, latents: Latents, positions: Tensor, stems: Stems) -> Tensor:

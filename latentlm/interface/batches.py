@@ -107,6 +107,8 @@ class Stems:
     """(B,) long: the earliest row that begins as this one does; its own number where there is none before it."""
     lengths: Tensor
     """(B,) long: tokens of the beginning, the same for all rows of one `first`, at most those of each."""
+    parent: Stems | None = None
+    """How the beginnings themselves begin, one for each `first`, in rising order. Of tokens alone, not of latents."""
 
     @property
     def spared(self) -> int:
@@ -115,12 +117,12 @@ class Stems:
         return int(self.lengths[self.first != index].sum())
 
     def within(self, lengths: Tensor) -> Stems:
-        """Shorter beginnings: none longer than `lengths` (B,) says for any of its rows."""
+        """Shorter beginnings, without a parent: none longer than `lengths` (B,) says for any of its rows."""
         least = self.lengths.scatter_reduce(0, self.first, lengths, reduce="amin")
         return Stems(self.first, torch.minimum(self.lengths, least)[self.first])
 
     def select(self, rows: Tensor) -> Stems:
-        """Of some rows, in rising order."""
+        """Of some rows, in rising order, without a parent."""
         chosen = self.first[rows]
         index = torch.arange(len(rows), device=rows.device)
         earliest = torch.full_like(self.first, len(self.first)).scatter_reduce(0, chosen, index, reduce="amin")

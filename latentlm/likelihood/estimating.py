@@ -22,7 +22,7 @@ from latentlm.likelihood.nats import fitting_rows
 from latentlm.likelihood.paths import LastLatent, Target, check_normalised
 from latentlm.likelihood.refining import refined
 from latentlm.likelihood.results import Method, Score, cautions, effective_samples, estimate, exact_score, log_mean_exp
-from latentlm.likelihood.texts import Texts, in_rows
+from latentlm.likelihood.texts import Texts, in_rows, reading_order
 from latentlm.likelihood.weights import Weights, bound_samples, log_weights
 
 DEFENSIVE = 0.5
@@ -105,15 +105,12 @@ class _Run:
         than fit the memory set aside (`fitting_rows`)."""
         requests, most_asked = self.requests, self.how.batch_size
         samples = self.how.samples if self.model.has_latents else 1
-        numbers = range(len(requests))
-        keys = self._keys(list(numbers))
-        rows = in_rows([request.tokens for request in requests], [request.given for request in requests], keys)
-        stems = [(self.kinds[i], keys[i], tuple(requests[i].tokens[: requests[i].given])) for i in numbers]
-        longest: dict[Hashable, tuple[int, int]] = {}  # of each stem: its inputs at most, and who has them
-        for i in sorted(numbers, key=lambda i: -len(requests[i].tokens)):
-            longest.setdefault(stems[i], (-len(requests[i].tokens), i))
+        tokens, given = [request.tokens for request in requests], [request.given for request in requests]
+        contexts = [text[:own] for text, own in zip(tokens, given, strict=True)]
+        rows = in_rows(tokens, given, self._keys(list(range(len(requests)))))
+        order = sorted(reading_order(contexts, [len(text) for text in tokens]), key=lambda i: self.kinds[i])
         together: dict[Hashable, list[int]] = {}
-        for i in sorted(numbers, key=lambda i: (self.kinds[i], longest[stems[i]], -len(requests[i].tokens))):
+        for i in order:
             together.setdefault((self.kinds[i], rows[i]), []).append(i)
         batch: list[list[int]] = []
         for row in together.values():
