@@ -18,9 +18,9 @@ from latentlm.likelihood.texts import Texts
 
 LATENT_TOKENS = 2**16
 """Latent rows times tokens that one pass of the upper blocks takes at most."""
-CPU_TOKENS, CPU_NUMBERS = 2**10, 2**18
-"""On a CPU fewer, so that what a layer leaves fits the caches: the larger of so many tokens, and of so many numbers of width
-D. (One pass over 16,384 tokens of width 256 took 1.4 times as long as sixteen of 1,024.)"""
+CPU_TOKENS, CPU_NUMBERS = 2**9, 2**17
+"""On a CPU fewer, so that what a layer leaves fits the caches: so many tokens, or where D is small so many numbers. (At width
+256, one pass over 16,384 tokens took 1.4 times as long as passes over 1,024, and these 1.2 times as long as those over 512.)"""
 LOGITS = 2**25
 """Logits held at a time (128 MiB in float32)."""
 

@@ -210,7 +210,8 @@ def bound_samples(model: LatentDecoder, texts: Texts, noise: Noise) -> Weights:
         kl = posterior.kl(model.prior(context, name, latents), latents[name]).double().sum(-1)  # (R, S)
         cost = cost + kl.masked_fill(~own.proposed, 0.0).sum(-1)
         ties = ties + near.view(context.rows, -1).sum(-1)
-    nats, _ = path_likelihood(model, texts, latents, greedy=False)
+    shared = None if texts.stems is None else alike(context, sites, texts.stems)
+    nats, _ = path_likelihood(model, texts, latents, greedy=False, shared=shared)
     proposals = {
         name: sites[name].proposed.any(1)[texts.rows] & latent.has_encoder for name, latent in model.latents.items()
     }
