@@ -20,11 +20,10 @@
 add_bos_token, prefix_token_id, enable_thinking, think_end_token and chat_template_args are those of lm-eval's `hf`.
 docs/lm-eval.md lists every option of both.
 
-Rules that make the numbers honest: nothing is shared between the options of a question (one option's posterior has seen its own
-targets); batches are padded on the right and encoders never see the padding; `is_greedy` is the argmax of the K-sample
-predictive mixture; random numbers are keyed by content, so batch size, order and number of processes change no answer; the
-first token is what training fed (reading.py); a `--use_cache` database belongs to one fingerprint (fingerprint.py) and never
-gives one sample twice (answers.py).
+Rules that make the numbers honest: the options of a question share what their context alone decides, nothing else (an option's
+posterior has seen its targets); encoders never see the padding; `is_greedy` is the argmax of a mixture of samples that have
+not; random numbers are keyed by content, so batches and processes change no answer; the first token is what training fed
+(reading.py); a `--use_cache` database belongs to one fingerprint (fingerprint.py), gives no sample twice (answers.py).
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method, Score, score_continuations
 from latentlm.likelihood.planning import samples_of
 from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
+from latentlm.likelihood.texts import reading_order
 from latentlm_evals import chat
 from latentlm_evals.answers import keep, recall, refuse_samples, repeat_numbers
 from latentlm_evals.chunks import answer_in_chunks
@@ -234,8 +234,9 @@ class LatentLM(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
                 yield result
 
-        order = sorted(range(len(requests)), key=lambda number: -len(requests[number][1] + requests[number][2]))
-        answers = self._in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm)
+        contexts = [tuple(given) for _, given, _ in requests]
+        order = reading_order(contexts, [len(given) + len(continued) for _, given, continued in requests])
+        answers = self._in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm, together=contexts)
         self._itemise(requested, errors)
         return answers
 
@@ -335,8 +336,8 @@ class LatentLM(TemplateLM):
         order = sorted(range(len(contexts)), key=lambda number: -len(prompts[number]))
         return self._in_chunks(order, answer, title="latentlm: generations", quiet=disable_tqdm)
 
-    def _in_chunks(self, order: Sequence[int], answer: Any, *, title: str, quiet: bool) -> list[Any]:
-        return answer_in_chunks(order, answer, title=title, quiet=quiet or self.rank > 0)
+    def _in_chunks(self, order: Sequence[int], answer: Any, *, quiet: bool, **settings: Any) -> list[Any]:
+        return answer_in_chunks(order, answer, quiet=quiet or self.rank > 0, **settings)
 
     # ----------------------------------------------------------------------------------------- several processes
 
