@@ -21,9 +21,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.pages import filled, markdown
-from benchmarks.published import BASELINE, KINDS, kept, measure_missing, models
+from benchmarks.published import BASELINE, KINDS, PRECISION, kept, measure_missing, models
 from latentlm.errors import UserError
-from latentlm.likelihood import Estimate, Score, paired_difference
+from latentlm.likelihood import Estimate, Score, bits_per_byte, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "comparison.md", ROOT / "docs" / "latents.md")
@@ -52,9 +52,11 @@ def summary() -> str:
 
 def _honest(name: str, row: Row) -> list[str]:
     value, latent = row["bits_per_byte"], row["has_latents"]
+    found = bits_per_byte([_score(score) for score in row["scores"]], row["sizes"])
+    converged = found.converged(PRECISION.tolerance)
     return [
         f"`{name}`", f"{_seen(name) / 1e6:.1f}", f"{value['value']:.4f} ± {value['standard_error']:.4f}",
-        f"{row['uncertainty']:.4f}" if latent else "exact", ("yes" if row["converged"] else "**no**") if latent else "",
+        f"{found.uncertainty:.4f}" if latent else "exact", ("yes" if converged else "**no**") if latent else "",
         _difference(name, row),
     ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from latentlm.likelihood.paths import draw_paths, from_target, mixture
 from latentlm.likelihood.planning import plan
 from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
 from latentlm.likelihood.refining import refined
-from latentlm.likelihood.results import Score, effective_samples
+from latentlm.likelihood.results import Score, effective_samples, remaining
 from latentlm.likelihood.scoring import texts_to_score
 from latentlm.likelihood.texts import Texts
 from latentlm.likelihood.weights import log_weights
@@ -45,7 +45,9 @@ def vector() -> ComposedDecoder:
 
 
 def score_of(value: float, error: float, quarter: float, tolerance: float = 1.0) -> Score:
-    return Score(value, error, 8, 16, 4, "iwae", quarter=quarter, tolerance=tolerance)
+    """Of a bias that halves with four times the samples, so that the last gain is what is left."""
+    sixteenth = quarter - 2 * (value - quarter)
+    return Score(value, error, 8, 16, 4, "iwae", quarter=quarter, sixteenth=sixteenth, tolerance=tolerance)
 
 
 # ---------------------------------------------------------------------------------------------------- defensive paths
@@ -116,6 +118,20 @@ def test_a_quarter_is_the_mean_of_four_estimates() -> None:
     assert score.quarter == pytest.approx(by_hand, abs=1e-4)
     assert score.value > score.quarter
     assert math.isnan(score_continuations(model, REQUESTS[:1], samples=3)[0].quarter)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.25])
+def test_what_is_left_is_judged_by_how_gains_shrink(power: float) -> None:
+    """Values log p - K^-power at K = 16, 64, 256: what is left at 256 is found; of fast decay the last gain, which is more."""
+    sixteenth, quarter, value = (-(float(count) ** -power) for count in (16, 64, 256))
+    assert remaining(value, quarter, sixteenth) == pytest.approx(max(-value, value - quarter))
+
+
+def test_gains_that_do_not_shrink_or_are_not_known_count_fourfold() -> None:
+    assert remaining(-10.0, -12.0, -14.0) == 8.0
+    assert remaining(-10.0, -12.0, math.nan) == 8.0
+    assert remaining(-10.0, -9.0, -14.0) == 0.0
+    assert math.isnan(remaining(-10.0, math.nan, math.nan))
 
 
 def test_the_uncertainty_is_error_and_bias_and_the_verdict_is_by_the_tolerance() -> None:

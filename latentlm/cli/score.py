@@ -191,7 +191,7 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
         if score.samples:
             found, entropy = row.diagnostics, row.diagnostics.cross_entropy["posterior"]
             lines += [
-                f"  at K/4 samples   {score.quarter:.2f} nats",
+                f"  at K/4, K/16     {score.quarter:.2f}, {score.sixteenth:.2f} nats",
                 f"  samples          {score.samples}, effective {score.effective_samples:.1f}",
                 f"  verdict          {_verdict(score, bits)}",
                 f"  drawn from       {score.proposal}",

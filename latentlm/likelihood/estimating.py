@@ -193,8 +193,8 @@ class _Run:
             unseeing = log_weights(model, texts, noise, target="prior", proposal="target", greedy=True)
             found = replace(found, greedy=unseeing.greedy)
         whole = found if before is None else before.plus(found)
-        values, errors, effective, quarters = (
-            part.tolist() for part in estimate(whole.log_weights, whole.quarters(), whole.strata(), method=how.method)
+        values, errors, effective, quarters, sixteenths = (
+            part.tolist() for part in estimate(whole.log_weights, whole.parts(), whole.strata(), method=how.method)
         )
         certain, ties, proposals = self._greedy(numbers, whole.greedy), whole.near_ties.tolist(), _proposals(whole.proposals)
         for row, (number, request) in enumerate(zip(numbers, batch, strict=True)):
@@ -207,6 +207,7 @@ class _Run:
                 tokens=len(request.tokens) - request.given,
                 method=how.method,
                 quarter=quarters[row],
+                sixteenth=sixteenths[row] if whole.count >= 32 else math.nan,  # one NaN: equal scores are equal
                 tolerance=request.tolerance,
                 greedy=certain[row],
                 near_ties=ties[row],
@@ -216,9 +217,9 @@ class _Run:
         return whole
 
     def _filter(self, numbers: list[int], texts: Texts, samples: int) -> None:
-        """By filters of K and, unless a round before had it, K/4 particles."""
+        """By filters of K and, unless a round before had them, K/4 and (of at least two) K/16 particles."""
         batch = [self.requests[number] for number in numbers]
-        for count in (samples // 4, samples):
+        for count in (samples // 16 if samples >= 32 else 0, samples // 4, samples):
             if count == 0 or all((number, count) in self.filters for number in numbers):
                 continue
             found = filtered(
@@ -245,6 +246,7 @@ class _Run:
                 tokens=len(request.tokens) - request.given,
                 method=self.how.method,
                 quarter=self.filters.get((number, samples // 4), math.nan),
+                sixteenth=self.filters.get((number, samples // 16), math.nan) if samples >= 32 else math.nan,
                 tolerance=request.tolerance,
                 greedy=certain[row],
                 near_ties=int(found.near_ties[row]),

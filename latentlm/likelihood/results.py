@@ -3,8 +3,8 @@
     value               log (1/K) sum_k w_k
     standard error      jackknife: s^2 = (K-1)/K sum_k (L_k - mean L)^2, L_k the value without sample k; of a defensive mixture,
                         whose paths of either kind are a fixed number, such a sum for each kind
-    quarter             the same from K/4 samples: the mean of four such values
-    bias                value - quarter: what four times the samples gained, which the next four times gain again, or less
+    quarter, sixteenth  the same from K/4 and K/16 samples: the mean of four such values, and of sixteen
+    bias                what may be left, judged by what the last two fourfolds of samples gained (`remaining`)
     effective samples   (sum w)^2 / sum w^2, between 1 and K
     uncertainty         t standard errors + bias, t Student's quantile of 95% with as many degrees of freedom as there are
                         effective samples, less one: an error that rests on few weights is itself not known well
@@ -12,8 +12,9 @@
 The delta method's error, sd(w) / (mean(w) sqrt(K)), can never exceed 1 nat however badly one weight dominates; the jackknife's
 can, so it is the one reported. It says how far the value moves from draw to draw. On texts so long that few samples carry the
 weight, the value is moreover below the log-likelihood by an amount that no spread of the weights reveals: E log-mean-exp
-rises with K (Burda et al. 2016, theorem 1). Where the bias falls like K^-a, what is left at K is (value - quarter) / (4^a -
-1): a third of the difference for the well-behaved weights of a = 1, all of it for a = 1/2.
+rises with K (Burda et al. 2016, theorem 1). Where the bias falls like K^-a, each fourfold of samples gains 4^-a of what the one
+before gained, and what is left at K is (value - quarter) / (4^a - 1): a third of the last gain for the well-behaved weights of
+a = 1, all of it for a = 1/2, and many times it where the gains hardly shrink.
 
 A score has *converged* to a tolerance where its uncertainty is at most that. The tolerance is in nats for a continuation, in
 bits per byte for a text.
@@ -46,6 +47,8 @@ METHODS: dict[str, str] = {
 """Every method with one line on what its number is."""
 
 
+MOST_GAINS = 4.0
+"""Last gains that are taken to be left at most: a bias that falls by a fifth with each fourfold of samples."""
 _ALONE = 1.1
 """Fewer effective samples than this: one sample has all the weight, however small K is."""
 
@@ -67,6 +70,8 @@ class Score:
     method: str
     quarter: float = math.nan
     """The value at K/4 (nats); NaN under four samples."""
+    sixteenth: float = math.nan
+    """The value at K/16 (nats); NaN under 32 samples."""
     tolerance: float = math.nan
     """Nats that the score is to be good to."""
     freedom: float = math.inf
@@ -85,7 +90,7 @@ class Score:
     @property
     def bias(self) -> float:
         """Nats by which the value may lie below the truth, beside its standard error; NaN under four samples."""
-        return max(0.0, self.value - self.quarter) if self.quarter == self.quarter else math.nan
+        return remaining(self.value, self.quarter, self.sixteenth)
 
     @property
     def uncertainty(self) -> float:
@@ -118,11 +123,24 @@ class Score:
             tokens=self.tokens + other.tokens,
             freedom=pooled_freedom((self.standard_error, other.standard_error), (self.freedom, other.freedom)),
             quarter=self.quarter + other.quarter,
+            sixteenth=self.sixteenth + other.sixteenth,
             tolerance=self.tolerance + other.tolerance,
             greedy=None if self.greedy is None or other.greedy is None else self.greedy and other.greedy,
             near_ties=self.near_ties + other.near_ties,
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings))[:1],
         )
+
+
+def remaining(value: float, quarter: float, sixteenth: float) -> float:
+    """Nats by which a value at K may lie below the truth, given those at K/4 and K/16: as many times what the last fourfold of
+    samples gained as a bias leaves that goes on falling as it fell, at least once and at most `MOST_GAINS` times. Where K/16 is
+    not known (NaN), the most. NaN where K/4 is not."""
+    if math.isnan(quarter):
+        return math.nan
+    gained, before = max(0.0, value - quarter), quarter - sixteenth
+    if not gained < before * MOST_GAINS / (1 + MOST_GAINS):
+        return MOST_GAINS * gained
+    return gained * max(1.0, gained / (before - gained))
 
 
 def log_mean_exp(log_weights: Tensor, strata: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -170,20 +188,21 @@ def effective_samples(log_weights: Tensor) -> Tensor:
 
 def exact_score(nats: float, *, tokens: int, method: str, tolerance: float, greedy: bool | None) -> Score:
     """Of a decoder without latents."""
-    return Score(nats, 0.0, 1.0, 0, tokens, method, quarter=nats, tolerance=tolerance, greedy=greedy)
+    return Score(nats, 0.0, 1.0, 0, tokens, method, quarter=nats, sixteenth=nats, tolerance=tolerance, greedy=greedy)
 
 
 def estimate(
-    log_weights: Tensor, quarters: Sequence[Tensor], strata: Tensor | None, *, method: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Value, standard error, effective samples, and the value at K/4, (B,) each, of log-weights (B, K), or per-sample bounds
-    for `elbo`."""
+    log_weights: Tensor, parts: Sequence[Sequence[Tensor]], strata: Tensor | None, *, method: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Value, standard error, effective samples, and the values at K/4 and K/16, (B,) each, of log-weights (B, K) and of their
+    quarters and sixteenths (`parts`), or of per-sample bounds for `elbo`."""
     if method == "elbo":
         value, error = mean_of_logs(log_weights)
-        return value, error, torch.full_like(value, log_weights.shape[1]), value
+        return value, error, torch.full_like(value, log_weights.shape[1]), value, value
     value, error = log_mean_exp(log_weights, strata)
-    parts = [log_mean_exp(part)[0] for part in quarters] or [torch.full_like(value, math.nan)]
-    return value, error, effective_samples(log_weights), torch.stack(parts).mean(0)
+    unknown = [torch.full_like(value, math.nan)]
+    quarter, sixteenth = (torch.stack([log_mean_exp(one)[0] for one in few] or unknown).mean(0) for few in parts)
+    return value, error, effective_samples(log_weights), quarter, sixteenth
 
 
 def cautions(effective: float, count: int) -> tuple[str, ...]:

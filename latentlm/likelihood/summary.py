@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from latentlm.errors import UserError
 from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
-from latentlm.likelihood.results import Score
+from latentlm.likelihood.results import Score, remaining
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def paired_difference(
 
 
 def _bias(scores: Sequence[Score], sizes: Sequence[int]) -> float:
-    """Bits per byte that the estimates together may be too high by. Texts' gains over a quarter of the samples are added before
-    the sign is looked at: noise cancels, and what is left is the bias."""
-    gained = sum(score.value - score.quarter for score in scores)
-    return gained if math.isnan(gained) else max(0.0, gained) / sum(sizes) / math.log(2)
+    """Bits per byte that the estimates together may be too high by. Texts' values are added before they are compared with those
+    of fewer samples: noise cancels, and what is left is the bias."""
+    sums = (sum(values) for values in zip(*((one.value, one.quarter, one.sixteenth) for one in scores), strict=True))
+    return remaining(*sums) / sum(sizes) / math.log(2)
 
 
 def _ratio(

@@ -80,10 +80,13 @@ class Weights:
         target, proposal = self.log_target[:, start:stop], self.log_proposal[:, start:stop]
         return self.nats[:, start:stop] + target - mixture(proposal, target, share)
 
-    def quarters(self) -> list[Tensor]:
-        """Four runs of about K/4 samples; none of fewer than four."""
-        bounds = [quarter * self.count // 4 for quarter in range(5)]
-        return [self.run(start, stop) for start, stop in pairwise(bounds)] if self.count >= 4 else []
+    def parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Four runs of about K/4 samples, unless there are fewer than four, and sixteen of about K/16, unless there would be
+        fewer than two in each."""
+        return self._runs(4) if self.count >= 4 else [], self._runs(16) if self.count >= 32 else []
+
+    def _runs(self, many: int) -> list[Tensor]:
+        return [self.run(start, stop) for start, stop in pairwise(part * self.count // many for part in range(many + 1))]
 
     def strata(self) -> Tensor | None:
         """(K,) bool: samples that come from the target itself; None where all come from one distribution."""
