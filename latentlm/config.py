@@ -369,7 +369,9 @@ def yaml_data(text: str, *, source: str, remedy: str = "") -> Any:
 
 def as_yaml(data: BaseModel, *, exclude_none: bool = False) -> str:
     """The text of a YAML file that `read_yaml` and `parse` turn back into `data`."""
-    return yaml.safe_dump(data.model_dump(mode="json", exclude_none=exclude_none), sort_keys=False, allow_unicode=True)
+    said = data.model_dump(mode="json", exclude_none=exclude_none)
+    readable, safe = (yaml.safe_dump(said, sort_keys=False, allow_unicode=as_is) for as_is in (True, False))
+    return safe if re.search("[\x85\u2028\u2029]", readable) else readable  # line breaks to YAML, which folds them
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
