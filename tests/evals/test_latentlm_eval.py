@@ -116,7 +116,9 @@ def test_the_command_passes_on_what_lm_eval_has(tmp_path: Path) -> None:
     assert filters == {"latentlm_brackets": "strip", "latentlm_next_line": "none"}
     assert printed["facts"]["max_length"] == 200
     assert json.loads(again.stdout)["tasks"] == printed["tasks"]
-    assert json.loads(again.stdout)["facts"]["likelihoods"]["requests"] == 0  # all from the cache
+    made, kept = (json.loads(each.stdout)["facts"]["likelihoods"] for each in (first, again))
+    assert (made.pop("recalled"), kept.pop("recalled")) == (0, 8)
+    assert kept == made  # the errors too
     results = json.loads(output.read_text())
     (sample, *_) = results["samples"]["latentlm_brackets"]
     assert sample["arguments"][0][1] | {"max_gen_toks": 3, "until": ["q"]} == sample["arguments"][0][1]
