@@ -192,7 +192,7 @@ class LatentLM(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, nats, and whether greedy decoding would produce it. Raises UserError, before any
         is scored, for a continuation that is empty or longer than what the model can see."""
-        self._evaluation.look_ahead("loglikelihood", self._check)
+        self._evaluation.look_ahead(self._check, besides="loglikelihood")
         prepared, joined = zip(*map(self._prepared, requests), strict=True) if requests else ((), ())
         self._scored.joined += sum(joined)
         return self._loglikelihood_tokens(list(prepared), disable_tqdm=disable_tqdm, requested=requests)
@@ -252,7 +252,7 @@ class LatentLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, nats, each cut into windows that add up; an empty text has 0."""
-        self._evaluation.look_ahead("loglikelihood_rolling", self._check)
+        self._evaluation.look_ahead(self._check)
         texts = [str(request.args[0]) for request in requests]
         tokens = [self.reader.plain(text) for text in texts]
 
@@ -305,7 +305,7 @@ class LatentLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, greedy unless the task samples. Latents are drawn anew for each prompt."""
-        self._evaluation.look_ahead("generate_until", self._check)
+        self._evaluation.look_ahead(self._check)
         settings = [GenerationSettings.of(request.args[1], self.max_length) for request in requests]
         contexts = [str(request.args[0]) for request in requests]
         prompts = [self.reader.encode(context) or [self.prefix_token_id] for context in contexts]

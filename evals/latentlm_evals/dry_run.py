@@ -55,12 +55,12 @@ class DryLM(LatentLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Nothing of each."""
-        self._evaluation.look_ahead("loglikelihood_rolling", self._check)
+        self._evaluation.look_ahead(self._check)
         for request in requests:
             self._pairs.extend(self._windows(self.reader.plain(str(request.args[0]))))
         return [-math.log(2)] * len(requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Nothing of each."""
-        self._evaluation.look_ahead("generate_until", self._check)
+        self._evaluation.look_ahead(self._check)
         return [""] * len(requests)

@@ -39,12 +39,13 @@ class Evaluation:
         for task in self._tasks.values():
             yield from getattr(task, "instances", None) or ()
 
-    def look_ahead(self, kind: str, check: Callable[[Instance], None]) -> None:
-        """Before the first answer, which is to requests of this kind, `check` the others. Raises its UserError, with the
-        task's name."""
-        others = [] if self._begun else [each for each in self.requests() if each.request_type != kind]
-        self._begun = True
-        for request in others:
+    def look_ahead(self, check: Callable[[Instance], None], *, besides: str | None = None) -> None:
+        """Before the first answer, `check` every request, besides those of a kind that its caller checks. Raises the check's
+        UserError, with the task's name."""
+        first, self._begun = not self._begun, True
+        for request in self.requests() if first else ():
+            if request.request_type == besides:
+                continue
             try:
                 check(request)
             except UserError as error:

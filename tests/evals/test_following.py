@@ -42,9 +42,10 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("silent")
-def test_what_could_not_be_generated_is_refused_before_any_likelihood(model: LatentDecoder) -> None:
+@pytest.mark.parametrize("tasks", [[CHOOSE, WRITE], [WRITE]])
+def test_what_could_not_be_generated_is_refused_before_any_likelihood(model: LatentDecoder, tasks: list[str]) -> None:
     with pytest.raises(UserError, match=r"task latentlm_copy: .*num_beams=3"):
-        evaluated(LatentLM(model, samples=2), CHOOSE, WRITE, limit=1, gen_kwargs="num_beams=3")
+        evaluated(LatentLM(model, samples=2), *tasks, limit=1, gen_kwargs="num_beams=3")
 
 
 @pytest.mark.usefixtures("silent")
