@@ -59,7 +59,8 @@ def test_two_processes_have_the_results_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_accelerate_starts_processes_that_meet(tmp_path: Path) -> None:
     script = tmp_path / "meet.py"
-    script.write_text("from latentlm_evals.ranks import Ranks\nmet = Ranks.join()\nprint(met.gather((met.rank, met.local_rank)))\n")
+    lines = ["from latentlm_evals.ranks import Ranks", "met = Ranks.join()", "print(met.gather((met.rank, met.local_rank)))"]
+    script.write_text("\n".join(lines))
     # --multi_gpu is accelerate's word for several processes, on a CPU too; with --cpu it starts one, whatever else is said.
     options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port=0", str(script)]
