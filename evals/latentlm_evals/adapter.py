@@ -123,7 +123,7 @@ class LatentLM(TemplateLM):
             prefix_token_id=prefix_token_id,
         )
         self.tokenizer = self.reader.templates  # lm-eval notes its special tokens in the results
-        self.templates = chat.Templates(self.reader.templates, {**(chat_template_args or {}), **self.thinking.template_args()})
+        self.templates = chat.Templates(self.reader.templates, self.thinking.with_theirs(chat_template_args))
         self.batch_size = batch_rows(batch_size, max_batch_size, loaded.device)
         self.max_length = seen_tokens(max_length, loaded.config.backbone.context)
         self.writer = Writer(
