@@ -20,7 +20,7 @@ import typer
 
 from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError, unknown_name
-from latentlm_evals.strict_json import strict_json
+from latentlm_evals.strict_json import plain, strict_json
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
 
 EXAMPLES = """
@@ -127,7 +127,7 @@ def evaluate(
     if isinstance(adapter, DryLM):
         found = adapter.plan()
         if as_json:
-            emit(strict_json(asdict(found)))
+            emit(asdict(found))
         else:
             show_plans({model: found}, console=Console())
         return
@@ -139,7 +139,7 @@ def evaluate(
         _write(output, results)
     if as_json:
         said = {"model": model, "facts": facts, "tasks": [vars(row) for row in rows], "groups": [vars(row) for row in groups]}
-        emit(strict_json(said))
+        emit(plain(said))
     else:
         _print_table(model, rows, groups, facts)
 
