@@ -80,8 +80,8 @@ def _file_of(tokenizer: str) -> str:
 
 def _refuse_broken(name: str, model: LatentDecoder) -> None:
     """Raise UserError where a weight is not a finite number: every score would be NaN, or silently wrong."""
-    for part, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for part, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{name} has weights that are not finite ({part}): it is broken. Train it anew, or load it again.")
 
 
