@@ -36,6 +36,19 @@ class Answers(SqliteDict):  # type: ignore[misc]
             super().__setitem__(key, value)
 
 
+class Sealed(SqliteDict):  # type: ignore[misc]
+    """lm-eval's database, which takes nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Nothing."""
+
+
+def seal(database: Any) -> None:
+    """From now on the database, which lm-eval has opened, takes nothing: what a dry run answers is no answer."""
+    if isinstance(database, SqliteDict):
+        database.__class__ = Sealed
+
+
 def refuse_samples(database: Any) -> None:
     """From now on the database, which lm-eval has opened, takes no `Sample`."""
     if type(database) is SqliteDict:

@@ -92,10 +92,10 @@ def announce() -> None:
 
 def _announcing(evaluate: Any) -> Any:
     @functools.wraps(evaluate)
-    def announcing(lm: Any, task_dict: Any, *rest: Any, **options: Any) -> Any:
+    def announcing(lm: Any, *rest: Any, **options: Any) -> Any:
         if (begin := getattr(lm, "begin_evaluation", None)) is not None:
-            begin(Evaluation(_flat(task_dict), options.get("samples")))
-        return evaluate(lm, task_dict, *rest, **options)
+            begin(Evaluation(_flat(options.get("task_dict", *rest[:1]) or {}), options.get("samples")))
+        return evaluate(lm, *rest, **options)
 
     announcing.announces = True  # type: ignore[attr-defined]
     return announcing

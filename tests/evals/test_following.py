@@ -14,6 +14,7 @@ from byte_models import byte_decoder
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm_evals.adapter import LatentLM
+from latentlm_evals.dry_run import DryLM
 from latentlm_evals.evaluation import run_with, task_manager
 from latentlm_evals.following import announce
 from latentlm_evals.suites import task_path
@@ -73,6 +74,18 @@ def test_answers_from_a_database_have_the_errors_that_they_were_computed_with(mo
             items = counts["tasks"][task]["items"]
             assert list(items) == ["0", "1", "2"]
             assert all(items[each] == pytest.approx(told["items"][each], abs=1e-4) for each in items)
+
+
+def test_a_dry_run_leaves_nothing_in_a_database_and_counts_what_is_not_in_it(model: LatentDecoder, tmp_path: Path) -> None:
+    cache = str(tmp_path / "answers")
+    dry = [DryLM(model, samples=4) for _ in range(2)]
+    evaluated(dry[0], CHOOSE, WRITE, limit=2, use_cache=cache)
+    counts = evaluated(LatentLM(model, samples=4), CHOOSE, limit=1, use_cache=cache)
+    assert (counts["requests"], counts["recalled"]) == (4, 0)
+    evaluated(dry[1], CHOOSE, limit=2, use_cache=cache)
+    assert [lm.plan().requests for lm in dry] == [8, 4]
+    counts = evaluated(LatentLM(model, samples=4), CHOOSE, limit=2, use_cache=cache)
+    assert (counts["requests"], counts["recalled"]) == (8, 4)
 
 
 def test_documents_have_the_numbers_that_the_logged_samples_have(model: LatentDecoder) -> None:
