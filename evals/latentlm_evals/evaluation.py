@@ -27,6 +27,7 @@ from latentlm_evals.results import TaskResult
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
 
 _LISTED = 40  # names in an error message
+_log = logging.getLogger("latentlm_evals")
 _CODE_ALLOWED = "HF_ALLOW_CODE_EVAL"
 _OURS = "latentlm_"  # no task of lm-eval's own begins so
 
@@ -36,6 +37,8 @@ class Tasks(TaskManager):
 
     runs_code = True
     """Whether tasks that run what a model wrote may run."""
+    shots: int | None = None
+    """What `--num-fewshot` says; of tasks whose file says 0, lm-eval takes no notice of it."""
 
     def load(self, task_list: Any) -> Any:
         """The tasks, with their data. Raises UserError."""
@@ -49,6 +52,11 @@ class Tasks(TaskManager):
         if unsafe and not self.runs_code:
             raise UserError(
                 f"task {unsafe[0]} runs code that the model writes: say --confirm-run-unsafe-code if this machine may run it."
+            )
+        fixed = [name for name, task in loaded["tasks"].items() if task.get_config("num_fewshot") == 0]
+        if self.shots and fixed:
+            _log.warning(
+                "latentlm: %s: no example is put first, whatever --num-fewshot says: the task's file says 0.", ", ".join(fixed)
             )
         return loaded
 
@@ -116,7 +124,7 @@ def run_with(
     """The same with any option of `lm_eval.simple_evaluate` (`gen_kwargs` as a mapping); None in the processes of a shared
     evaluation but the first. Raises UserError, before any work, for tasks that cannot be loaded or served."""
     manager = task_manager(tasks, include_path)
-    manager.runs_code = bool(options.get("confirm_run_unsafe_code"))
+    manager.runs_code, manager.shots = bool(options.get("confirm_run_unsafe_code")), options.get("num_fewshot")
     names = [match for name in tasks for match in ([name] if Path(name).is_file() else manager.match_tasks([name]))]
     if options.get("apply_chat_template"):
         adapter.chat_template(options["apply_chat_template"])
@@ -136,8 +144,9 @@ def run_with(
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Silence lm-eval's log but for errors: it warns about every task that brings its own data."""
-    logger = logging.getLogger("lm_eval")
+    """Silence lm-eval's log of tasks but for errors: it warns about every one that brings its own data. What it has to say of
+    settings (a temperature without sampling) is heard."""
+    logger = logging.getLogger("lm_eval.api.task")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
