@@ -29,7 +29,12 @@ from latentlm.interface import Batch, Context, Distribution, Latent, LatentDecod
 from latentlm.likelihood.paths import LastLatent, Paths, Proposal, Target, classify, draw, draw_paths, from_target, mixture
 
 LATENT_TOKENS = 2**16
-"""Latent rows times tokens that one pass of the upper blocks takes."""
+"""Latent rows times tokens that one pass of the upper blocks takes, at least."""
+CUDA_STREAM = 2**25
+"""Values of the residual stream (128 MiB in float32) that a pass on a GPU may hold: small passes of a narrow model would wait
+for launches."""
+_CUDA_GRID = 2**16 - 1
+"""Rows that attention kernels take at most."""
 LOGITS = 2**25
 """Logits held at a time (128 MiB in float32)."""
 
@@ -239,12 +244,19 @@ def _from_prior(
     return Latent(draw(model.prior(texts.context, name, above), noise.stream("prior"), every)[0])
 
 
+def latent_rows(model: LatentDecoder, tokens: int) -> int:
+    """Latent rows of so many tokens (at least one) that one pass of the upper blocks takes, where the model is."""
+    on_gpu = model.device.type == "cuda"
+    most = max(LATENT_TOKENS, CUDA_STREAM // model.config.backbone.width) if on_gpu else LATENT_TOKENS
+    return max(1, min(most // tokens, _CUDA_GRID))
+
+
 def fitting_rows(model: LatentDecoder, *, samples: int, tokens: int | None) -> int:
     """Texts (at least one) that a batch may hold, so that the logits at one position of every sample fit `LOGITS` and, where
-    `tokens`, the length of the longest, is given, all latent tokens fit `LATENT_TOKENS`."""
+    `tokens`, the length of the longest, is given, all latent tokens fit one pass (`latent_rows`)."""
     rows = LOGITS // (samples * model.config.backbone.vocabulary)
     if tokens is not None:
-        rows = min(rows, LATENT_TOKENS // (samples * tokens))
+        rows = min(rows, latent_rows(model, tokens) // samples)
     return max(1, rows)
 
 
@@ -285,7 +297,7 @@ def _target_hidden(model: LatentDecoder, texts: Texts, given: Latent | Latents |
         return _at_targets(model.hidden(texts.context, None), texts)
     values = {name: rearrange(latent.value, "(b k) s e -> b k s e", b=rows) for name, latent in latents.items()}
     count = latents.rows // rows
-    size = max(1, LATENT_TOKENS // texts.context.tokens.numel())
+    size = max(1, latent_rows(model, texts.context.tokens.shape[1]) // rows)
     pieces = []
     for start in range(0, count, size):
         part = {
