@@ -390,8 +390,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
                 child = {"name": child}
             node[parent] = dict(child) if isinstance(child, dict) else {}
             node = node[parent]
-        remedy = "Put quotes around text with special characters."
-        value = yaml_data(text, source=f'the value in "{override}"', remedy=remedy)
+        value = yaml_data(text, source=f'the value in "{override}"', remedy="Put quotes around text with special characters.")
         if value is None and parents == ["model", "latents"]:  # the one mapping whose keys the recipe makes up
             if last not in node:
                 raise unknown_name("latent", last, node)
