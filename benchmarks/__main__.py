@@ -1,6 +1,6 @@
 """All benchmarks side by side: tables on the terminal, and docs/benchmarks.md.
 
-Run: ``python -m benchmarks`` (about 7 minutes; ``make bench`` also installs x-transformers beside the environment), ``--quick``
+Run: ``python -m benchmarks`` (10 minutes; ``make bench`` also installs x-transformers beside the environment), ``--quick``
 (small sizes, under a minute, writes no page), ``--large`` (also loads an 8B model, 20 GiB), ``--json FILE``.
 """
 
@@ -40,6 +40,7 @@ def main() -> None:
         "mapper": lambda: mapper.run(quick=options.quick),
         "steps": lambda: call("benchmarks.steps", *quick),
         "generation": lambda: call("benchmarks.generation", *quick),
+        "scoring": lambda: call("benchmarks.scoring", *quick),
     }
     if options.large:
         suites["large"] = lambda: call("benchmarks.large")

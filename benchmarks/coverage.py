@@ -34,7 +34,6 @@ from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score, score_texts
 from latentlm_evals.measure import tokenized
 
-
 TRUTH_ERROR = 0.03
 """Nats that the truths are to be good to, on the mean."""
 MOST = 32_768

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import generation, large, report, steps, timing
+from benchmarks import generation, large, report, scoring, steps, timing
 from benchmarks.contenders import QUICK
 from benchmarks.losses.trees import ROOT, RevisionError, Tree
 from benchmarks.outputs import writable
@@ -38,9 +38,12 @@ def invented() -> report.Results:
     made = summary({"vanilla": [1.0], "free H=16": [1.02]}, reference="vanilla", suite="generation", case="batch 1")
     for row in made:
         row |= {"tokens_per_second": 50.0, "extra_ms_per_step": 0.25}
+    times = {"vanilla": [1.0], "hf": [1.25], "free K=16": [9.0]}
+    asked = summary(times, reference="vanilla", suite="scoring", case="one token")
+    asked[2]["theory"] = 8.5
     unable = {"suite": "large", "case": "free-8b", "contender": "free-8b", "note": "skipped: too little"}
     facts = {"date": "2026-01-01", "processor": "a processor", "torch": "2", "python": "3"}
-    rows = {"mapper": [ours, dense, missing], "steps": step, "generation": made, "large": [unable]}
+    rows = {"mapper": [ours, dense, missing], "steps": step, "generation": made, "scoring": asked, "large": [unable]}
     return {"machine": facts, "command": "make bench", **rows}
 
 
@@ -68,6 +71,15 @@ def test_generation_compares_batches_and_temperatures() -> None:
     assert {(row["batch"], row["temperature"]) for row in rows} == {(1, 0.0), (1, 1.0), (8, 0.0), (8, 1.0)}
     assert {row["contender"] for row in rows} == {"vanilla", "transformers Llama", "free H=6"}
     assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+def test_scoring_compares_with_hf_and_counts_what_samples_take() -> None:
+    rows = scoring.run(quick=True)
+    assert {row["case"] for row in rows} == {case.name for case in scoring.cases(quick=True)}
+    assert {row["contender"] for row in rows} == {"vanilla", "hf", *(f"free K={samples}" for samples in scoring.SAMPLES)}
+    assert all(row["theory"] > 1 for row in rows if row["contender"].startswith("free"))
+    few, many = (scoring.theory(scoring.FULL, scoring.cases(quick=False)[0], samples=samples) for samples in (1, 17))
+    assert many - few == pytest.approx(16 / 2, abs=0.1)  # half of the blocks lie above the latent
 
 
 def test_large_model_is_skipped_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +116,8 @@ def test_goals_are_judged_by_the_numbers(invented: report.Results) -> None:
         "exact gradient at H=16": True,
         "free H=16": False,
         "free H=16 generates at vanilla speed within 3% (batch 1)": True,
+        "vanilla scores at least as fast as lm-eval's hf (one token)": True,
+        "16 samples at most 15% above the operations that they take (one token)": True,
     }
 
 
@@ -114,6 +128,7 @@ def test_page_holds_command_goals_and_tables(invented: report.Results) -> None:
     assert "| 1.30 (1.30-1.30) of the vanilla step, theory 1.12 | **no** |" in page
     assert "| free H=16 | 1.300 | 100 | 1.30 (1.30-1.30) | 1.12 | 10 |" in page
     assert "| H=16, D=8 | x-transformers | not installed |" in page
+    assert "| one token | free K=16 | 9.000 | 9.00 (9.00-9.00) | 8.50 |" in page
     assert "| free-8b | skipped: too little |" in page
     for block in page.split("\n\n"):
         if block.startswith("|"):

@@ -22,15 +22,16 @@ from latentlm.likelihood import (
     elbo,
     fit_to_context,
     log_mean_exp,
+    nats,
     paired_difference,
     score_continuations,
     score_texts,
-    weights,
     windows,
 )
+from latentlm.likelihood.nats import path_likelihood
 from latentlm.likelihood.paths import classify
 from latentlm.likelihood.results import Score
-from latentlm.likelihood.weights import Texts, path_likelihood
+from latentlm.likelihood.texts import Texts
 from latentlm.testing.exact import exact_elbo, exact_log_likelihood
 from likelihood_parts import tiny
 from samples import small_config
@@ -199,8 +200,8 @@ def test_pieces_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few samples through the upper blocks and a few positions of logits at a time."""
     requests = [([0, 2], [1, 2, 0, 1, 1]), ([1, 2, 0, 0], [1, 1])]
     whole = score_continuations(chunked(), requests, samples=24, batch_size=2, greedy=True)
-    monkeypatch.setattr(weights, "LATENT_TOKENS", 50)
-    monkeypatch.setattr(weights, "LOGITS", 2 * 24 * 3 * 2)
+    monkeypatch.setattr(nats, "LATENT_TOKENS", 50)
+    monkeypatch.setattr(nats, "LOGITS", 2 * 24 * 3 * 2)
     pieces = score_continuations(chunked(), requests, samples=24, batch_size=2, greedy=True)
     for one, other in zip(whole, pieces, strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-5)
@@ -213,7 +214,7 @@ def test_a_batch_holds_no_more_rows_than_their_logits_allow(monkeypatch: pytest.
     requests = [([0, 2], [1, 2, 0]), ([1, 2, 0], [1, 1]), ([1, 1], [0, 2]), ([2, 2], [0]), ([0], [1, 1])]
     whole = score_continuations(chunked(), requests, samples=8)
     decoder, most = chunked(), 2 * 8 * 3
-    monkeypatch.setattr(weights, "LOGITS", most)
+    monkeypatch.setattr(nats, "LOGITS", most)
     sizes = []
     logits = decoder.logits
 

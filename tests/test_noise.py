@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentlm.interface import Noise
+from latentlm.interface import noise as noise_module
 
 
 @pytest.mark.parametrize(("offsets", "events"), [([0, 0], 4), ([-20, 7], 5)])
@@ -26,3 +27,14 @@ def test_numbers_lie_strictly_between_zero_and_one_and_rows_differ() -> None:
     assert 0 < float(drawn.min()) < 1e-3
     assert 1 - 1e-3 < float(drawn.max()) < 1
     assert len(set(drawn[:, 0, 0].tolist())) == 4
+
+
+def test_equal_rows_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    draw = noise_module._uniform
+    monkeypatch.setattr(noise_module, "_uniform", lambda *of: made.append(of[:2]) or draw(*of))  # type: ignore[func-returns-value]
+    noise = Noise.keyed(0, ["a", "b", "a", "a"]).at([0, 0, 0, 1])
+    drawn = noise.uniform(5, 3)
+    assert len(made) == 3
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[0, 1:], drawn[3, :-1])

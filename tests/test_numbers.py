@@ -20,7 +20,8 @@ from benchmarks.pages import filled
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score
-from latentlm.likelihood.weights import LATENT_TOKENS, Weights, latent_rows
+from latentlm.likelihood.nats import LATENT_TOKENS, pass_tokens
+from latentlm.likelihood.weights import Weights
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "build_numbers.py"
 
@@ -168,14 +169,11 @@ def test_texts_are_kept_byte_for_byte_and_shorter_ones_are_their_beginnings() ->
 
 
 def test_a_pass_of_a_narrow_model_is_larger_on_a_gpu() -> None:
-    def rows(device: str, width: int, tokens: int) -> int:
+    def tokens(device: str, width: int) -> int:
         config = SimpleNamespace(backbone=SimpleNamespace(width=width))
-        return latent_rows(cast(LatentDecoder, SimpleNamespace(device=torch.device(device), config=config)), tokens)
+        return pass_tokens(cast(LatentDecoder, SimpleNamespace(device=torch.device(device), config=config)))
 
-    usual = LATENT_TOKENS // 256
-    assert [rows("cpu", 128, 256), rows("cuda", 128, 256), rows("cuda", 4096, 256)] == [usual, 1024, usual]
-    assert rows("cuda", 128, 2) == 2**16 - 1  # what CUDA's grids take
-    assert rows("cpu", 128, 2**17) == 1
+    assert [tokens("cpu", 128), tokens("cuda", 128), tokens("cuda", 4096)] == [1024, 2**18, LATENT_TOKENS]
 
 
 def test_a_pool_is_resampled_with_the_counts_of_the_share() -> None:

@@ -23,7 +23,8 @@ from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
 from latentlm.likelihood.refining import refined
 from latentlm.likelihood.results import Score, effective_samples
 from latentlm.likelihood.scoring import texts_to_score
-from latentlm.likelihood.weights import Texts, log_weights
+from latentlm.likelihood.texts import Texts
+from latentlm.likelihood.weights import log_weights
 from latentlm.testing import check_exactness
 from latentlm.testing.exact import exact_log_likelihood
 from likelihood_parts import StandardNormal, tiny
@@ -275,7 +276,7 @@ def test_few_particles_are_unbiased_for_the_likelihood() -> None:
 
 def test_the_filter_resamples_and_its_predictions_make_its_estimate() -> None:
     model = bits()
-    found = filtered(model, [TEXT, TEXT[:6]], [1, 1], Noise.keyed(0, ["a", "b"], samples=32), target="prior")
+    found = filtered(model, Texts.of(model, [TEXT, TEXT[:6]], [1, 1]), Noise.keyed(0, ["a", "b"], samples=32), target="prior")
     assert int(found.resampled.min()) >= 1, "without resampling the test shows nothing"
     torch.testing.assert_close(found.token_nats.sum(-1), found.value, rtol=0, atol=1e-5)
     assert found.token_nats[1, 5:].tolist() == [0.0] * 3
@@ -286,7 +287,8 @@ def test_predictions_of_the_next_token_sum_to_one() -> None:
     """The filter up to the last token does not see it, so its predictions of all values are one distribution."""
     model = tiny()
     noise = Noise.keyed(0, ["a"], samples=16)
-    ends = [filtered(model, [[0, 1, 2, token]], [2], noise, target="generation").token_nats[0, -1] for token in range(3)]
+    texts = [Texts.of(model, [[0, 1, 2, token]], [2]) for token in range(3)]
+    ends = [filtered(model, each, noise, target="generation").token_nats[0, -1] for each in texts]
     assert float(torch.stack(ends).exp().sum()) == pytest.approx(1.0, abs=1e-6)
 
 

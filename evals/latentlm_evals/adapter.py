@@ -20,11 +20,10 @@
 add_bos_token, prefix_token_id, enable_thinking, think_end_token and chat_template_args are those of lm-eval's `hf`.
 docs/lm-eval.md lists every option of both.
 
-Rules that make the numbers honest: nothing is shared between the options of a question (one option's posterior has seen its own
-targets); batches are padded on the right and encoders never see the padding; `is_greedy` is the argmax of the K-sample
-predictive mixture; random numbers are keyed by content, so batch size, order and number of processes change no answer; the
-first token is what training fed (reading.py); a `--use_cache` database belongs to one fingerprint (fingerprint.py) and never
-gives one sample twice (answers.py).
+Rules that make the numbers honest: the options of a question share what their context alone decides, nothing else (an option's
+posterior has seen its targets); encoders never see the padding; `is_greedy` is the argmax of a mixture of samples that have
+not; random numbers are keyed by content, so batches and processes change no answer; the first token is what training fed
+(reading.py); a `--use_cache` database belongs to one fingerprint (fingerprint.py), gives no sample twice (answers.py).
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method, Score, score_continuations
 from latentlm.likelihood.planning import samples_of
 from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
+from latentlm.likelihood.texts import reading_order
 from latentlm_evals import chat
 from latentlm_evals.answers import keep, keep_score, recall, refuse_samples, repeat_numbers
 from latentlm_evals.chunks import answer_in_chunks
@@ -116,11 +116,7 @@ class LatentLM(TemplateLM):
         self._device = loaded.device
         folder, elsewhere = tokenizer_folder(model, tokenizer)
         self.reader = reader_of(
-            loaded.tokenizer,
-            folder,
-            elsewhere=elsewhere,
-            add_bos_token=add_bos_token,
-            prefix_token_id=prefix_token_id,
+            loaded.tokenizer, folder, elsewhere=elsewhere, add_bos_token=add_bos_token, prefix_token_id=prefix_token_id
         )
         self.tokenizer = self.reader.templates  # lm-eval notes its special tokens in the results
         self.templates = chat.Templates(self.reader.templates, self.thinking.with_theirs(chat_template_args))
@@ -247,8 +243,10 @@ class LatentLM(TemplateLM):
                     self._evaluation.note(requested[number], score)
                 yield result
 
-        order = sorted(range(len(requests)), key=lambda number: -len(requests[number][1] + requests[number][2]))
-        return answer_in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm or self.rank > 0)
+        contexts = [tuple(given) for _, given, _ in requests]
+        order = reading_order(contexts, [len(given) + len(continued) for _, given, continued in requests])
+        quiet = disable_tqdm or self.rank > 0
+        return answer_in_chunks(order, answer, title="latentlm: continuations", quiet=quiet, together=contexts)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, nats, each cut into windows that add up; an empty text has 0."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from latentlm.backbone import KVCache, Transformer, rotation
 from latentlm.backbone.init import normal_
-from latentlm.composed import stages
+from latentlm.composed import sharing, stages
 from latentlm.composed.ancestral import sample_autoregressive
 from latentlm.composed.declared import check_declared
 from latentlm.composed.initialisation import initialise
@@ -43,14 +43,11 @@ from latentlm.interface import (
     Noise,
     Part,
     Prior,
-    SiteMap,
     State,
+    Stems,
     StepSource,
-    assign_sites,
     noise_of,
-    site_mask,
 )
-from latentlm.interface.granularity import Token
 
 
 class ComposedDecoder(LatentDecoder):
@@ -129,42 +126,18 @@ class ComposedDecoder(LatentDecoder):
 
     def context(self, batch: Batch, cache: KVCache | None = None) -> Context:
         """Embed and run the trunk. With a cache, the batch's tokens continue it."""
-        maps = {name: self._sites(latent, batch) for name, latent in self.latents.items()}
         turn = rotation(self.config.backbone, batch.positions)
-        plain = bool((batch.documents == 0).all())
         if cache is not None:
-            cache.extend(batch.documents, rotation=turn, plain=plain)
-        x = self.backbone.embedding(batch.inputs)  # (B, T, D)
-        given = batch.given if batch.given is not None else batch.inputs.new_zeros(batch.inputs.shape[0])
-        own = next(iter(maps.values())) if len(maps) == 1 else self._no_sites(batch)
-        shell = Context(
-            tokens=batch.inputs,
-            taps={0: x},
-            positions=batch.positions,
-            documents=batch.documents,
-            site_of=own.site_of,
-            site_mask=own.mask,
-            given=given,
-            maps=maps if len(maps) > 1 else {},
-        )
-        return stages.trunk(self, shell, cache)
+            cache.extend(batch.documents, rotation=turn, plain=bool((batch.documents == 0).all()))
+        return stages.trunk(self, stages.unrun(self, batch), cache)
 
-    @staticmethod
-    def _sites(latent: Sockets, batch: Batch) -> SiteMap:
-        """Where a latent's sites lie. One token has one site, whatever the granularity."""
-        if batch.inputs.shape[1] == 1:
-            return SiteMap(torch.zeros_like(batch.inputs), batch.documents >= 0)
-        known = None if batch.sites is None else batch.sites.get(latent.name)
-        site_of, sites = assign_sites(latent.granularity, batch.inputs, batch.documents, batch.positions, sites=known)
-        if isinstance(latent.granularity, Token):
-            return SiteMap(site_of, batch.documents >= 0)
-        return SiteMap(site_of, site_mask(site_of, batch.documents, sites))
+    def shared_context(self, batch: Batch, stems: Stems) -> Context:
+        """The trunk of each beginning once, and the rest of each row after it."""
+        return sharing.context(self, batch, stems)
 
-    @staticmethod
-    def _no_sites(batch: Batch) -> SiteMap:
-        """Of a decoder without latents, and of one with several as a whole: an index that is none."""
-        none = batch.documents.new_zeros(batch.documents.shape[0], 0, dtype=torch.bool)
-        return SiteMap(torch.full_like(batch.inputs, -1), none)
+    def shared_hidden(self, context: Context, latents: Latents, positions: Tensor, stems: Stems) -> Tensor:
+        """The upper blocks of each beginning once for each sample, and the rest of each row after it."""
+        return sharing.hidden(self, context, latents, positions, stems)
 
     def posterior(self, context: Context, name: str | None = None, above: Latent | Latents | None = None) -> Distribution:
         """q(z^n | x, z above); the prior where there is no encoder. Raises UserError where that prior goes site by site: it is

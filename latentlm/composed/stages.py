@@ -1,6 +1,7 @@
 """Stages of a forward pass: the trunk is free of z and runs once per text; a part that reads a block above an earlier latent's
 injection waits until that latent is known.
 
+    unrun                no block yet: the embedding, and where sites lie
     trunk                blocks below the lowest injection of any latent
     raised(k, latents)   the blocks from there up to k, under the latents known so far, for their rows
     view                 a context as one part of one latent is to see it
@@ -22,7 +23,18 @@ from torch import Tensor
 from latentlm.backbone import KVCache, Mask, Rotation, Transformer, rotation
 from latentlm.composed.sockets import Sockets, needs
 from latentlm.errors import PluginError, UserError
-from latentlm.interface import Condition, Context, Latents, merged, owned
+from latentlm.interface import (
+    Batch,
+    Condition,
+    Context,
+    Latents,
+    SiteMap,
+    assign_sites,
+    merged,
+    owned,
+    site_mask,
+)
+from latentlm.interface.granularity import Token
 
 if TYPE_CHECKING:
     from latentlm.config import ModelConfig
@@ -39,6 +51,40 @@ class Staged(Protocol):
     @property
     def taps(self) -> frozenset[int]:
         """Taps that some part reads."""
+
+
+def unrun(decoder: Staged, batch: Batch) -> Context:
+    """The context of a batch before any block has run: the embedding, and where the sites of every latent lie."""
+    maps = {name: _sites(latent, batch) for name, latent in decoder.latents.items()}
+    given = batch.given if batch.given is not None else batch.inputs.new_zeros(batch.inputs.shape[0])
+    own = next(iter(maps.values())) if len(maps) == 1 else _no_sites(batch)
+    return Context(
+        tokens=batch.inputs,
+        taps={0: decoder.backbone.embedding(batch.inputs)},  # (B, T, D)
+        positions=batch.positions,
+        documents=batch.documents,
+        site_of=own.site_of,
+        site_mask=own.mask,
+        given=given,
+        maps=maps if len(maps) > 1 else {},
+    )
+
+
+def _sites(latent: Sockets, batch: Batch) -> SiteMap:
+    """Where a latent's sites lie. One token has one site, whatever the granularity."""
+    if batch.inputs.shape[1] == 1:
+        return SiteMap(torch.zeros_like(batch.inputs), batch.documents >= 0)
+    known = None if batch.sites is None else batch.sites.get(latent.name)
+    site_of, sites = assign_sites(latent.granularity, batch.inputs, batch.documents, batch.positions, sites=known)
+    if isinstance(latent.granularity, Token):
+        return SiteMap(site_of, batch.documents >= 0)
+    return SiteMap(site_of, site_mask(site_of, batch.documents, sites))
+
+
+def _no_sites(batch: Batch) -> SiteMap:
+    """Of a decoder without latents, and of one with several as a whole: an index that is none."""
+    none = batch.documents.new_zeros(batch.documents.shape[0], 0, dtype=torch.bool)
+    return SiteMap(torch.full_like(batch.inputs, -1), none)
 
 
 def trunk(decoder: Staged, context: Context, cache: KVCache | None) -> Context:

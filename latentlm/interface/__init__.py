@@ -18,14 +18,12 @@ consecutive positions of a document (`chunk:n`) or a whole document (`document`)
 tap 0 is the embedding.
 """
 
-from latentlm.interface.batches import PADDING, Batch, Context, SiteMap, site_mask
+from latentlm.interface.batches import PADDING, Batch, Context, SiteMap, Stems, site_mask
 from latentlm.interface.conditions import SLOTS, BlockCondition, Condition, Cross, Prefix, ValueMap, listed, merged, owned
 from latentlm.interface.decoder import (
     LatentDecoder,
     LatentInfo,
-    LatentLoss,
     LatentSource,
-    Loss,
     Met,
     State,
     StepSource,
@@ -54,6 +52,7 @@ from latentlm.interface.granularity import (
     site_starts,
 )
 from latentlm.interface.latents import Latents, by_name, noise_of, only
+from latentlm.interface.losses import LatentLoss, Loss
 from latentlm.interface.noise import Noise
 from latentlm.interface.parts import (
     CONTRACT_VERSION,
@@ -72,11 +71,11 @@ from latentlm.interface.parts import (
 from latentlm.interface.token_sets import TokenIds, TokenSet, pack_ids
 
 __all__ = [
-    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "Bits", "BlockCondition", "Categorical", "Codes", "Condition", "Context",
-    "Cross", "Distribution", "Encoder", "Finish", "Gaussian", "Generation", "Given", "Granularity", "Injection", "KLSchedule",
-    "Latent", "LatentDecoder", "LatentInfo", "LatentLoss", "LatentShape", "LatentSource", "Latents", "Loss", "Met", "Noise",
-    "Objective", "OnToken", "Operations", "Part", "Parts", "Point", "Prefix", "Prior", "Product", "Shape", "SiteMap",
-    "Sockets", "State", "StepSource", "TokenIds", "TokenSet", "ValueMap", "Wanted", "assign_sites", "begins_now", "by_name",
-    "code_bits", "count_sites", "from_previous", "listed", "merged", "noise_of", "only", "owned", "pack_ids",
-    "parse_granularity", "recent_tokens", "sampled_kl", "site_mask", "site_starts",
+    "CONTRACT_VERSION", "PADDING", "SLOTS", "Batch", "Bits", "BlockCondition", "Categorical", "Codes", "Condition",
+    "Context", "Cross", "Distribution", "Encoder", "Finish", "Gaussian", "Generation", "Given", "Granularity", "Injection",
+    "KLSchedule", "Latent", "LatentDecoder", "LatentInfo", "LatentLoss", "LatentShape", "LatentSource", "Latents", "Loss",
+    "Met", "Noise", "Objective", "OnToken", "Operations", "Part", "Parts", "Point", "Prefix", "Prior", "Product", "Shape",
+    "SiteMap", "Sockets", "State", "Stems", "StepSource", "TokenIds", "TokenSet", "ValueMap", "Wanted", "assign_sites",
+    "begins_now", "by_name", "code_bits", "count_sites", "from_previous", "listed", "merged", "noise_of", "only", "owned",
+    "pack_ids", "parse_granularity", "recent_tokens", "sampled_kl", "site_mask", "site_starts",
 ]  # fmt: skip

@@ -94,6 +94,42 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Stems:
+    """Which rows of a batch begin alike, so that what is made of a beginning is made once.
+
+    Example::
+
+        stems = Stems(torch.tensor([0, 0, 2]), torch.tensor([5, 5, 3]))  # rows 0 and 1 share their first 5 tokens
+        assert stems.within(torch.tensor([4, 5, 3])).lengths.tolist() == [4, 4, 3]
+    """
+
+    first: Tensor
+    """(B,) long: the earliest row that begins as this one does; its own number where there is none before it."""
+    lengths: Tensor
+    """(B,) long: tokens of the beginning, the same for all rows of one `first`, at most those of each."""
+    parent: Stems | None = None
+    """How the beginnings themselves begin, one for each `first`, in rising order. Of tokens alone, not of latents."""
+
+    @property
+    def spared(self) -> int:
+        """Tokens that need not run: those of beginnings that an earlier row has."""
+        index = torch.arange(len(self.first), device=self.first.device)
+        return int(self.lengths[self.first != index].sum())
+
+    def within(self, lengths: Tensor) -> Stems:
+        """Shorter beginnings, without a parent: none longer than `lengths` (B,) says for any of its rows."""
+        least = self.lengths.scatter_reduce(0, self.first, lengths, reduce="amin")
+        return Stems(self.first, torch.minimum(self.lengths, least)[self.first])
+
+    def select(self, rows: Tensor) -> Stems:
+        """Of some rows, in rising order, without a parent."""
+        chosen = self.first[rows]
+        index = torch.arange(len(rows), device=rows.device)
+        earliest = torch.full_like(self.first, len(self.first)).scatter_reduce(0, chosen, index, reduce="amin")
+        return Stems(earliest[chosen], self.lengths[rows])
+
+
+@dataclass(frozen=True)
 class SiteMap:
     """Where the sites of one latent lie."""
 

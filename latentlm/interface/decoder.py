@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from latentlm.errors import UserError, unknown_name
-from latentlm.interface.batches import Batch, Context
+from latentlm.interface.batches import Batch, Context, Stems
 from latentlm.interface.distributions import Distribution, Latent
 from latentlm.interface.generation import Continued, Generation, OnToken, Wanted
 from latentlm.interface.granularity import Granularity, assign_sites
 from latentlm.interface.latents import Latents, only
+from latentlm.interface.losses import Loss
 from latentlm.interface.noise import Noise
 from latentlm.interface.parts import KLSchedule
 
@@ -59,52 +60,6 @@ class LatentInfo(Protocol):
         """A site's prior depends on the latents of earlier sites."""
 
     kl_schedule: KLSchedule | None
-
-
-@dataclass(frozen=True)
-class LatentLoss:
-    """What one latent adds to a training forward pass."""
-
-    kl: Tensor
-    """(B, S, E) or (B, S, 1) nats."""
-    site_mask: Tensor
-    """(B, S) bool."""
-    posterior: Distribution
-    normalised: bool = True
-    """False: the prior's density is known up to a constant only, and so is the KL."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One training forward pass. With a single latent, `kl`, `site_mask` and `posterior` are that one's; without, None."""
-
-    total: Tensor
-    """Scalar, nats per target token, with gradient: mean cross-entropy + penalties + auxiliary."""
-    reconstruction: Tensor
-    """(B, T) cross-entropy under the posterior's z in nats, zero outside `target_mask`. Not a language-model loss."""
-    target_mask: Tensor
-    """(B, T) bool."""
-    latents: Mapping[str, LatentLoss] = field(default_factory=dict)
-    """By latent, in the decoder's order."""
-    logs: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the schedules did, and what the parts say of losses of their own; "name/key" in a decoder of several latents."""
-    auxiliary: Tensor | None = None
-    """Scalar, nats per target token: the parts' own losses, in training; None where there are none."""
-
-    @property
-    def kl(self) -> Tensor | None:
-        """(B, S, E) or (B, S, 1) nats."""
-        return only(self.latents, 'loss.latents["{}"].kl').kl if self.latents else None
-
-    @property
-    def site_mask(self) -> Tensor | None:
-        """(B, S) bool."""
-        return only(self.latents, 'loss.latents["{}"].site_mask').site_mask if self.latents else None
-
-    @property
-    def posterior(self) -> Distribution | None:
-        """q(z | x)."""
-        return only(self.latents, 'loss.latents["{}"].posterior').posterior if self.latents else None
 
 
 @dataclass(frozen=True)
@@ -242,6 +197,11 @@ class LatentDecoder(nn.Module, ABC):
     def context(self, batch: Batch, cache: Any = None) -> Context:
         """Run the trunk: everything below the first injected block, free of z."""
 
+    def shared_context(self, batch: Batch, stems: Stems) -> Context:
+        """`context` of rows that begin alike, each beginning at most once. Here every row runs by itself; a decoder that can go
+        on from what it keeps of a beginning overrides this and `shared_hidden`, and no number differs but by rounding."""
+        return self.context(batch)
+
     @abstractmethod
     def posterior(
         self, context: Context, name: str | None = None, above: Latent | Latents | None = None
@@ -289,6 +249,13 @@ class LatentDecoder(nn.Module, ABC):
     def hidden(self, context: Context, latents: Latent | Latents | None, cache: Any = None) -> Tensor:
         """Run the blocks above the trunk: (R, T, D), final norm included. R is a multiple of B; latent row b*K + k uses
         context row b."""
+
+    def shared_hidden(self, context: Context, latents: Latents, positions: Tensor, stems: Stems) -> Tensor:
+        """`hidden` at the positions (B, N) of each row, none of them before the last of its stem: (R, N, D). Rows of a stem
+        have the same latents over it, sample by sample."""
+        rows = torch.arange(context.rows, device=positions.device).repeat_interleave(latents.rows // context.rows)
+        found = self.hidden(context, latents)
+        return found.gather(1, positions[rows][..., None].expand(-1, -1, found.shape[-1]))
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:

@@ -91,8 +91,12 @@ class Noise:
     def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """Uniform numbers strictly between 0 and 1, float32 (B, S, E)."""
         out = np.empty((len(self), sites, events), dtype=np.float32)
+        made: dict[tuple[int, int], int] = {}  # options of one question have equal rows
         for row, (key, offset) in enumerate(zip(self.keys, self.offsets, strict=True)):
-            if sites == 1:  # generation, token by token
+            same = made.setdefault((key, offset), row)
+            if same != row:
+                out[row] = out[same]
+            elif sites == 1:  # generation, token by token
                 run, place = divmod(offset, _AHEAD)
                 out[row] = _run(key, run, events)[place]
             else:

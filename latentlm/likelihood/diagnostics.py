@@ -25,9 +25,10 @@ from torch import Tensor
 
 from latentlm.errors import UserError
 from latentlm.interface import Distribution, Latent, LatentDecoder, Latents, Noise
+from latentlm.likelihood.nats import path_likelihood
 from latentlm.likelihood.paths import draw_paths
 from latentlm.likelihood.scoring import windows
-from latentlm.likelihood.weights import Texts, path_likelihood
+from latentlm.likelihood.texts import Texts
 
 ACTIVE_VARIANCE = 0.01
 _POOL = 2048

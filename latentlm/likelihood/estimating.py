@@ -1,5 +1,5 @@
-"""Requests in, scores out: in batches of like length, and in rounds, each of twice the samples of the one before, for the
-scores that have not converged.
+"""Requests in, scores out: in batches of like length, each in rounds, of twice the samples of the round before, for the scores
+that have not converged. The trunk runs once for all rounds, and for what texts have in common (`texts`).
 
 A round of importance sampling adds samples to those that are there; a round of `smc` is a new filter. What a request draws
 depends on its key and the number of the sample alone, so a request that is scored in rounds has the score that it would have
@@ -18,10 +18,12 @@ from torch import Tensor
 from latentlm.errors import UserError
 from latentlm.interface import Distribution, LatentDecoder, Noise
 from latentlm.likelihood.filtering import filtered, open_latents
+from latentlm.likelihood.nats import fitting_rows
 from latentlm.likelihood.paths import LastLatent, Target, check_normalised
 from latentlm.likelihood.refining import refined
 from latentlm.likelihood.results import Method, Score, cautions, effective_samples, estimate, exact_score, log_mean_exp
-from latentlm.likelihood.weights import Texts, Weights, bound_samples, fitting_rows, log_weights
+from latentlm.likelihood.texts import Texts, in_rows, reading_order
+from latentlm.likelihood.weights import Weights, bound_samples, log_weights
 
 DEFENSIVE = 0.5
 """Share of paths drawn from the target itself."""
@@ -65,17 +67,11 @@ class How:
 def estimated(model: LatentDecoder, requests: list[Request], how: How, progress: Progress | None = None) -> list[Score]:
     """A score for each request, in their order."""
     run = _Run(model, requests, how)
-    pending, samples, had = list(range(len(requests))), how.samples, 0
     with _evaluating(model):
-        if requests:
-            check_normalised(model, Texts.of(model, [requests[0].tokens], [requests[0].given]).context)
-        while pending:
-            for batch in run.batches(pending, samples - had):
-                run.add(batch, samples, had)
-                if progress is not None:
-                    progress(sum(run.done(number, 2 * samples) for number in run.scores), len(requests))
-            had, samples = samples, 2 * samples
-            pending = [number for number in pending if not run.done(number, samples)]
+        for batch in run.batches():
+            run.finish(batch)
+            if progress is not None:
+                progress(len(run.scores), len(requests))
     return [run.scores[number] for number in range(len(requests))]
 
 
@@ -85,71 +81,98 @@ class _Run:
     def __init__(self, model: LatentDecoder, requests: list[Request], how: How) -> None:
         self.model, self.requests, self.how = model, requests, how
         self.scores: dict[int, Score] = {}
-        self.weights: dict[int, Weights] = {}
         self.filters: dict[tuple[int, int], float] = {}  # by request and particles
         self.fitted: dict[int, list[Tensor]] = {}  # parameters of refined proposals, by request
         self.kinds = [(request.target, self._open(request)) for request in requests]
+        self.shares = how.method != "smc" and not how.refine  # a refined proposal is one text's own
+        self.checked = False
 
     def _open(self, request: Request) -> tuple[str, ...]:
         """The latents that are drawn once for all targets, where it matters to the method which these are."""
         matters = self.how.method == "smc" or self.how.refine
         return open_latents(self.model, request.tokens, request.given) if matters else ()
 
+    def _keys(self, numbers: list[int]) -> list[Hashable]:
+        """What is the same where the random numbers are, and texts may share what they have in common."""
+        return [self.requests[number].key if self.shares else number for number in numbers]
+
     def done(self, number: int, samples: int) -> bool:
         """Whether a score has converged, or the next round's samples would be too many."""
         return self.scores[number].converged or samples > self.how.max_samples
 
-    def batches(self, numbers: list[int], samples: int) -> Iterator[list[int]]:
-        """Requests that are treated alike, longest first, at most `batch_size`, and no more than fit the memory set aside
-        (`fitting_rows`)."""
+    def batches(self) -> Iterator[list[int]]:
+        """Requests that are treated alike, longest first, those of one context together; at most `batch_size` rows, and no more
+        than fit the memory set aside (`fitting_rows`)."""
         requests, most_asked = self.requests, self.how.batch_size
-        samples = samples if self.model.has_latents else 1
-        batch: list[int] = []
-        for number in sorted(numbers, key=lambda i: (self.kinds[i], -len(requests[i].tokens))):
-            first = requests[batch[0]] if batch else requests[number]
+        samples = self.how.samples if self.model.has_latents else 1
+        tokens, given = [request.tokens for request in requests], [request.given for request in requests]
+        contexts = [text[:own] for text, own in zip(tokens, given, strict=True)]
+        rows = in_rows(tokens, given, self._keys(list(range(len(requests)))))
+        order = sorted(reading_order(contexts, [len(text) for text in tokens]), key=lambda i: self.kinds[i])
+        together: dict[Hashable, list[int]] = {}
+        for i in order:
+            together.setdefault((self.kinds[i], rows[i]), []).append(i)
+        batch: list[list[int]] = []
+        for row in together.values():
+            first = requests[batch[0][0] if batch else row[0]]
             most = fitting_rows(self.model, samples=samples, tokens=None if most_asked else len(first.tokens))
             most = min(most, most_asked or most)
-            if batch and (len(batch) >= most or self.kinds[number] != self.kinds[batch[0]]):
-                yield batch
+            if batch and (len(batch) >= most or self.kinds[row[0]] != self.kinds[batch[0][0]]):
+                yield [i for one in batch for i in one]
                 batch = []
-            batch.append(number)
+            batch.append(row)
         if batch:
-            yield batch
+            yield [i for one in batch for i in one]
 
-    def add(self, numbers: list[int], samples: int, had: int) -> None:
-        """Bring some requests from `had` to `samples` samples. Raises UserError where one is not a number."""
-        if not self.model.has_latents:
-            self._exact(numbers)
-        elif self.how.method == "smc":
-            self._filter(numbers, samples)
-        else:
-            self._weigh(numbers, samples, had)
-        if any(math.isnan(self.scores[number].value) for number in numbers):
-            raise UserError("A log-likelihood is not a number: the logits are not finite; weights or precision are broken.")
+    def finish(self, numbers: list[int]) -> None:
+        """Score some requests, round after round. Raises UserError where one is not a number."""
+        texts, weights, samples, had = self._texts(numbers), None, self.how.samples, 0
+        if not self.checked:
+            check_normalised(self.model, texts.context)
+            self.checked = True
+        while numbers:
+            if not self.model.has_latents:
+                self._exact(numbers, texts)
+            elif self.how.method == "smc":
+                self._filter(numbers, texts, samples)
+            else:
+                weights = self._weigh(numbers, texts, samples, had, weights)
+            if any(math.isnan(self.scores[number].value) for number in numbers):
+                raise UserError("A log-likelihood is not a number: the logits are not finite; weights or precision are broken.")
+            had, samples = samples, 2 * samples
+            left = [place for place, number in enumerate(numbers) if not self.done(number, samples)]
+            if left and len(left) < len(numbers):
+                chosen = torch.tensor(left, device=self.model.device)
+                texts, weights = texts.select(chosen), weights if weights is None else weights.select(chosen)
+            numbers = [numbers[place] for place in left]
 
     def _texts(self, numbers: list[int]) -> Texts:
+        """With the trunk's pass, which serves all rounds."""
         batch = [self.requests[number] for number in numbers]
-        return Texts.of(self.model, [request.tokens for request in batch], [request.given for request in batch])
+        tokens, given = [request.tokens for request in batch], [request.given for request in batch]
+        return Texts.of(self.model, tokens, given, keys=self._keys(numbers))
 
-    def _exact(self, numbers: list[int]) -> None:
-        found = log_weights(
-            self.model, self._texts(numbers), Noise([]), target="prior", proposal="target", greedy=self.how.greedy
-        )
-        for row, number in enumerate(numbers):
+    def _exact(self, numbers: list[int], texts: Texts) -> None:
+        found = log_weights(self.model, texts, Noise([]), target="prior", proposal="target", greedy=self.how.greedy)
+        greedy = self._greedy(numbers, found.greedy)
+        for number, nats, certain in zip(numbers, found.nats[:, 0].tolist(), greedy, strict=True):
             request = self.requests[number]
             self.scores[number] = exact_score(
-                float(found.nats[row, 0]),
+                nats,
                 tokens=len(request.tokens) - request.given,
                 method=self.how.method,
                 tolerance=request.tolerance,
-                greedy=self._greedy(found.greedy, row, request),
+                greedy=certain,
             )
 
-    def _weigh(self, numbers: list[int], samples: int, had: int) -> None:
-        """By importance sampling, or the bound."""
-        model, how, texts = self.model, self.how, self._texts(numbers)
+    def _weigh(
+        self, numbers: list[int], texts: Texts, samples: int, had: int, before: Weights | None
+    ) -> Weights:
+        """By importance sampling, or the bound: bring the weights from `had` to `samples` samples."""
+        model, how = self.model, self.how
         batch = [self.requests[number] for number in numbers]
-        noise = Noise.keyed(how.seed, [request.key for request in batch], samples=samples - had, first=had)
+        keys = [batch[place].key for place in texts.firsts.tolist()]
+        noise = Noise.keyed(how.seed, keys, samples=samples - had, first=had)
         greedy = how.greedy and not had  # the first round's draws are as good as any
         if how.method == "elbo":
             found = replace(bound_samples(model, texts, noise), first=had)
@@ -169,28 +192,30 @@ class _Run:
         if greedy and found.greedy is None:
             unseeing = log_weights(model, texts, noise, target="prior", proposal="target", greedy=True)
             found = replace(found, greedy=unseeing.greedy)
+        whole = found if before is None else before.plus(found)
+        values, errors, effective, quarters = (
+            part.tolist() for part in estimate(whole.log_weights, whole.quarters(), whole.strata(), method=how.method)
+        )
+        certain, ties, proposals = self._greedy(numbers, whole.greedy), whole.near_ties.tolist(), _proposals(whole.proposals)
         for row, (number, request) in enumerate(zip(numbers, batch, strict=True)):
-            own = found.row(row)
-            self.weights[number] = own if number not in self.weights else self.weights[number].plus(own)
-            whole = self.weights[number]
-            value, error, effective, quarter = estimate(whole.log_weights, whole.quarters(), whole.strata(), method=how.method)
             self.scores[number] = Score(
-                value=value,
-                standard_error=error,
-                effective_samples=effective,
-                freedom=max(1.0, effective - 1),
+                value=values[row],
+                standard_error=errors[row],
+                effective_samples=effective[row],
+                freedom=max(1.0, effective[row] - 1),
                 samples=whole.count,
                 tokens=len(request.tokens) - request.given,
                 method=how.method,
-                quarter=quarter,
+                quarter=quarters[row],
                 tolerance=request.tolerance,
-                greedy=self._greedy(whole.greedy, 0, request),
-                near_ties=int(whole.near_ties),
-                proposal=_proposal(whole.proposals),
-                warnings=cautions(effective, whole.count),
+                greedy=certain[row],
+                near_ties=ties[row],
+                proposal=proposals[row],
+                warnings=cautions(effective[row], whole.count),
             )
+        return whole
 
-    def _filter(self, numbers: list[int], samples: int) -> None:
+    def _filter(self, numbers: list[int], texts: Texts, samples: int) -> None:
         """By filters of K and, unless a round before had it, K/4 particles."""
         batch = [self.requests[number] for number in numbers]
         for count in (samples // 4, samples):
@@ -198,18 +223,18 @@ class _Run:
                 continue
             found = filtered(
                 self.model,
-                [request.tokens for request in batch],
-                [request.given for request in batch],
+                texts,
                 Noise.keyed(self.how.seed, [(request.key, "smc", count) for request in batch], samples=count),
                 target=batch[0].target,
                 proposed=self.kinds[numbers[0]][1],
                 defensive=self.how.defensive,
                 last_latent=self.how.last_latent,
-                refined=self._refined(numbers, None),
+                refined=self._refined(numbers, texts),
             )
             self.filters.update(zip([(number, count) for number in numbers], found.value.tolist(), strict=True))
         values, errors = log_mean_exp(found.roots.cpu())
         effective = effective_samples(found.roots.cpu())
+        certain, proposals = self._greedy(numbers, found.greedy if self.how.greedy else None), _proposals(found.proposals)
         for row, (number, request) in enumerate(zip(numbers, batch, strict=True)):
             self.scores[number] = Score(
                 value=float(values[row]),
@@ -221,18 +246,17 @@ class _Run:
                 method=self.how.method,
                 quarter=self.filters.get((number, samples // 4), math.nan),
                 tolerance=request.tolerance,
-                greedy=self._greedy(found.greedy if self.how.greedy else None, row, request),
+                greedy=certain[row],
                 near_ties=int(found.near_ties[row]),
-                proposal=_proposal(found.proposals),
+                proposal=proposals[row],
                 warnings=cautions(float(effective[row]), samples),
             )
 
-    def _refined(self, numbers: list[int], texts: Texts | None) -> dict[str, Distribution]:
+    def _refined(self, numbers: list[int], texts: Texts) -> dict[str, Distribution]:
         """Refined proposals of the first latent, where one site of it is open over all targets; made once for each request."""
         opened, how = self.kinds[numbers[0]][1], self.how
         if not (how.refine and opened) or how.method == "prior":
             return {}
-        texts = texts or self._texts(numbers)
         start = self.model.posterior(texts.context, opened[0]) if all(number in self.fitted for number in numbers) else None
         if start is not None:
             known = iter([torch.stack(rows) for rows in zip(*(self.fitted[number] for number in numbers), strict=True)])
@@ -248,16 +272,22 @@ class _Run:
         self.fitted.update({number: [one[row] for one in parameters] for row, number in enumerate(numbers)})
         return {opened[0]: found}
 
-    @staticmethod
-    def _greedy(found: torch.Tensor | None, row: int, request: Request) -> bool | None:
-        """Whether every token of a continuation is greedy."""
-        return None if found is None else bool(found[row, request.begins - request.given :].all())
+    def _greedy(self, numbers: list[int], found: Tensor | None) -> list[bool | None]:
+        """Whether every token of each continuation is greedy, from (A, N); None where nobody asked."""
+        if found is None:
+            return [None] * len(numbers)
+        skipped = [self.requests[number].begins - self.requests[number].given for number in numbers]
+        return [all(row[start:]) for row, start in zip(found.tolist(), skipped, strict=True)]
 
 
-def _proposal(by_latent: Mapping[str, str]) -> str:
-    """What latents were drawn from, in a word where it is the same for all."""
-    kinds = set(by_latent.values())
-    return next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_latent.items())
+def _proposals(by_latent: Mapping[str, Tensor]) -> list[str]:
+    """What each text's latents were drawn from, in a word where it is the same for all."""
+    found = []
+    for row in zip(*(own.tolist() for own in by_latent.values()), strict=True):
+        kinds = ["posterior" if proposed else "target" for proposed in row]
+        said = ", ".join(f"{name}: {kind}" for name, kind in zip(by_latent, kinds, strict=True))
+        found.append(kinds[0] if len(set(kinds)) == 1 else said)
+    return found
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from latentlm.interface import Distribution, LatentDecoder, LatentSource, Noise, State, count_sites
 from latentlm.likelihood.paths import LastLatent, Target, draw_paths, from_target, mixture
-from latentlm.likelihood.weights import Texts
+from latentlm.likelihood.texts import Texts
 
 RESAMPLE_BELOW = 0.5
 """Share of K that the effective sample size falls below before particles are resampled."""
@@ -57,15 +57,14 @@ class Filtered:
     """(B,) long: how often."""
     near_ties: Tensor
     """(B,) long: choices that rounding can turn."""
-    proposals: Mapping[str, str]
-    """Latent -> "posterior" where it is proposed, else "target"."""
+    proposals: Mapping[str, Tensor]
+    """Latent -> (B,) bool: it is proposed by a posterior that has seen the targets."""
 
 
 @torch.no_grad()
 def filtered(
     model: LatentDecoder,
-    tokens: Sequence[Sequence[int]],
-    lengths: Sequence[int],
+    texts: Texts,
     noise: Noise,
     *,
     target: Target,
@@ -74,11 +73,10 @@ def filtered(
     last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
     refined: Mapping[str, Distribution] | None = None,
 ) -> Filtered:
-    """Filter texts that have `open_latents` alike, `proposed`, of which the first `lengths` tokens are given; `noise` has K
-    rows for each text. Needs a decoder with latents."""
+    """Filter texts, each a row of its own, that have `open_latents` alike, `proposed`; `noise` has K rows for each. Needs a
+    decoder with latents."""
     assert model.has_latents
-    texts = Texts.of(model, tokens, lengths)
-    count = len(noise) // len(tokens)
+    count = len(noise) // texts.context.rows
     paths = draw_paths(
         model,
         texts.context,
@@ -93,18 +91,18 @@ def filtered(
     )
     share = len(from_target(defensive, 0, count)) / count
     first = paths.log_target - mixture(paths.log_proposal, paths.log_target, share)
-    rows = torch.arange(len(tokens), device=model.device).repeat_interleave(count)
+    rows = torch.arange(texts.context.rows, device=model.device).repeat_interleave(count)
     sources: dict[str, LatentSource] = dict.fromkeys(model.latents, "posterior" if target == "generation" else "prior")
     state = model.prefill(
-        texts.context.tokens[rows][:, : max(lengths)],
+        texts.context.tokens[rows][:, : int(texts.lengths.max())],
         texts.lengths[rows],
         latents={**sources, **paths.latents},
         noise=noise,
         last_latent=last_latent,
         capacity=texts.context.tokens.shape[1],
     )
-    run = _Filter(model, texts, noise, first.view(len(tokens), count), paths.near_ties)
-    proposals = dict.fromkeys(model.latents, "target") | dict(paths.proposals)
+    run = _Filter(model, texts, noise, first.view(-1, count), paths.near_ties)
+    proposals = dict.fromkeys(model.latents, torch.zeros_like(texts.lengths, dtype=torch.bool)) | dict(paths.proposals)
     return run.through(state, proposals)
 
 
@@ -129,7 +127,7 @@ class _Filter:
         self.value = log_weights.new_zeros(rows)
         self.resampled = torch.zeros_like(near_ties)
 
-    def through(self, state: State, proposals: Mapping[str, str]) -> Filtered:
+    def through(self, state: State, proposals: Mapping[str, Tensor]) -> Filtered:
         """Over all targets."""
         texts, (rows, count) = self.texts, self.weights.shape
         nats, greedy = [], []

@@ -44,6 +44,7 @@ from latentlm.interface import (
     Latents,
     Noise,
     SiteMap,
+    Stems,
     by_name,
     noise_of,
     site_mask,
@@ -112,6 +113,18 @@ def _classified(
     return Sites(encoded=encoded, proposed=torch.where(encoded, continues, predicts), real=sites.mask)
 
 
+def alike(context: Context, sites: Mapping[str, Sites], stems: Stems) -> Stems | None:
+    """The stems as far as the draws of every latent are the same for all their rows: up to the first position whose site a
+    posterior may propose, which has seen the row's own targets. None where that leaves nothing."""
+    index = torch.arange(context.tokens.shape[1], device=context.tokens.device)
+    lengths = stems.lengths
+    for name, own in sites.items():
+        proposed = own.proposed.gather(1, context.sites_of(name).site_of)  # (B, T)
+        lengths = torch.minimum(lengths, torch.where(proposed, index, len(index)).amin(1))
+    found = stems.within(lengths)
+    return found if bool(found.lengths.any()) else None
+
+
 @dataclass(frozen=True)
 class Paths:
     """K draws of the latents of each row."""
@@ -124,13 +137,13 @@ class Paths:
     """(R,) float64 nats: log g over the same sites, whichever of the two the path was drawn from."""
     near_ties: Tensor
     """(B,) long: bits that rounding can flip. ((R,) while the paths are made.)"""
-    proposals: Mapping[str, str]
-    """Latent -> "posterior" where some of its sites came from a posterior that has seen the targets; else "target"."""
+    proposals: Mapping[str, Tensor]
+    """Latent -> (B,) bool: some of its sites came from a posterior that has seen the targets."""
 
     @property
     def proposed(self) -> bool:
         """Some site came from such a posterior."""
-        return "posterior" in self.proposals.values()
+        return any(bool(own.any()) for own in self.proposals.values())
 
     @property
     def latent(self) -> Latent:
@@ -151,12 +164,14 @@ def draw_paths(
     last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
     names: Sequence[str] | None = None,
     refined: Mapping[str, Distribution] | None = None,
+    stems: Stems | None = None,
 ) -> Paths:
     """Draw latents for `context`, whose first `lengths` (B,) tokens are given; `noise` has R rows, the samples `first` and
     following of each text. `names`: the first few latents only (default: all). `refined`: distributions (B, S, E) that stand
-    in the place of the posterior on all inputs as proposals."""
+    in the place of the posterior on all inputs as proposals. `stems`: rows with the same given tokens, encoded once."""
     sites = classify(model, context, lengths, target=target, last_latent=last_latent)
     walk = _Walk(model, context, lengths, noise, sites, names=list(model.latents) if names is None else list(names))
+    walk.stems = stems
     walk.free.update({("posterior", name): proposal for name, proposal in (refined or {}).items()})
     paths = walk.paths(from_posterior=proposal == "posterior")
     samples = len(noise) // context.rows
@@ -217,15 +232,16 @@ class _Walk:
         self.names = names
         # Posteriors that depend on no latent: they are made once per text, for picked rows too.
         self.free: dict[tuple[str, str], Distribution] = {} if picked is None else picked[0].free
+        self.stems: Stems | None = None
 
     def paths(self, *, from_posterior: bool) -> Paths:
         """One path for each row of noise. Its densities are zero still; `near_ties` are those of each row of noise."""
         latents, ties = Latents({}), torch.zeros(len(self.noise), dtype=torch.long, device=self.rows.device)
-        proposals: dict[str, str] = {}
+        proposals: dict[str, Tensor] = {}
         for name in self.names:
             sites, own = self.sites[name], noise_of(self.noise, name, list(self.model.latents))
             posterior = self.posterior(name, latents) if from_posterior else None
-            proposals[name] = "target" if posterior is None else "posterior"
+            proposals[name] = sites.proposed.any(1) & (posterior is not None)
             wanted = sites.real if posterior is None else sites.real & ~sites.proposed
             value, more = self._reference(name, own, wanted, latents)
             ties = ties + more
@@ -266,6 +282,10 @@ class _Walk:
         """q(z^n | context alone, z above) for each row of noise; None where the target draws nothing from it."""
         if not bool(self.sites[name].encoded.any()):
             return None
+        if self.stems is not None and not above and ("encoder", name) not in self.free:
+            firsts, stem = self.stems.first.unique(return_inverse=True)
+            found = self.model.posterior(self.context.select(firsts).before(self.lengths[firsts]), name)
+            self.free["encoder", name] = found.select(stem)
         lengths = self.lengths if self._context(above) is self.context else self.lengths[self.rows]
         return self._once("encoder", name, above, self._context(above).before(lengths))
 

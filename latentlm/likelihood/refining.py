@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from latentlm.interface import Distribution, Latent, LatentDecoder, Latents, Noise, noise_of
+from latentlm.likelihood.nats import path_likelihood
 from latentlm.likelihood.paths import LastLatent, Target, classify
-from latentlm.likelihood.weights import Texts, path_likelihood
+from latentlm.likelihood.texts import Texts
 
 RATE = 0.1
 """Of Adam, for every parameter of a posterior; it falls to zero over the steps by a cosine."""

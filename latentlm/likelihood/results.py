@@ -175,15 +175,15 @@ def exact_score(nats: float, *, tokens: int, method: str, tolerance: float, gree
 
 def estimate(
     log_weights: Tensor, quarters: Sequence[Tensor], strata: Tensor | None, *, method: str
-) -> tuple[float, float, float, float]:
-    """Value, standard error, effective samples, and the value at K/4, of log-weights (1, K), or per-sample bounds for
-    `elbo`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Value, standard error, effective samples, and the value at K/4, (B,) each, of log-weights (B, K), or per-sample bounds
+    for `elbo`."""
     if method == "elbo":
         value, error = mean_of_logs(log_weights)
-        return float(value), float(error), float(log_weights.shape[1]), float(value)
+        return value, error, torch.full_like(value, log_weights.shape[1]), value
     value, error = log_mean_exp(log_weights, strata)
-    quarter = math.nan if not quarters else float(torch.cat([log_mean_exp(part)[0] for part in quarters]).mean())
-    return float(value), float(error), float(effective_samples(log_weights)), quarter
+    parts = [log_mean_exp(part)[0] for part in quarters] or [torch.full_like(value, math.nan)]
+    return value, error, effective_samples(log_weights), torch.stack(parts).mean(0)
 
 
 def cautions(effective: float, count: int) -> tuple[str, ...]:

@@ -57,13 +57,15 @@ def score_continuations(
     samples        K; "auto" doubles it, from 32, for each request until its score has converged or K would pass `max_samples`.
                    Ignored by a decoder without latents, whose scores are exact
     tolerance      nats that a score is to be good to, one for all or one for each: what `Score.converged` is judged by
-    batch_size     most requests per forward pass; default: as many as fit a fixed number of latent tokens. Fewer go together
-                   where the logits of one position of all their samples would not fit a fixed memory
+    batch_size     most requests per forward pass, those that differ in their last token alone counted as one; default: as many
+                   as fit a fixed number of latent tokens. Fewer go together where the logits of one position of all their
+                   samples would not fit a fixed memory
     last_latent    whose draw the site of the last context token is under `operational`, as in `prefill`
     defensive      share of paths drawn from the target instead of the posterior, 0 <= defensive < 1
     refine         gradient steps that move the proposal of a document's vector towards what explains the continuation
                    (`refining`); for an `operational` score that the encoder serves badly
-    greedy         also say whether every target is the argmax of the predictive mixture (a second pass of the upper blocks)
+    greedy         also say whether every target is the argmax of the predictive mixture (of those samples that no posterior
+                   proposed which has seen the targets; where all were, a second pass of the upper blocks draws others)
     keys           key of each request's random numbers; default: its context
     progress       called with the number of requests that are done and of all
 

@@ -25,7 +25,8 @@ import torch
 from latentlm.interface import LatentDecoder, Noise
 from latentlm.likelihood import METHODS, Method, Score, score_continuations
 from latentlm.likelihood.estimating import DEFENSIVE
-from latentlm.likelihood.weights import Texts, path_likelihood
+from latentlm.likelihood.nats import path_likelihood
+from latentlm.likelihood.texts import Texts
 from latentlm.testing.exact import exact_elbo, exact_log_likelihood
 
 Tokens = Sequence[int]
@@ -155,12 +156,17 @@ def check_keyed_randomness(
     tolerance: float = 1e-4,
 ) -> int:
     """Scores alone, in twos, all at once, reversed, and beside a longer text are equal, but where a bit lies within rounding of
-    its threshold. Returns the number of such requests."""
+    its threshold. The last context has further options, which share what it alone decides. Returns the number of such
+    requests."""
+    context, continuation = requests[-1]
+    last = [(continuation[-1] + 1) % model.config.backbone.vocabulary]
+    more = ([*continuation[:-1], *last], continuation[:1], last, [*continuation, 0, 1])
+    requests = [*requests, *((context, option) for option in more)]
 
     def scores(asked: Sequence[tuple[Tokens, Tokens]], batch_size: int) -> list[Score]:
         return score_continuations(model, asked, method=method, samples=samples, batch_size=batch_size)
 
-    alone = scores(requests, 1)
+    alone = [score for request in requests for score in scores([request], 1)]
     room = model.config.backbone.context
     beside = ([0] * (room - 1), [0, 0])
     others = {

@@ -80,6 +80,19 @@ def test_loglikelihood_and_is_greedy_are_those_of_hf(ours: LatentLM, theirs: HFL
         assert ours_greedy == greedy
 
 
+def test_options_of_one_question_are_those_of_hf(ours: LatentLM, theirs: HFLM) -> None:
+    """Of one token and of several, after contexts that begin alike."""
+    shots = "def area(width, height):\n    return width * height\n"
+    contexts = [f"{shots}{piece}" for piece in ("class A", "class B:", "self")]
+    pairs = [(context, option) for context in contexts for option in ("x", "y", "z", " return self.x", " return x", " = x")]
+    asked = requests("loglikelihood", list(pairs))
+    for one, other in zip(
+        ours.loglikelihood(asked, disable_tqdm=True), theirs.loglikelihood(asked, disable_tqdm=True), strict=True
+    ):
+        assert one[0] == pytest.approx(other[0], abs=1e-4)
+        assert one[1] == other[1]
+
+
 def test_is_greedy_is_true_for_what_greedy_decoding_yields_and_for_nothing_else(ours: LatentLM, theirs: HFLM) -> None:
     context = ours.tok_encode("def area(width")
     (found,) = generate(ours.model, [context], max_tokens=4, temperature=0)
