@@ -164,8 +164,7 @@ def _row(folder: Path, option: Option) -> str:
     llama = {"pretrained": str(folder / "llama")}
     ours = _answers(folder, option, lambda **given: LatentLM.create_from_arg_obj(llama | given))
     if isinstance(ours, UserError):
-        when = "before any work" if option.model else "before a token is generated (`latentlm eval`: before any work)"
-        return f"| `{option.written}` | refused by name, {when} | no |"
+        return f"| `{option.written}` | refused by name, before any work | no |"
     theirs = _answers(folder, option, lambda **given: HFLM(**llama | {"device": "cpu"} | given))
     return f"| `{option.written}` | {option.behaviour} | {_verdict(ours, theirs, option.why)} |"
 

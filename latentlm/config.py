@@ -370,7 +370,9 @@ def yaml_data(text: str, *, source: str, remedy: str = "") -> Any:
 
 def as_yaml(data: BaseModel, *, exclude_none: bool = False) -> str:
     """The text of a YAML file that `read_yaml` and `parse` turn back into `data`."""
-    return yaml.safe_dump(data.model_dump(mode="json", exclude_none=exclude_none), sort_keys=False, allow_unicode=True)
+    said = data.model_dump(mode="json", exclude_none=exclude_none)
+    readable, safe = (yaml.safe_dump(said, sort_keys=False, allow_unicode=as_is) for as_is in (True, False))
+    return safe if re.search("[\x85\u2028\u2029]", readable) else readable  # line breaks to YAML, which folds them
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -388,8 +390,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
                 child = {"name": child}
             node[parent] = dict(child) if isinstance(child, dict) else {}
             node = node[parent]
-        remedy = "Put quotes around text with special characters."
-        value = yaml_data(text, source=f'the value in "{override}"', remedy=remedy)
+        value = yaml_data(text, source=f'the value in "{override}"', remedy="Put quotes around text with special characters.")
         if value is None and parents == ["model", "latents"]:  # the one mapping whose keys the recipe makes up
             if last not in node:
                 raise unknown_name("latent", last, node)

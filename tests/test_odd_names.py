@@ -22,6 +22,7 @@ from zoo_models import make_run
 ODD = [
     "2024", "1e3", "on", "null", "a: b", "#x", "[x]", "{x}", "a=b", "a,b", "hf:d", "~nobody", "~", " lead", "it's", "x\\y", "*",
     "a.jsonl", "\u65e5\u672c", "line\nbreak", "owner:name", "[red]x", "\x1b[31m",
+    "\U0001f600", "\x85\u2028", "x" * 100 + " " + "y" * 100,
 ]  # fmt: skip
 RAW = os.fsdecode(b"raw\xff")  # a name that is no text in UTF-8
 RECIPE = """

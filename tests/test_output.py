@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from latentlm import cli
 from latentlm.cli import _text, app
+from latentlm.cli.output import emit
 from zoo_models import make_run
 
 NOISY = """
@@ -105,6 +106,11 @@ def test_every_json_of_ours_is_of_that_kind() -> None:
     assert len(found) >= 14
     assert [name for name, option in found.items() if option.callback is None] == []
     assert {option.help for option in found.values()} == {"Print JSON, and nothing else on standard output."}
+
+
+def test_what_is_emitted_is_json_by_the_standard(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"found": [float("nan"), (1.5, float("-inf"))], "none": None})
+    assert "".join(capsys.readouterr().out.split()) == '{"found":[null,[1.5,null]],"none":null}'
 
 
 def test_json_for_a_program_is_written_by_emit() -> None:

@@ -47,15 +47,16 @@ from latentlm.likelihood.planning import samples_of
 from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
 from latentlm.likelihood.texts import reading_order
 from latentlm_evals import chat
-from latentlm_evals.answers import keep, recall, refuse_samples, repeat_numbers
+from latentlm_evals.answers import keep, keep_score, recall, refuse_samples, repeat_numbers
 from latentlm_evals.chunks import answer_in_chunks
 from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_facts
+from latentlm_evals.following import Evaluation, announce
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
 from latentlm_evals.options import amount, batch_rows, count, ours, seen_tokens
 from latentlm_evals.ranks import Ranks, emptied, in_document_order
 from latentlm_evals.reading import TokenRequest, fitted, reader_of, rolling_windows
-from latentlm_evals.scored import Scored, owner_of
+from latentlm_evals.scored import Scored
 from latentlm_evals.writing import Writer
 
 Windows = Literal["auto", "disjoint", "overlapping"]
@@ -115,14 +116,10 @@ class LatentLM(TemplateLM):
         self._device = loaded.device
         folder, elsewhere = tokenizer_folder(model, tokenizer)
         self.reader = reader_of(
-            loaded.tokenizer,
-            folder,
-            elsewhere=elsewhere,
-            add_bos_token=add_bos_token,
-            prefix_token_id=prefix_token_id,
+            loaded.tokenizer, folder, elsewhere=elsewhere, add_bos_token=add_bos_token, prefix_token_id=prefix_token_id
         )
         self.tokenizer = self.reader.templates  # lm-eval notes its special tokens in the results
-        self.templates = chat.Templates(self.reader.templates, {**(chat_template_args or {}), **self.thinking.template_args()})
+        self.templates = chat.Templates(self.reader.templates, self.thinking.with_theirs(chat_template_args))
         self.batch_size = batch_rows(batch_size, max_batch_size, loaded.device)
         self.max_length = seen_tokens(max_length, loaded.config.backbone.context)
         self.writer = Writer(
@@ -130,7 +127,8 @@ class LatentLM(TemplateLM):
         )
         self.windows = windows if windows != "auto" else "disjoint" if loaded.has_latents else "overlapping"
         self._facts: Facts | None = None
-        self._scored = Scored()
+        announce()
+        self.begin_evaluation(Evaluation())
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LatentLM:
@@ -190,14 +188,24 @@ class LatentLM(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, nats, and whether greedy decoding would produce it. Raises UserError, before any
         is scored, for a continuation that is empty or longer than what the model can see."""
+        self._evaluation.look_ahead(self._check, besides="loglikelihood")
+        prepared, joined = zip(*map(self._prepared, requests), strict=True) if requests else ((), ())
+        self._scored.joined += sum(joined)
+        return self._loglikelihood_tokens(list(prepared), disable_tqdm=disable_tqdm, requested=requests)
+
+    def _prepared(self, request: Instance) -> tuple[TokenRequest, bool]:
+        """A request in tokens, and whether one spans the join. Raises UserError where thoughts are wanted."""
         self.thinking.refuse_likelihoods()
-        prepared: list[TokenRequest] = []
-        for request in requests:
-            context, continuation = str(request.args[0]), str(request.args[1])
-            pair = self.reader.pair(context, continuation)
-            self._scored.joined += pair.joined
-            prepared.append(((context, continuation), pair.given, pair.continued))
-        return self._loglikelihood_tokens(prepared, disable_tqdm=disable_tqdm, requested=requests)
+        context, continuation = str(request.args[0]), str(request.args[1])
+        pair = self.reader.pair(context, continuation)
+        return ((context, continuation), pair.given, pair.continued), pair.joined
+
+    def _check(self, request: Instance) -> None:
+        """Raise UserError for a request that could not be served."""
+        if request.request_type == "generate_until":
+            GenerationSettings.of(request.args[1], self.max_length)
+        elif request.request_type == "loglikelihood":
+            fitted(self._prepared(request)[0], self.max_length)
 
     def _loglikelihood_tokens(
         self,
@@ -209,8 +217,7 @@ class LatentLM(TemplateLM):
         """The same of tokens; `requested` are the requests as lm-eval has them, if it has."""
         asked = [fitted(request, self.max_length) for request in requests]
         cut = sum(len(given) < len(context) for (given, _), (_, context, _) in zip(asked, requests, strict=True))
-        self._count_cut(cut, len(requests))
-        errors = [0.0] * len(requests)
+        self._scored.cut(cut, len(requests), self.max_length)
 
         def answer(numbers: list[int]) -> Iterator[tuple[float, bool]]:
             scores = score_continuations(
@@ -230,52 +237,36 @@ class LatentLM(TemplateLM):
             self._scored.add(scores)
             for number, score in zip(numbers, scores, strict=True):
                 result = (score.value, bool(score.greedy))
-                errors[number] = score.standard_error
                 self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
+                keep_score(self.cache_hook, "loglikelihood", requests[number][0], score)
+                if requested:
+                    self._evaluation.note(requested[number], score)
                 yield result
 
         contexts = [tuple(given) for _, given, _ in requests]
         order = reading_order(contexts, [len(given) + len(continued) for _, given, continued in requests])
-        answers = self._in_chunks(order, answer, title="latentlm: continuations", quiet=disable_tqdm, together=contexts)
-        self._itemise(requested, errors)
-        return answers
-
-    def _count_cut(self, cut: int, total: int) -> None:
-        """Count contexts that were cut, and say so once in an evaluation."""
-        if cut and not self._scored.truncated:
-            _log.warning(
-                "latentlm: %d of %d contexts are longer than the %d tokens that the model sees: their beginnings are left out.",
-                cut,
-                total,
-                self.max_length,
-            )
-        self._scored.truncated += cut
-
-    def _itemise(self, requested: Sequence[Instance], errors: Sequence[float]) -> None:
-        """Note each document's standard errors. A decoder without latents has none."""
-        if self.model.has_latents:
-            for request, error in zip(requested, errors, strict=bool(requested)):
-                if (owner := owner_of(request)) is not None:
-                    self._scored.items.setdefault(owner, []).append(error)
+        quiet = disable_tqdm or self.rank > 0
+        return answer_in_chunks(order, answer, title="latentlm: continuations", quiet=quiet, together=contexts)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, nats, each cut into windows that add up; an empty text has 0."""
+        self._evaluation.look_ahead(self._check)
         texts = [str(request.args[0]) for request in requests]
         tokens = [self.reader.plain(text) for text in texts]
-        errors = [0.0] * len(texts)
 
         def answer(numbers: list[int]) -> Iterator[float]:
             totals = self._whole_texts([tokens[number] for number in numbers])
+            self._scored.add([total for total in totals if total is not None])
             for number, total in zip(numbers, totals, strict=True):
                 value = 0.0 if total is None else total.value
-                errors[number] = 0.0 if total is None else total.standard_error
                 self.cache_hook.add_partial("loglikelihood_rolling", (texts[number],), value)
+                if total is not None:
+                    keep_score(self.cache_hook, "loglikelihood_rolling", (texts[number],), total)
+                self._evaluation.note(requests[number], total)
                 yield value
 
         order = sorted(range(len(texts)), key=lambda number: -len(tokens[number]))
-        answers = self._in_chunks(order, answer, title="latentlm: whole texts", quiet=disable_tqdm)
-        self._itemise(requests, errors)
-        return answers
+        return answer_in_chunks(order, answer, title="latentlm: whole texts", quiet=disable_tqdm or self.rank > 0)
 
     def _whole_texts(self, texts: list[list[int]]) -> list[Score | None]:
         """The score of each text of tokens, the prefix token not among them; None of an empty one."""
@@ -297,7 +288,6 @@ class LatentLM(TemplateLM):
             # The default key is the context, which all texts share here: their errors would not be independent.
             keys=[("text", tuple(context), tuple(targets)) for context, targets in windows],
         )
-        self._scored.add(scores)
         totals: list[Score | None] = [None] * len(texts)
         for owner, score in zip(owners, scores, strict=True):
             before = totals[owner]
@@ -313,11 +303,12 @@ class LatentLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, greedy unless the task samples. Latents are drawn anew for each prompt."""
+        self._evaluation.look_ahead(self._check)
         settings = [GenerationSettings.of(request.args[1], self.max_length) for request in requests]
         contexts = [str(request.args[0]) for request in requests]
         prompts = [self.reader.encode(context) or [self.prefix_token_id] for context in contexts]
         rooms = [self.max_length - wanted.max_tokens for wanted in settings]
-        self._count_cut(sum(len(p) > room for p, room in zip(prompts, rooms, strict=True)), len(prompts))
+        self._scored.cut(sum(len(p) > room for p, room in zip(prompts, rooms, strict=True)), len(prompts), self.max_length)
         repeats = repeat_numbers(requests)
 
         def answer(numbers: list[int]) -> Iterator[str]:
@@ -334,10 +325,7 @@ class LatentLM(TemplateLM):
                 yield keep(self.cache_hook, requests[n].args, repeats[n] if n in known else None, texts[n])
 
         order = sorted(range(len(contexts)), key=lambda number: -len(prompts[number]))
-        return self._in_chunks(order, answer, title="latentlm: generations", quiet=disable_tqdm)
-
-    def _in_chunks(self, order: Sequence[int], answer: Any, *, quiet: bool, **settings: Any) -> list[Any]:
-        return answer_in_chunks(order, answer, quiet=quiet or self.rank > 0, **settings)
+        return answer_in_chunks(order, answer, title="latentlm: generations", quiet=disable_tqdm or self.rank > 0)
 
     # ----------------------------------------------------------------------------------------- several processes
 
@@ -348,7 +336,7 @@ class LatentLM(TemplateLM):
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """Everybody's metrics or samples, for process 0, in the order that one process would have; the counts come along."""
-        found = self._ranks.gather((obj, self._scored))
+        found = self._ranks.gather((obj, self._finished()))
         if found is None:
             self._scored = Scored()
             return None
@@ -386,15 +374,25 @@ class LatentLM(TemplateLM):
             refuse_samples(cache_hook.dbdict)
         super().set_cache_hook(cache_hook)
 
-    def begin(self) -> None:
-        """Begin to count anew: the next requests are another evaluation's."""
-        self._scored = Scored()
+    def begin_evaluation(self, evaluation: Evaluation) -> None:
+        """Count anew: the next requests are this evaluation's. `lm_eval.evaluate` calls it (following.py)."""
+        self._evaluation, self._scored = evaluation, Scored()
+
+    def _finished(self) -> Scored:
+        """The counts of an evaluation that is over, with those of answers that came from a database."""
+        recalled = self._evaluation.recall(self.cache_hook)
+        self._scored.add(recalled)
+        self._scored.recalled += len(recalled)
+        if self.model.has_latents:  # others make no error
+            self._scored.items |= self._evaluation.errors()
+        self._evaluation = Evaluation()
+        return self._scored
 
     def get_model_info(self) -> dict[str, Any]:
         """For the `config` of lm-eval's results: the facts, the machine, and how well the likelihoods were determined. lm-eval
         asks once, at an evaluation's end; the counts then begin anew."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        counted = self._scored.as_json()
-        self.begin()
+        counted = self._finished().as_json()
+        self.begin_evaluation(Evaluation())
         machine = machine_facts(self.model) | {"processes": self.world_size}
         return {"model_num_parameters": parameters, "latentlm": self.facts() | machine | {"likelihoods": counted}}

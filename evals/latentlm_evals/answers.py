@@ -6,7 +6,7 @@ get a copy of the first. lm-eval itself holds back only where `do_sample` is set
 bare `temperature` are unknown to it.
 
 So such a text is a `Sample`, which the database does not take under lm-eval's key. The adapter keeps it under a key of its own,
-which has the number of the repeat in it.
+which has the number of the repeat in it. Beside each likelihood it keeps the score that it is of, and so its error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, hash_args
 from sqlitedict import SqliteDict
+
+from latentlm.likelihood import Score
 
 
 class Sample(str):
@@ -32,6 +34,19 @@ class Answers(SqliteDict):  # type: ignore[misc]
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(value, Sample):
             super().__setitem__(key, value)
+
+
+class Sealed(SqliteDict):  # type: ignore[misc]
+    """lm-eval's database, which takes nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Nothing."""
+
+
+def seal(database: Any) -> None:
+    """From now on the database, which lm-eval has opened, takes nothing: what a dry run answers is no answer."""
+    if isinstance(database, SqliteDict):
+        database.__class__ = Sealed
 
 
 def refuse_samples(database: Any) -> None:
@@ -54,6 +69,17 @@ def keep(hook: CacheHook, request: Iterable[Any], repeat: int | None, text: str)
         return text
     hook.add_partial("generate_until", [*request, repeat], text)
     return Sample(text)
+
+
+def keep_score(hook: CacheHook, kind: str, request: Iterable[Any], score: Score) -> None:
+    """Keep the score of a request for a likelihood (`kind` is lm-eval's), which says more than lm-eval keeps."""
+    hook.add_partial(f"latentlm score of {kind}", request, score)
+
+
+def recall_score(hook: CacheHook, kind: str, request: Iterable[Any]) -> Score | None:
+    """The score that was kept of a request."""
+    found = None if hook.dbdict is None else hook.dbdict.get(hash_args(f"latentlm score of {kind}", request))
+    return found if isinstance(found, Score) else None
 
 
 def repeat_numbers(requests: Sequence[Instance]) -> list[int]:

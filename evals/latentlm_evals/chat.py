@@ -1,6 +1,6 @@
 """Conversations: the tokenizer's chat template, and answers that begin with thoughts.
 
-    Templates(tokenizer, {}).apply([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    Templates(tokenizer).apply([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentlm.errors import UserError, unknown_name
+from latentlm_evals.options import flag
 
 
 class Templates:
     """The chat templates of a tokenizer, as transformers has it; None is one without."""
 
-    def __init__(self, tokenizer: Any, arguments: dict[str, Any]) -> None:
-        self._tokenizer, self._arguments = tokenizer, arguments
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any] | None = None) -> None:
+        """`arguments` of the template, by name. Raises UserError for what is no mapping."""
+        if not isinstance(arguments, dict | None):
+            raise UserError(f'chat_template_args={arguments} is no mapping; write {{"name": value}}.')
+        self._tokenizer, self._arguments = tokenizer, arguments or {}
         self._chosen: str | None = None  # the tokenizer's own choice
 
     def choose(self, name: str | None = None) -> str:
@@ -71,13 +75,16 @@ class Thinking:
     @classmethod
     def of(cls, enabled: bool | None, end: str | int | None) -> Thinking:
         """Raises UserError for thoughts without an end."""
+        flag("enable_thinking", enabled)
         if enabled and end is None:
             raise UserError("enable_thinking=true needs think_end_token=..., the text or token that ends the thoughts.")
         return cls(enabled, int(end) if isinstance(end, str) and end.isdigit() else end)
 
-    def template_args(self) -> dict[str, Any]:
-        """For the chat template."""
-        return {} if self.enabled is None else {"enable_thinking": self.enabled}
+    def with_theirs(self, arguments: Any) -> Any:
+        """Arguments for the chat template, and whether to think among them."""
+        if self.enabled is None or not isinstance(arguments, dict | None):
+            return arguments
+        return {**(arguments or {}), "enable_thinking": self.enabled}
 
     def facts(self) -> dict[str, Any]:
         """What the answers depend on; nothing where nothing is asked for."""

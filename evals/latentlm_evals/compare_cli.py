@@ -3,7 +3,6 @@ compare evaluations that lm-eval has logged, item by item."""
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -123,13 +122,13 @@ def compare(
     if dry_run:
         plans = dry(names, overrides, folder, settings=settings, console=console)
         if as_json:
-            emit(json.dumps({name: asdict(plan) for name, plan in plans.items()}, indent=2))
+            emit({name: asdict(plan) for name, plan in plans.items()})
         else:
             show_plans(plans, console=console)
         return
     comparison = run(names, overrides, folder, settings=settings, console=console)
     if as_json:
-        emit(comparison.to_json())
+        emit(asdict(comparison))
     else:
         show(comparison, console=console)
         console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")
@@ -143,7 +142,7 @@ def _show_logged(names: list[str], tasks: str | None, folder: Path, command: str
     chosen = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     found = compare_folders(names, chosen, folder, command=command)
     if as_json:
-        emit(found.to_json())
+        emit(asdict(found))
     else:
         show_tasks(found, console=console)
         console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")

@@ -20,7 +20,7 @@ import typer
 
 from latentlm.cli.output import AsJson, emit
 from latentlm.errors import UserError, unknown_name
-from latentlm_evals.strict_json import strict_json
+from latentlm_evals.strict_json import plain, strict_json
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
 
 EXAMPLES = """
@@ -92,6 +92,8 @@ def evaluate(
     from latentlm_evals.tables import show_plans
 
     names = _names(tasks, suite)
+    if limit == 0:  # lm-eval takes it for no limit
+        raise UserError("--limit 0 leaves nothing to evaluate; leave it out for every item.")
     check_tasks(names, include_path)
     _check_output(output)
     given = {
@@ -127,7 +129,7 @@ def evaluate(
     if isinstance(adapter, DryLM):
         found = adapter.plan()
         if as_json:
-            emit(strict_json(asdict(found)))
+            emit(asdict(found))
         else:
             show_plans({model: found}, console=Console())
         return
@@ -139,7 +141,7 @@ def evaluate(
         _write(output, results)
     if as_json:
         said = {"model": model, "facts": facts, "tasks": [vars(row) for row in rows], "groups": [vars(row) for row in groups]}
-        emit(strict_json(said))
+        emit(plain(said))
     else:
         _print_table(model, rows, groups, facts)
 
@@ -186,12 +188,12 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
     from rich.table import Table
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
-    table = Table(title=f"{model} ({how}, seed {facts['seed']})", title_justify="left")
+    table = Table(title=f"{model} ({how}, seed {facts['seed']})", title_justify="left", show_edge=False, pad_edge=False)
     filtered = any(row.filter != "none" for row in [*rows, *groups])
     for column in ("task", "metric", *(["filter"] if filtered else [])):
-        table.add_column(column, no_wrap=True)
-    for column in ("value", "std error", "chance", "items"):
-        table.add_column(column, justify="right")
+        table.add_column(column, overflow="fold")  # where the terminal is narrow: names are folded, numbers stay whole
+    for column in ("value", "stderr", "chance", "items"):
+        table.add_column(column, justify="right", no_wrap=True)
     for part in (rows, groups):
         for row in part:
             error = "-" if row.standard_error is None else f"{row.standard_error:.4f}"

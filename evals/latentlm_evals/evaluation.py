@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,48 +23,75 @@ from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method
 from latentlm_evals.adapter import LatentLM
-from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.results import TaskResult
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
 
 _LISTED = 40  # names in an error message
+_log = logging.getLogger("latentlm_evals")
+_CODE_ALLOWED = "HF_ALLOW_CODE_EVAL"
 _OURS = "latentlm_"  # no task of lm-eval's own begins so
 
 
-class _Checked(TaskManager):
-    """An index that refuses, as soon as tasks are loaded, what could not be generated: hours of likelihoods may come first."""
+class Tasks(TaskManager):
+    """lm-eval's index of tasks, which says in one message why some cannot be loaded."""
 
-    generation: Mapping[str, Any] = {}
-    """What `--gen_kwargs` says."""
-    max_length: int | None = None
+    runs_code = True
+    """Whether tasks that run what a model wrote may run."""
+    shots: int | None = None
+    """What `--num-fewshot` says; of tasks whose file says 0, lm-eval takes no notice of it."""
 
     def load(self, task_list: Any) -> Any:
-        """The tasks. Raises UserError for generation arguments that cannot be served."""
-        loaded = super().load(task_list)
-        for name, task in loaded["tasks"].items():
-            if self.max_length is not None and task.get_config("output_type") == "generate_until":
-                try:
-                    GenerationSettings.of({**(task.get_config("generation_kwargs") or {}), **self.generation}, self.max_length)
-                except UserError as error:
-                    raise UserError(f"task {name}: {error}") from None
+        """The tasks, with their data. Raises UserError."""
+        try:
+            loaded = super().load(task_list)
+        except UserError:
+            raise
+        except Exception as error:  # a task brings code and a data source of its own: anything may come
+            raise UserError(f"{_listed(task_list)} cannot be loaded ({_reason(error)}){_remedy(error)}") from error
+        unsafe = [name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
+        if unsafe and not self.runs_code:
+            raise UserError(
+                f"task {unsafe[0]} runs code that the model writes: say --confirm-run-unsafe-code if this machine may run it."
+            )
+        fixed = [name for name, task in loaded["tasks"].items() if task.get_config("num_fewshot") == 0]
+        if self.shots and fixed:
+            _log.warning(
+                "latentlm: %s: no example is put first, whatever --num-fewshot says: the task's file says 0.", ", ".join(fixed)
+            )
         return loaded
 
 
-def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> _Checked:
+def _listed(tasks: Any) -> str:
+    return "the task " + ", ".join(map(str, tasks)) if isinstance(tasks, list) and len(tasks) == 1 else "the tasks"
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and the first line that has words in it, without frames of signs around it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return ": ".join([type(error).__name__, *[line for line in lines if any(map(str.isalpha, line))][:1]])
+
+
+def _remedy(error: Exception) -> str:
+    if _CODE_ALLOWED in str(error):
+        return f": it runs code that the model writes, which {_CODE_ALLOWED}=1 in the environment allows."
+    return ": are its data and metrics here (docs/lm-eval.md says how), or on the network?"
+
+
+def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> Tasks:
     """An index of tasks in which every one of `tasks` is found: ours and those of `include_path`, else lm-eval's own too, which
     takes seconds to index. Raises UserError for names, and patterns of names, that nothing answers to."""
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"--include-path {include_path} is not a folder; give one with task files (.yaml).")
     folders = [str(task_path())] + ([str(include_path)] if include_path else [])
-    manager = _Checked(include_path=folders, include_defaults=False)
+    manager = Tasks(include_path=folders, include_defaults=False)
     others = SUITES.keys() - {DEFAULT_SUITE}
     if others & set(tasks) or any(not name.startswith(_OURS) for name in _unknown(tasks, manager)):
-        manager = _Checked(include_path=folders)
+        manager = Tasks(include_path=folders)
     for name in _unknown(tasks, manager):
         error = unknown_name("task", name, manager.all_tasks)
         if len(manager.all_tasks) > _LISTED:  # naming all of lm-eval's would bury the message
             hint = str(error).partition(" Available:")[0]
-            shipped = ", ".join(_Checked(include_path=folders, include_defaults=False).all_tasks)
+            shipped = ", ".join(Tasks(include_path=folders, include_defaults=False).all_tasks)
             raise type(error)(f"{hint} Available: {shipped}, and lm-eval's own (lm_eval ls tasks).")
         raise error
     return manager
@@ -95,14 +122,13 @@ def run_with(
     adapter: LatentLM, tasks: Sequence[str], *, include_path: Path | None = None, **options: Any
 ) -> dict[str, Any] | None:
     """The same with any option of `lm_eval.simple_evaluate` (`gen_kwargs` as a mapping); None in the processes of a shared
-    evaluation but the first. Raises UserError, before any work, for generation arguments that cannot be served."""
+    evaluation but the first. Raises UserError, before any work, for tasks that cannot be loaded or served."""
     manager = task_manager(tasks, include_path)
-    manager.generation, manager.max_length = options.get("gen_kwargs") or {}, adapter.max_length
+    manager.runs_code, manager.shots = bool(options.get("confirm_run_unsafe_code")), options.get("num_fewshot")
     names = [match for name in tasks for match in ([name] if Path(name).is_file() else manager.match_tasks([name]))]
-    adapter.begin()
     if options.get("apply_chat_template"):
         adapter.chat_template(options["apply_chat_template"])
-    with _errors_only():
+    with errors_only():
         results = lm_eval.simple_evaluate(
             model=adapter,
             tasks=list(dict.fromkeys(names)),
@@ -117,9 +143,10 @@ def run_with(
 
 
 @contextmanager
-def _errors_only() -> Iterator[None]:
-    """Silence lm-eval's log but for errors: it warns about every task that brings its own data."""
-    logger = logging.getLogger("lm_eval")
+def errors_only() -> Iterator[None]:
+    """Silence lm-eval's log of tasks but for errors: it warns about every one that brings its own data. What it has to say of
+    settings (a temperature without sampling) is heard."""
+    logger = logging.getLogger("lm_eval.api.task")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -45,7 +45,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "spaces_between_special_tokens": (True, False),
     "output_scores": (False,),
     "output_logits": (False,),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
     "return_dict_in_generate": (False,),
+    "remove_invalid_values": (True, False),
+    "token_healing": (False,),
 }
 """Arguments that are served at these values only, at which they change nothing. None is neutral for every argument."""
 _LONGEST = 256  # lm-eval's own default of max_gen_toks
@@ -101,6 +105,8 @@ class GenerationSettings:
 
 def _check(name: str, value: Any) -> None:
     """Refuse what is neither served nor neutral."""
+    if name == "do_sample" and not isinstance(value, bool | int):  # "false" would be true
+        raise UserError(f"generation argument do_sample={value!r} is neither true nor false.")
     if name in SERVED:
         return
     if name not in NEUTRAL:

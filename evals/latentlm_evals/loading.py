@@ -13,6 +13,7 @@ from latentlm.interface import LatentDecoder
 from latentlm.interop import is_llama_folder
 from latentlm.tokenizer import FILE, check_vocabulary, load_tokenizer
 from latentlm.zoo.shelves import find
+from latentlm_evals.options import flag
 
 
 def load_model(
@@ -29,6 +30,7 @@ def load_model(
     Raises UserError, before anything is loaded, for random weights unless `allow_random`, and for a card without a tokenizer
     unless `tokenizer` is given: "bytes", or the path of a tokenizer.json or of its folder. Then for weights that are no
     numbers."""
+    flag("allow_random", allow_random)
     if isinstance(model, LatentDecoder):
         name = model.card.name if model.card else "the model"
         _refuse_random(model.card, allow_random)
@@ -78,8 +80,8 @@ def _file_of(tokenizer: str) -> str:
 
 def _refuse_broken(name: str, model: LatentDecoder) -> None:
     """Raise UserError where a weight is not a finite number: every score would be NaN, or silently wrong."""
-    for part, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for part, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{name} has weights that are not finite ({part}): it is broken. Train it anew, or load it again.")
 
 

@@ -70,12 +70,18 @@ def _check(name: str, value: Any) -> None:
 def count(name: str, given: Any, *, least: int | None = None) -> int:
     """A whole number. Raises UserError."""
     try:
-        number = int(given)
-    except (TypeError, ValueError):
+        number = int(str(given))  # as text, since int() would round 1.5 and count True
+    except ValueError:
         raise UserError(f"{name}={given} is not a whole number.") from None
     if least is not None and number < least:
         raise UserError(f"{name}={given} is less than {least}.")
     return number
+
+
+def flag(name: str, given: Any) -> None:
+    """Raise UserError for what is neither true, false nor left out: any text would count as true."""
+    if not (given is None or isinstance(given, bool)):
+        raise UserError(f"{name}={given} is neither true nor false.")
 
 
 def amount(name: str, given: Any) -> float:
@@ -92,6 +98,7 @@ def amount(name: str, given: Any) -> float:
 def batch_rows(given: int | str | None, largest: int | None, device: torch.device) -> int | None:
     """Requests per forward pass; None = as many as fit a fixed number of latent tokens ("auto" beside a CPU)."""
     kind, _, often = str(given).partition(":")
+    largest = None if largest is None else count("max_batch_size", largest, least=1)
     if given is None or (kind == "auto" and (not often or often.replace(".", "", 1).isdigit())):
         return min(_ON_CPU, largest or _ON_CPU) if device.type == "cpu" else largest
     try:
@@ -105,6 +112,9 @@ def batch_rows(given: int | str | None, largest: int | None, device: torch.devic
 
 def seen_tokens(given: int | None, context: int) -> int:
     """Tokens that the model is shown at most."""
-    if given is not None and not 2 <= given <= context:
+    if given is None:
+        return context
+    given = count("max_length", given)
+    if not 2 <= given <= context:
         raise UserError(f"max_length={given} is not between 2 and the model's context of {context} tokens.")
-    return given or context
+    return given

@@ -24,6 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from latentlm.errors import UserError
 from latentlm.likelihood import fit_to_context
 from latentlm.tokenizer import Tokenizer, tokens_before
+from latentlm_evals.options import count, flag
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
@@ -100,14 +101,19 @@ def reader_of(
     prefix_token_id: int | None = None,
 ) -> Reader:
     """The reader of a model's prompts. `folder`: where its tokenizer.json lies, None where there is none; `elsewhere`: it is
-    a folder of transformers, not of a card. Raises UserError for a folder that transformers cannot read."""
+    a folder of transformers, not of a card. Raises UserError for a folder that transformers cannot read, and for arguments that
+    are none."""
+    flag("add_bos_token", add_bos_token)
+    prefix = None if prefix_token_id is None else count("prefix_token_id", prefix_token_id, least=0)
+    if prefix is not None and prefix >= tokenizer.vocabulary:
+        raise UserError(f"prefix_token_id={prefix} is no token of this model's: they go from 0 to {tokenizer.vocabulary - 1}.")
     if elsewhere and folder is not None:
-        return _of_transformers(tokenizer, folder, add_bos_token, prefix_token_id)
+        return _of_transformers(tokenizer, folder, add_bos_token, prefix)
     return Reader(
         name=tokenizer.name,
         plain=lambda text: [int(token) for token in tokenizer.encode_prompt(text)],
         leading=[] if add_bos_token is False else [tokenizer.first],
-        prefix=tokenizer.first if prefix_token_id is None else prefix_token_id,
+        prefix=tokenizer.first if prefix is None else prefix,
         templates=_templates(folder),
     )
 

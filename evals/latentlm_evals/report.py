@@ -142,7 +142,7 @@ def _method(model: ModelResult) -> str:
     if model.estimator_error == 0:
         return escape(model.method)
     quality = f"± {model.estimator_error:.4f}, {model.effective_samples:.1f} effective; "
-    quality += f"{'converged' if model.converged else '<b>not converged</b>'}, good to {model.uncertainty:.4f}"
+    quality += f"{'converged' if model.converged else '<b>not converged</b>'}: {model.good_to}"
     return f'{escape(model.method)}<br><span class="se">{quality}</span>'
 
 

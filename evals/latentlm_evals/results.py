@@ -5,12 +5,12 @@ Units: bits per byte are nats of all targets, end-of-text included, over raw byt
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentlm.cli.output import as_json
 from latentlm.likelihood import Score
 
 
@@ -92,7 +92,7 @@ class TaskComparison:
 
     def to_json(self) -> str:
         """Indented JSON."""
-        return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
+        return as_json(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,11 @@ class ModelResult:
     sizes: list[int] = field(default_factory=list, repr=False)
     """Raw bytes of every document."""
 
+    @property
+    def good_to(self) -> str:
+        """What the likelihood estimates are good to, in words."""
+        return f"to {self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown under four samples"
+
 
 @dataclass
 class Comparison:
@@ -212,17 +217,8 @@ class Comparison:
 
     def to_json(self) -> str:
         """Indented JSON."""
-        return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
+        return as_json(asdict(self))
 
     def save(self, path: Path) -> None:
         """Write the JSON."""
         path.write_text(self.to_json() + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that JSON has no word for (not a number, infinity) as null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

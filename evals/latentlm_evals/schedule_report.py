@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,7 +26,7 @@ _NOTE = (
 def show_entries(entries: list[Entry], *, as_json: bool) -> None:
     """The list of schedules."""
     if as_json:
-        emit(json.dumps([asdict(entry) for entry in entries], indent=2))
+        emit([asdict(entry) for entry in entries])
         return
     console = Console()
     table = Table("schedule", "what it does", "formula (nats per target token)", "source", show_lines=True)
@@ -40,7 +39,7 @@ def show_entries(entries: list[Entry], *, as_json: bool) -> None:
 def show_endings(outcomes: list[Outcome], result: dict[str, Any], *, as_json: bool) -> None:
     """Where each run of a plot ended."""
     if as_json:
-        emit(json.dumps(result))
+        emit(result)
         return
     console = Console()
     console.print(_table([[outcome] for outcome in outcomes]))
@@ -50,7 +49,7 @@ def show_endings(outcomes: list[Outcome], result: dict[str, Any], *, as_json: bo
 def show_revival(collapsed: list[Outcome], outcomes: list[Outcome], result: dict[str, Any], *, as_json: bool) -> None:
     """The collapsed models, and where each schedule took them; mean over seeds, with the range where there are several."""
     if as_json:
-        emit(json.dumps(result))
+        emit(result)
         return
     console = Console()
     names = list(dict.fromkeys(outcome.schedule for outcome in outcomes))

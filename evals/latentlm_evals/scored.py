@@ -5,12 +5,11 @@ Counts are of one evaluation. Those of other processes are added by `plus`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from lm_eval.api.instance import Instance
 
 from latentlm.errors import UserError
 from latentlm.likelihood import Score
@@ -18,10 +17,7 @@ from latentlm.likelihood import Score
 Owner = tuple[str, int]
 """(task, document) of a request."""
 
-
-def owner_of(request: Instance) -> Owner | None:
-    """Whose request this is; None where lm-eval has not said."""
-    return None if request.task_name is None or request.doc_id is None else (request.task_name, request.doc_id)
+_log = logging.getLogger("latentlm_evals")
 
 
 @dataclass
@@ -43,6 +39,8 @@ class Scored:
     """Requests whose context was cut from the left to what the model can see."""
     joined: int = 0
     """Requests in which a token of the whole text spans context and continuation."""
+    recalled: int = 0
+    """Requests of which the answer, and its score, came from a `--use_cache` database."""
     items: dict[Owner, list[float]] = field(default_factory=dict)
     """Standard errors of each document's requests, nats, in the order in which lm-eval has them; of latent decoders only."""
 
@@ -61,6 +59,17 @@ class Scored:
             self.most_samples = max(self.most_samples, score.samples)
             self.near_ties += score.near_ties
 
+    def cut(self, cut: int, total: int, seen: int) -> None:
+        """Count contexts of `total` requests that were cut to the `seen` tokens of the model; say so once in an evaluation."""
+        if cut and not self.truncated:
+            _log.warning(
+                "latentlm: %d of %d contexts are longer than the %d tokens that the model sees: their beginnings are left out.",
+                cut,
+                total,
+                seen,
+            )
+        self.truncated += cut
+
     def plus(self, other: Scored) -> None:
         """Add the counts of another process, whose documents are others."""
         self.requests += other.requests
@@ -72,6 +81,7 @@ class Scored:
         self.near_ties += other.near_ties
         self.truncated += other.truncated
         self.joined += other.joined
+        self.recalled += other.recalled
         self.items |= other.items
 
     def as_json(self) -> dict[str, Any]:
@@ -89,6 +99,7 @@ class Scored:
             "near_ties": self.near_ties,
             "truncated": self.truncated,
             "joined": self.joined,
+            "recalled": self.recalled,
             "tasks": {task: _of_task(items) for task, items in tasks.items()},
         }
 

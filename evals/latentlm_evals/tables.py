@@ -77,7 +77,7 @@ def _verdict(model: ModelResult) -> str:
     """Whether the likelihood is good to the comparison's tolerance, and what it is good to."""
     if not model.has_latents:
         return "exact"
-    return f"{'yes' if model.converged else '[red]no[/red]'}, to {model.uncertainty:.4f}"
+    return f"{'yes' if model.converged else '[red]no[/red]'}, {model.good_to}"
 
 
 def show_plans(plans: dict[str, Plan], *, console: Console) -> None:

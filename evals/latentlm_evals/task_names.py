@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-from lm_eval.tasks import TaskManager
-
 from latentlm.errors import UserError
-from latentlm_evals.evaluation import task_manager
+from latentlm_evals.evaluation import Tasks, errors_only, task_manager
 from latentlm_evals.suites import task_path
 
 _OURS = "latentlm_"  # no task of lm-eval's own begins so
@@ -28,7 +25,7 @@ def resolve_tasks(names: Sequence[str], include_path: Path | None = None) -> lis
     patterns = [name for name in names if _is_pattern(name)]
     manager = task_manager([name for name in names if name not in patterns], include_path)
     if any(not pattern.startswith(_OURS) for pattern in patterns):  # lm-eval's own tasks take seconds to index
-        manager = TaskManager(include_path=[str(task_path())] + ([str(include_path)] if include_path else []))
+        manager = Tasks(include_path=[str(task_path())] + ([str(include_path)] if include_path else []))
     found: dict[str, None] = {}
     for name in names:
         matches = manager.match_tasks([name]) if name in patterns else [name]
@@ -47,18 +44,10 @@ def _is_pattern(name: str) -> bool:
     return any(sign in name for sign in "*?[") and not Path(name).is_file()
 
 
-def _load(name: str, manager: TaskManager) -> dict[str, Any]:
+def _load(name: str, manager: Tasks) -> dict[str, Any]:
     """Every task below a name, with its data. Raises UserError."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with errors_only():
         tasks = manager.load([name])["tasks"]
-    except Exception as error:  # a task brings code and a data source of its own: anything may come
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f'The task "{name}" cannot be loaded ({reason}): is its data here, or on the network?') from error
-    finally:
-        logger.setLevel(level)
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(

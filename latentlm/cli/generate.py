@@ -5,7 +5,6 @@ MODEL is a name of the zoo, a folder that `latentlm train` wrote, a card, or a f
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -139,7 +138,7 @@ def _print(texts: list[str], generations: list[Generation], samples: int, as_jso
             {"prompt": prompt, "sample": made.sample, "text": made.text, "tokens": made.tokens, "finish": made.finish}
             for prompt, made in pairs
         ]
-        emit(json.dumps(rows, indent=2))
+        emit(rows)
         return
     for number, (prompt, made) in enumerate(pairs):
         if len(pairs) > 1:

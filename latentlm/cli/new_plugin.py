@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,7 @@ def new_plugin(
     written = write_method(name, folder=out) if method else write_plugin(name, socket=socket or "encoder", folder=out)
     folder = written[0].parent
     if as_json:
-        emit(json.dumps({"folder": str(folder), "files": [str(path.relative_to(folder)) for path in written]}, indent=2))
+        emit({"folder": str(folder), "files": [str(path.relative_to(folder)) for path in written]})
         return
     plain = name.replace("-", "_")
     print(f"Wrote {folder}:")

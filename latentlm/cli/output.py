@@ -2,15 +2,17 @@
 
     def command(as_json: AsJson = False) -> None:
         if as_json:
-            emit(json.dumps(found))
+            emit(found)
 
 From the moment that the option is read, everything written to standard output goes to standard error instead, by whatever way
-(print, a library in C, a child process), and only `emit` reaches the stream itself.
+(print, a library in C, a child process), and only `emit` reaches the stream itself. It is JSON as the standard has it.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -23,8 +25,9 @@ _reserved: list[TextIO] = []
 """The streams that `emit` writes to, of the commands under way; the last one counts."""
 
 
-def emit(text: str) -> None:
-    """Write a line for a program to read. A reader that went away ends the command with status 1."""
+def emit(found: Any) -> None:
+    """Write plain data for a program to read. A reader that went away ends the command with status 1."""
+    text = as_json(found)
     stream = _reserved[-1] if _reserved else sys.stdout
     try:
         stream.write(text + "\n")
@@ -32,6 +35,19 @@ def emit(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python complains at its end
         raise SystemExit(1) from None
+
+
+def as_json(found: Any) -> str:
+    """Plain data as indented JSON, with null for a number that is not finite, which JSON lacks."""
+    return json.dumps(_finite(found), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _reserve(ctx: typer.Context, wanted: bool) -> bool:

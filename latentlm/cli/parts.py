@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,7 +51,7 @@ def list_parts(
 
     found = every(socket)
     if as_json:
-        emit(json.dumps([part.as_json() for part in found], indent=2))
+        emit([part.as_json() for part in found])
         return
     from rich.console import Console
     from rich.table import Table
@@ -85,7 +84,7 @@ def describe(name: Annotated[str, typer.Argument(help="A part's name, in any soc
             }
             for part, others in zip(found, combined, strict=True)
         ]
-        emit(json.dumps(rows, indent=2))
+        emit(rows)
         return
     from rich.console import Console
 
@@ -111,7 +110,7 @@ def for_recipe(
     place = find(loaded, socket)
     found = sorted(fits(loaded, place), key=lambda fit: (fit.reason is not None, fit.part.name))
     if as_json:
-        emit(json.dumps([fit.as_json() for fit in found], indent=2))
+        emit([fit.as_json() for fit in found])
         return
     from rich.console import Console
     from rich.table import Table

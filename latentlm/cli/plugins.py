@@ -8,7 +8,6 @@ Exit status 0 even where a plugin failed, which the table shows in red; 1 with L
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -50,7 +49,7 @@ def plugins(as_json: AsJson = False) -> None:
     clashes = registry.clashes()
     if as_json:
         claims = [{"socket": s, "name": n, "plugins": origins} for (s, n), origins in clashes.items()]
-        emit(json.dumps({"plugins": [plugin.as_json() for plugin in found], "clashes": claims}, indent=2))
+        emit({"plugins": [plugin.as_json() for plugin in found], "clashes": claims})
     else:
         _show(found, clashes)
     if _discovery.strict() and any(plugin.status == "failed" for plugin in found):

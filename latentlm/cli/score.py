@@ -6,7 +6,6 @@ end-of-text; all targets count, over the file's raw bytes.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -137,7 +136,7 @@ def _show_plan(found: Plan, as_json: bool) -> None:
     lines = found.lines()
     width = max(map(len, lines))
     if as_json:
-        emit(json.dumps(asdict(found), indent=2))
+        emit(asdict(found))
     else:
         typer.echo("\n".join(f"{k:{width}}  {v}" for k, v in lines.items()), file=sys.stdout)
 
@@ -218,7 +217,7 @@ def _verdict(score: Score, bits: Estimate) -> str:
     return f"not converged: {exact_to} (interval of the error, and the gain over K/4); take more samples, or smc"
 
 
-def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str) -> str:
+def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str) -> dict[str, Any]:
     """The same, and more, for programs."""
     files = [
         {
@@ -239,14 +238,4 @@ def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str)
         }
         for row in rows
     ]
-    found = {"model": model, "meaning": meaning, "files": files, "all": None if total is None else asdict(total)}
-    return json.dumps(_finite(found), indent=2)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null in place of NaN and infinity, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {"model": model, "meaning": meaning, "files": files, "all": None if total is None else asdict(total)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,7 +61,7 @@ def _say(text: str, data: dict[str, Any] | None) -> None:
     if data is None:
         typer.echo(text, file=sys.stdout)
     else:
-        emit(json.dumps(data, indent=2))
+        emit(data)
 
 
 def _train(recipe: Any, out: Path, *, resume: bool, quiet: bool) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +28,7 @@ def list_models(
 
     cards = zoo.list(pattern)
     if as_json:
-        emit(json.dumps([card.model_dump(mode="json") for card in cards], indent=2))
+        emit([card.model_dump(mode="json") for card in cards])
         return
     from rich.console import Console
     from rich.markup import escape
@@ -70,7 +69,7 @@ def describe(
 
     found = zoo.describe(name)
     if as_json:
-        emit(json.dumps(found.as_json(), indent=2))
+        emit(found.as_json())
         return
     from rich.console import Console
     from rich.markup import escape

@@ -70,13 +70,30 @@ _OF: dict[str, dict[str, Field]] = {
         "length": ("the number of tokens of a site, or None", _optional(_count(1))),
     },
 }
-_CALLS: dict[str, dict[str, str]] = {
-    "prior": {"step": "state, taps, previous, starts, above", "advance": "step", "bind": "parts", "operations": ""},
-    "kl_schedule": {"advance": "step"},
-    "encoder": {"advance": "step", "bind": "parts", "operations": ""},
-    "injection": {"advance": "step", "bind": "parts", "operations": ""},
+_OF_EVERY_PART = {
+    "init_weights": "generator",
+    "auxiliary": "latent, context, batch",
+    "advance": "step",
+    "bind": "parts",
+    "operations": "",
 }
-"""Methods by socket, with the arguments, none by keyword, that the frame calls them with."""
+_CALLS: dict[str, dict[str, str]] = {
+    "encoder": {"forward": "context", **_OF_EVERY_PART},
+    "prior": {
+        "forward": "context, latent",
+        "start": "context, latent",
+        "step": "state, taps, previous, starts, above",
+        **_OF_EVERY_PART,
+    },
+    "injection": {"forward": "latent, context", **_OF_EVERY_PART},
+    "kl_schedule": {
+        "penalty": "kl, reconstruction, site_mask, target_mask, step=step",
+        "advance": "step",
+        "state_dict": "",
+        "load_state_dict": "state",
+    },
+}
+"""Methods by socket, with the arguments that the frame calls them with."""
 _LEFT: dict[str, tuple[str, tuple[type, ...]]] = {
     "latents": ("family", (str,)),
     "sites": ("blocks", (tuple, list)),
@@ -128,7 +145,8 @@ def check_declared(latent: Latent) -> None:
             if not fits(value):
                 raise PluginError(f"{what} declares `{field}` as {value!r}, which is not {kind}.")
         for method, arguments in _CALLS.get(socket, {}).items():
-            _check_call(what, method, arguments, getattr(part, method))
+            fitted = ", objective" if method == "forward" and getattr(part, "needs_objective", False) else ""
+            _check_call(what, method, arguments + fitted, getattr(part, method))
     check_begins(latent.called("granularity"), latent.granularity)
 
 
@@ -144,12 +162,13 @@ def _check_left(what: str, socket: str, part: object) -> None:
 def _check_call(what: str, method: str, arguments: str, function: Callable[..., Any]) -> None:
     """Refuse a method that cannot be called as the frame calls it, or that expects another thing under version 1's name."""
     named = [name for name in arguments.split(", ") if name]
+    keywords = {name.partition("=")[0]: name for name in named if "=" in name}
     try:
         signature = inspect.signature(function)
     except ValueError:  # compiled code that does not say
         return
     try:
-        signature.bind(*named)
+        signature.bind(*[name for name in named if "=" not in name], **keywords)
         fits = not (method == "bind" and "encoder" in signature.parameters)
     except TypeError:
         fits = False

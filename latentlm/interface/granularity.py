@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from latentlm.config import Strict
-from latentlm.errors import UserError
+from latentlm.errors import PluginError, UserError
 from latentlm.interface.batches import PADDING
 
 if TYPE_CHECKING:
@@ -144,7 +144,18 @@ BUILT_IN: dict[str, type[Granularity]] = {"token": Token, "chunk": Chunk, "docum
 def site_starts(granularity: Granularity, tokens: Tensor, documents: Tensor, positions: Tensor) -> Tensor:
     """(B, T) bool: a real position at which a site begins. A document's first position is one whatever the granularity says:
     a site that went on from the document before would carry one text's latent into the next."""
-    return (granularity.begins(tokens, positions, documents) | (positions == 0)) & (documents >= 0)
+    return (_asked(granularity, tokens, positions, documents) | (positions == 0)) & (documents >= 0)
+
+
+def _asked(granularity: Granularity, tokens: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+    """`begins`. Raises PluginError, with the granularity's name, for whatever it raises: some tokens may be the first to."""
+    try:
+        return granularity.begins(tokens, positions, documents)
+    except UserError:
+        raise
+    except Exception as error:
+        called, kind = type(granularity).__name__, type(error).__name__
+        raise PluginError(f"the granularity {called} cannot say where sites begin in this text: {kind}: {error}.") from error
 
 
 def assign_sites(
@@ -180,7 +191,7 @@ def begins_now(granularity: Granularity, recent: Tensor, positions: Tensor) -> T
     recent (B, lookback + 1): the row's last tokens, oldest first, the newest at the end; what stands before the row's first
     token is not looked at. positions (B,): of the newest, within its document."""
     if granularity.lookback == 0:
-        begins = granularity.begins(recent, positions[:, None], torch.zeros_like(recent))[:, 0]
+        begins = _asked(granularity, recent, positions[:, None], torch.zeros_like(recent))[:, 0]
         return begins | (positions == 0)
     steps = torch.arange(-granularity.lookback, 1, device=recent.device)
     places = positions[:, None] + steps  # (B, lookback + 1), negative before the document

@@ -7,10 +7,12 @@ A zoo's recipes lie beside its cards, in a folder `recipes` next to them or one 
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from latentlm.config import Recipe, apply_overrides, parse, read_yaml
 from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
@@ -48,7 +50,13 @@ def _literal(override: str) -> str:
     """An override of a setting that is text, such as data.path=2024, with its value in quotes, so that YAML makes no number,
     list or comment of it. What is in quotes already, stays."""
     key, equals, text = override.partition("=")
-    return override if not equals or not _is_text(key) or re.fullmatch("\".*\"|'.*'", text) else f"{key}={json.dumps(text)}"
+    return override if not equals or not _is_text(key) or re.fullmatch("\".*\"|'.*'", text) else f"{key}={_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
+    """Text as a YAML string on one line."""
+    # Not as JSON, which spells what lies beyond the first 65,536 characters as two halves, two characters to YAML.
+    return yaml.safe_dump(text, default_style='"', width=math.inf).strip()
 
 
 def _is_text(key: str) -> bool:

@@ -14,8 +14,8 @@ from conformance.broken import offered, right
 from latentlm import plugins
 from latentlm.composed import build, complete, fill_granularities
 from latentlm.config import ModelConfig, Strict, parse
-from latentlm.errors import UserError
-from latentlm.interface import Batch, Condition, Granularity, KLSchedule, Noise
+from latentlm.errors import PluginError, UserError
+from latentlm.interface import Batch, Condition, Granularity, KLSchedule, Noise, begins_now, count_sites
 from latentlm.testing import Subject
 from latentlm.testing.subject import STRUCTURAL
 from latentlm.tokenizer import ByteTokenizer
@@ -161,6 +161,12 @@ METHODS = [
     ("injection", "bind", lambda self: None, "parts"),
     ("prior", "bind", lambda self, encoder: None, "parts"),
     ("prior", "operations", lambda self, shape: None, ""),
+    ("encoder", "forward", lambda self: None, "context"),
+    ("encoder", "auxiliary", lambda self, latent, context: None, "latent, context, batch"),
+    ("encoder", "init_weights", lambda self: None, "generator"),
+    ("prior", "forward", lambda self, context: None, "context, latent"),
+    ("prior", "start", lambda self, context: None, "context, latent"),
+    ("injection", "forward", lambda self, latent: None, "latent, context"),
 ]  # fmt: skip
 
 
@@ -205,6 +211,11 @@ def test_a_schedule_is_looked_at_as_other_parts_are() -> None:
     old = type("Old", (Half,), {"advance": lambda self: None})
     with pytest.raises(UserError, match=r"kl_schedule \"wrong_here\" \(Old\) has `advance\(self\)`.*`advance\(self, step\)`"):
         built("kl_schedule", old)
+    costs = {"penalty": lambda self, kl, reconstruction, site_mask, target_mask: None}
+    with pytest.raises(UserError, match=r"\(Costs\) has `penalty\(self, kl, .*, which is called as .*_mask, step=step\)`"):
+        built("kl_schedule", type("Costs", (Half,), costs))
+    with pytest.raises(UserError, match=r"\(State\) has `load_state_dict\(self\)`.*`load_state_dict\(self, state\)`"):
+        built("kl_schedule", type("State", (Half,), {"load_state_dict": lambda self: None}))
     with pytest.raises(UserError, match="declares `steers_reconstruction` as 'yes'"):
         built("kl_schedule", type("Yes", (Half,), {"steers_reconstruction": "yes"}))
     assert built("kl_schedule", Half)
@@ -260,6 +271,22 @@ def refusing(*given: Any) -> None:
 def test_what_a_granularity_has_against_its_settings_names_it(method: str) -> None:
     with pytest.raises(UserError, match='granularity "wrong_here": I would rather not'):
         built("granularity", type("Wrong", (AtZero,), {method: refusing}))
+
+
+def test_an_encoder_that_is_fitted_is_called_with_its_objective() -> None:
+    said = left("encoder", needs_objective=True, forward=lambda self, context: None)
+    assert "`forward(self, context)`, which is called as `forward(self, context, objective)`" in said
+
+
+def test_a_granularity_that_fails_on_some_tokens_is_named() -> None:
+    table = torch.tensor([True, False, True, False])
+    wrong: Any = type("Short", (AtZero,), {"begins": lambda self, tokens, positions, documents: table[tokens]})
+    short, message = wrong(Strict()), "the granularity Short cannot say where sites begin in this text: IndexError"
+    assert begins_now(short, torch.tensor([[2]]), torch.tensor([1])).item()
+    with pytest.raises(PluginError, match=message):
+        begins_now(short, torch.tensor([[9]]), torch.tensor([1]))
+    with pytest.raises(PluginError, match=message):
+        count_sites(short, [1, 2, 9])
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_thoughts_are_left_out_up_to_their_last_end() -> None:
     assert of_text.cut("no end", trimmed=False) == "no end"
     assert of_token.after([1, 7, 2, 7, 3]) == [3]
     assert of_token.after([1, 2]) == [1, 2]
-    assert of_text.template_args() == {"enable_thinking": True}
+    assert of_text.with_theirs({"a": 1}) == {"a": 1, "enable_thinking": True}
 
 
 def test_thoughts_need_an_end_and_a_text_to_generate() -> None:

@@ -46,6 +46,7 @@ def test_stop_and_until_stop_both() -> None:
         ({"do_sample": True, "top_k": -1}, "top_k"),
         ({"temperature": "warm"}, "not numbers"),
         ({"until": 3}, "no text"),
+        ({"do_sample": "false"}, "neither true nor false"),
     ],
     ids=str,
 )

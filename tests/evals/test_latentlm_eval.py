@@ -20,8 +20,8 @@ from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals.adapter import LatentLM
-from latentlm_evals.eval_cli import app
-from latentlm_evals.evaluation import bits_per_byte_error, check_tasks, evaluate, group_results, task_manager
+from latentlm_evals.eval_cli import _print_table, app
+from latentlm_evals.evaluation import bits_per_byte_error, check_tasks, evaluate, group_results, run_with, task_manager
 from latentlm_evals.results import TaskResult
 from latentlm_evals.suites import SUITE_TASKS, task_path
 
@@ -104,6 +104,14 @@ def test_the_command_prints_a_table_json_and_the_whole_results(tmp_path: Path) -
     assert printed["facts"]["score"] == "operational"
 
 
+def test_numbers_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    row = TaskResult("a_task_of_a_long_name", "exact_match", 0.1234, 0.0567, chance=0.333, items=1234, filter="flexible")
+    _print_table("m", [row], [], {"score": "operational", "samples": 0, "seed": 0})
+    said = capsys.readouterr().out
+    assert all(number in said for number in ("0.1234", "0.0567", "0.333", "1234"))
+
+
 def test_the_command_passes_on_what_lm_eval_has(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     words = ["free-tiny", "--allow-random", "--samples", "2", "--limit", "2", "--tasks", "latentlm_[bn]*", "--json"]
@@ -116,12 +124,21 @@ def test_the_command_passes_on_what_lm_eval_has(tmp_path: Path) -> None:
     assert filters == {"latentlm_brackets": "strip", "latentlm_next_line": "none"}
     assert printed["facts"]["max_length"] == 200
     assert json.loads(again.stdout)["tasks"] == printed["tasks"]
-    assert json.loads(again.stdout)["facts"]["likelihoods"]["requests"] == 0  # all from the cache
+    made, kept = (json.loads(each.stdout)["facts"]["likelihoods"] for each in (first, again))
+    assert (made.pop("recalled"), kept.pop("recalled")) == (0, 8)
+    assert kept == made  # the errors too
     results = json.loads(output.read_text())
     (sample, *_) = results["samples"]["latentlm_brackets"]
     assert sample["arguments"][0][1] | {"max_gen_toks": 3, "until": ["q"]} == sample["arguments"][0][1]
     assert sample["arguments"][0][0].startswith("Be brief.")
     assert results["config"]["latentlm"]["first_token"] == 256
+
+
+def test_examples_that_a_task_does_not_take_are_told(model: LatentDecoder, caplog: pytest.LogCaptureFixture) -> None:
+    results = run_with(LatentLM(model, samples=2), ["latentlm_copy"], limit=1, num_fewshot=2)
+    assert results is not None
+    assert results["n-shot"]["latentlm_copy"] == 0
+    assert "latentlm_copy: no example is put first, whatever --num-fewshot says" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -130,6 +147,7 @@ def test_the_command_passes_on_what_lm_eval_has(tmp_path: Path) -> None:
         (["--suite", "healine"], 'Did you mean "headline"'),
         (["--suite", "headline", "--tasks", "x"], "give one of them"),
         (["--gen-kwargs", "temperature"], "NAME=VALUE"),
+        (["--limit", "0"], "leaves nothing to evaluate"),
         (["--model-args", "smaples=3"], 'Did you mean "samples"'),
         (["--apply-chat-template", "--tasks", "latentlm_copy"], "no chat template"),
     ],

@@ -203,6 +203,16 @@ def test_a_card_without_a_tokenizer_is_refused_until_one_is_given(tmp_path: Path
         ({"model": "free-tiny", "score": "operatonal", "allow_random": True}, 'Did you mean "operational"'),
         ({"model": "free-tiny", "batch_size": "many", "allow_random": True}, "batch_size"),
         ({"model": "free-tiny", "max_length": 10**6, "allow_random": True}, "max_length"),
+        ({"model": "free-tiny", "max_length": "long"}, "max_length=long is not a whole number"),
+        ({"model": "free-tiny", "max_batch_size": "x"}, "max_batch_size=x is not a whole number"),
+        ({"model": "free-tiny", "seed": 1.5}, "seed=1.5 is not a whole number"),
+        ({"model": "free-tiny", "allow_random": "perhaps"}, "allow_random=perhaps is neither true nor false"),
+        ({"model": "free-tiny", "add_bos_token": "no"}, "add_bos_token=no is neither true nor false"),
+        ({"model": "free-tiny", "enable_thinking": "off"}, "enable_thinking=off is neither true nor false"),
+        ({"model": "free-tiny", "prefix_token_id": 257}, "they go from 0 to 256"),
+        ({"model": "free-tiny", "chat_template_args": 3}, "chat_template_args=3 is no mapping"),
+        ({"model": "free-tiny", "dtype": "floaty"}, "floaty"),
+        ({"model": "free-tiny", "device": "banana"}, "banana"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")

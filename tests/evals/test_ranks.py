@@ -56,6 +56,20 @@ def test_two_processes_have_the_results_of_one(tmp_path: Path) -> None:
     assert_close(two, one)
 
 
+@pytest.mark.slow
+def test_accelerate_starts_processes_that_meet(tmp_path: Path) -> None:
+    script = tmp_path / "meet.py"
+    lines = ["from latentlm_evals.ranks import Ranks", "met = Ranks.join()", "print(met.gather((met.rank, met.local_rank)))"]
+    script.write_text("\n".join(lines))
+    # --multi_gpu is accelerate's word for several processes, on a CPU too; with --cpu it starts one, whatever else is said.
+    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port=0", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}  # no configuration of this machine's
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")) == ["", "None", "[(0, 0), (1, 1)]"]
+
+
 def assert_close(found: Any, expected: Any, where: str = "") -> None:
     """The same but for rounding: the processes' batches are others."""
     if isinstance(expected, dict):

@@ -48,6 +48,13 @@ def test_weights_that_are_no_numbers_are_refused_when_the_model_is_taken(broken:
         LatentLM(model)
 
 
+def test_so_is_a_table_that_is_no_parameter() -> None:
+    model = byte_decoder("vanilla")
+    model.register_buffer("codes", torch.tensor([1.0, float("nan")]))
+    with pytest.raises(UserError, match=r"not finite \(codes\)"):
+        LatentLM(model)
+
+
 @pytest.mark.parametrize("kind", ["vanilla", "free"])
 def test_a_score_that_is_no_number_is_refused_as_generate_refuses_it(kind: str) -> None:
     lm = LatentLM(byte_decoder(kind), samples=2)

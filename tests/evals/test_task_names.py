@@ -56,13 +56,21 @@ def test_unknown_names_and_patterns_say_what_is_near() -> None:
 
 def test_a_task_without_its_data_is_refused_by_name(tmp_path: Path) -> None:
     task(tmp_path, "mine", data="/nowhere.jsonl")
-    with pytest.raises(UserError, match='The task "mine" cannot be loaded'):
+    with pytest.raises(UserError, match=r"the task mine cannot be loaded \(FileNotFoundError: .*\): are its data"):
         resolve_tasks(["mine"], tmp_path)
 
 
 def test_a_task_that_runs_the_models_code_is_refused(tmp_path: Path) -> None:
     task(tmp_path, "mine", more="unsafe_code: true\n")
     with pytest.raises(UserError, match="mine runs code that a model wrote"):
+        resolve_tasks(["mine"], tmp_path)
+
+
+def test_a_metric_that_wants_to_be_allowed_to_run_code_says_how(tmp_path: Path) -> None:
+    banner = "\\n" + "#" * 40 + "\\nThe metric runs code: set HF_ALLOW_CODE_EVAL.\\n"
+    (tmp_path / "metric.py").write_text(f'raise ValueError("{banner}")')
+    task(tmp_path, "mine", more="process_results: !function metric.results\n")
+    with pytest.raises(UserError, match=r"\(ValueError: The metric runs code.*which HF_ALLOW_CODE_EVAL=1 in the environment"):
         resolve_tasks(["mine"], tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import warnings
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def test_readable_files_that_no_pattern_matches_are_counted_by_ending(folder: Pa
     [
         ("image.png", b"\x89PNG\r\n\x1a\n\0\0"),
         ("numbers.bin", bytes(range(256)) * 8),
+        ("packed.gz", gzip.compress(b"text")),
         ("empty.rst", b" \n"),
         (".hidden", b"text"),
         ("__pycache__/a.pyc", b"text"),
@@ -60,6 +62,12 @@ def test_what_is_no_text_or_hidden_costs_no_word(folder: Path, name: str, data: 
 def test_a_letter_that_is_cut_where_the_look_ends_is_text(folder: Path, length: int) -> None:
     (folder / "b.log").write_text("x" * (length - 1) + "\u65e5\u672c")
     with pytest.warns(LeftOutWarning, match=r"1 readable file is left out \(1 \.log\)"):
+        names(folder)
+
+
+def test_a_text_that_is_not_utf_8_is_text(folder: Path) -> None:
+    (folder / "b.tex").write_bytes("caf\u00e9, d\u00e9j\u00e0 vu\n".encode("latin-1"))
+    with pytest.warns(LeftOutWarning, match=r"1 readable file is left out \(1 \.tex\)"):
         names(folder)
 
 

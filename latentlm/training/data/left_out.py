@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from codecs import getincrementaldecoder
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,8 @@ ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
 """Files of which each row is a document."""
 _LOOKED_AT = 3  # files of each ending: enough to know what the ending means
 _HEAD = 1024  # bytes
+_IN_TEXT = bytes([*b"\t\n\f\r\x1b", *range(0x20, 0x7F), *range(0x80, 0x100)])
+"""Bytes of a text. Other control characters, which every format of programs has among its first bytes, are in none."""
 _LISTED = 8
 
 
@@ -44,7 +45,7 @@ def say_what_is_left_out(root: Path, left: Iterable[Path], *, pattern: str) -> N
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a file is one of rows, or begins as UTF-8 text."""
+    """Whether a file is one of rows, or begins as text: UTF-8, or letters of one byte, which are read byte for byte too."""
     if path.name.lower().endswith(ROW_FILES):
         return True
     try:
@@ -52,11 +53,7 @@ def _is_readable(path: Path) -> bool:
             head = file.read(_HEAD)
     except OSError:
         return False
-    try:
-        text = getincrementaldecoder("utf-8")().decode(head, final=len(head) < _HEAD)  # the last letter may be cut
-    except UnicodeDecodeError:
-        return False
-    return bool(text.strip()) and "\0" not in text
+    return bool(head.strip()) and not head.translate(None, _IN_TEXT)
 
 
 def _linked_folders(root: Path) -> list[str]:

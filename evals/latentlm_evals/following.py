@@ -1,0 +1,109 @@
+"""One evaluation of lm-eval's as its model follows it: all of its requests, and the scores that it gave.
+
+lm-eval hands a model its requests one kind after another. It does not say that an evaluation begins, nor what else is to come:
+what cannot be served would be found hours late, after the likelihoods of other tasks, and answers from a `--use_cache` database
+would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lm_eval import evaluator
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.api.task import Task
+
+from latentlm.errors import UserError
+from latentlm.likelihood import Score
+from latentlm_evals.answers import recall_score
+from latentlm_evals.scored import Owner
+
+LIKELIHOODS = ("loglikelihood", "loglikelihood_rolling")
+
+
+class Evaluation:
+    """What is known of an evaluation; of one that nobody announced, the requests that were scored."""
+
+    def __init__(self, tasks: Mapping[str, Any] | None = None, samples: Mapping[str, Sequence[int]] | None = None) -> None:
+        """`tasks`: by name, as lm-eval loads them. `samples`: what `--samples` chose, the numbers of each task's documents."""
+        self._tasks = dict(tasks or {})
+        self._samples = dict(samples or {})
+        self._scores: dict[int, tuple[Instance, Score | None]] = {}
+        self._begun = False
+
+    def requests(self) -> Iterator[Instance]:
+        """This process's requests, task by task; of each task lm-eval builds them before the first one is answered."""
+        for task in self._tasks.values():
+            yield from getattr(task, "instances", None) or ()
+
+    def look_ahead(self, check: Callable[[Instance], None], *, besides: str | None = None) -> None:
+        """Before the first answer, `check` every request, besides those of a kind that its caller checks. Raises the check's
+        UserError, with the task's name."""
+        first, self._begun = not self._begun, True
+        for request in self.requests() if first else ():
+            if request.request_type == besides:
+                continue
+            try:
+                check(request)
+            except UserError as error:
+                raise UserError(f"task {request.task_name}: {error}") from None
+
+    def note(self, request: Instance, score: Score | None) -> None:
+        """Remember the score of a request; None of an empty text."""
+        self._scores[id(request)] = (request, score)
+
+    def recall(self, hook: CacheHook) -> list[Score]:
+        """The scores of those requests that a `--use_cache` database answered, as far as it kept them."""
+        found = []
+        for request in self.requests():
+            if request.request_type not in LIKELIHOODS or id(request) in self._scores:
+                continue
+            if (score := recall_score(hook, request.request_type, request.args)) is not None:
+                self.note(request, score)
+                found.append(score)
+        return found
+
+    def errors(self) -> dict[Owner, list[float]]:
+        """Standard errors of each document's requests, nats, in lm-eval's order."""
+        asked = list(self.requests()) if self._tasks else [request for request, _ in self._scores.values()]
+        found: dict[Owner, list[float]] = {}
+        for request in asked:
+            if id(request) in self._scores and (owner := self._owner(request)) is not None:
+                score = self._scores[id(request)][1]
+                found.setdefault(owner, []).append(0.0 if score is None else score.standard_error)
+        return found
+
+    def _owner(self, request: Instance) -> Owner | None:
+        """Whose request this is; None where lm-eval has not said."""
+        if request.task_name is None or request.doc_id is None:
+            return None
+        chosen = self._samples.get(request.task_name)  # lm-eval counts documents among these, and logs their own numbers
+        return request.task_name, request.doc_id if chosen is None else chosen[request.doc_id]
+
+
+def announce() -> None:
+    """From now on `lm_eval.evaluate` calls `begin_evaluation` of a model that has it, with an `Evaluation`."""
+    if not hasattr(evaluator.evaluate, "announces"):
+        evaluator.evaluate = _announcing(evaluator.evaluate)  # lm-eval offers no other place to step in
+
+
+def _announcing(evaluate: Any) -> Any:
+    @functools.wraps(evaluate)
+    def announcing(lm: Any, *rest: Any, **options: Any) -> Any:
+        if (begin := getattr(lm, "begin_evaluation", None)) is not None:
+            begin(Evaluation(_flat(options.get("task_dict", *rest[:1]) or {}), options.get("samples")))
+        return evaluate(lm, *rest, **options)
+
+    announcing.announces = True  # type: ignore[attr-defined]
+    return announcing
+
+
+def _flat(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """The tasks in what lm-eval takes: with their groups beside them, or, of old, with groups around them."""
+    found: dict[str, Any] = {}
+    for name, held in tasks.get("tasks", tasks).items():
+        found |= _flat(held) if isinstance(held, dict) else {name: held} if isinstance(held, Task) else {}
+    return found

@@ -1,0 +1,110 @@
+"""The adapter knows a whole evaluation: what cannot be served is refused before anything is answered, whatever asks for it, and
+answers from a database have their errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval import evaluator
+
+from byte_models import byte_decoder
+from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
+from latentlm_evals.adapter import LatentLM
+from latentlm_evals.dry_run import DryLM
+from latentlm_evals.evaluation import run_with, task_manager
+from latentlm_evals.following import announce
+from latentlm_evals.suites import task_path
+
+CHOOSE, WRITE = "latentlm_next_line", "latentlm_copy"
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDecoder:
+    return byte_decoder("free", context=256)
+
+
+def evaluated(lm: LatentLM, *tasks: str, **options: Any) -> dict[str, Any]:
+    """The counts of an evaluation as the `lm_eval` command makes it."""
+    results = lm_eval.simple_evaluate(lm, tasks=list(tasks), task_manager=task_manager(tasks), **options)
+    assert results is not None
+    counts: dict[str, Any] = results["config"]["latentlm"]["likelihoods"]
+    return counts
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is computed."""
+    monkeypatch.setattr("latentlm_evals.adapter.score_continuations", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("latentlm_evals.writing.generate", lambda *_, **__: pytest.fail("generated"))
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("tasks", [[CHOOSE, WRITE], [WRITE]])
+def test_what_could_not_be_generated_is_refused_before_any_likelihood(model: LatentDecoder, tasks: list[str]) -> None:
+    with pytest.raises(UserError, match=r"task latentlm_copy: .*num_beams=3"):
+        evaluated(LatentLM(model, samples=2), *tasks, limit=1, gen_kwargs="num_beams=3")
+
+
+@pytest.mark.usefixtures("silent")
+def test_what_could_not_be_scored_is_refused_before_any_text(model: LatentDecoder, tmp_path: Path) -> None:
+    line = '{"context": "a", "choices": ["b", "%s"], "answer": 0}\n' % ("c" * 300)
+    (tmp_path / "lines.jsonl").write_text(line)
+    ours = (task_path() / "next_line.yaml").read_text().replace("!function data.next_line", "null")
+    data = f"task: long\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/lines.jsonl}}}}\n"
+    (tmp_path / "long.yaml").write_text(ours.replace("task: latentlm_next_line\n", data))
+    lm = LatentLM(model, samples=2)
+    with pytest.raises(UserError, match=r'task long: the continuation "ccc.* has 300 tokens'):
+        run_with(lm, [WRITE, "long"], include_path=tmp_path, limit=1)
+    with pytest.raises(UserError, match="a given continuation has no thoughts"):
+        evaluated(LatentLM(model, enable_thinking=True, think_end_token="x"), WRITE, CHOOSE, limit=1)
+
+
+def test_answers_from_a_database_have_the_errors_that_they_were_computed_with(model: LatentDecoder, tmp_path: Path) -> None:
+    fresh = evaluated(LatentLM(model, samples=4), CHOOSE, "latentlm_heldout", limit=3)
+    cache = str(tmp_path / "answers")
+    found = [evaluated(LatentLM(model, samples=4), CHOOSE, "latentlm_heldout", limit=n, use_cache=cache) for n in (2, 3, 3)]
+    assert [counts["recalled"] for counts in found] == [0, 10, 15]
+    for counts in found[1:]:
+        assert [counts[name] for name in ("requests", "unconverged")] == [15, fresh["unconverged"]]
+        for task, told in fresh["tasks"].items():
+            items = counts["tasks"][task]["items"]
+            assert list(items) == ["0", "1", "2"]
+            assert all(items[each] == pytest.approx(told["items"][each], abs=1e-4) for each in items)
+
+
+def test_a_dry_run_leaves_nothing_in_a_database_and_counts_what_is_not_in_it(model: LatentDecoder, tmp_path: Path) -> None:
+    cache = str(tmp_path / "answers")
+    dry = [DryLM(model, samples=4) for _ in range(2)]
+    evaluated(dry[0], CHOOSE, WRITE, limit=2, use_cache=cache)
+    counts = evaluated(LatentLM(model, samples=4), CHOOSE, limit=1, use_cache=cache)
+    assert (counts["requests"], counts["recalled"]) == (4, 0)
+    evaluated(dry[1], CHOOSE, limit=2, use_cache=cache)
+    assert [lm.plan().requests for lm in dry] == [8, 4]
+    counts = evaluated(LatentLM(model, samples=4), CHOOSE, limit=2, use_cache=cache)
+    assert (counts["requests"], counts["recalled"]) == (8, 4)
+
+
+def test_documents_have_the_numbers_that_the_logged_samples_have(model: LatentDecoder) -> None:
+    counts = evaluated(LatentLM(model, samples=2), CHOOSE, samples={CHOOSE: [3, 7]})
+    assert list(counts["tasks"][CHOOSE]["items"]) == ["3", "7"]
+
+
+def test_counts_begin_anew_where_nobody_asked_for_the_last_ones(model: LatentDecoder) -> None:
+    lm = LatentLM(model, samples=2)
+    tasks = task_manager([CHOOSE])
+    for _ in range(2):
+        evaluator.evaluate(lm, tasks.load([CHOOSE]), limit=1)
+    assert lm.get_model_info()["latentlm"]["likelihoods"]["requests"] == 4
+
+
+def test_evaluations_are_announced_once_and_other_models_take_no_notice() -> None:
+    before = evaluator.evaluate
+    announce()
+    assert evaluator.evaluate is before
+    results = lm_eval.simple_evaluate("dummy", tasks=[CHOOSE], task_manager=task_manager([CHOOSE]), limit=1)
+    assert results is not None
+    assert "latentlm" not in results["config"]
