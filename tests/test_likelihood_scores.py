@@ -103,6 +103,8 @@ class _TwoOpinions:
     """Sample 0 expects token 0 twice, sample 1 expects token 1 twice, and more firmly. What `hidden` returns are logits."""
 
     latents = ("z",)
+    device = torch.device("cpu")
+    config = small_config()
 
     def hidden(self, context: object, latents: Latents) -> torch.Tensor:
         chances = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.05, 0.95], [0.02, 0.98]]])
