@@ -102,7 +102,9 @@ def test_greedy_follows_the_exact_predictive_mixture(method: str) -> None:
 class _TwoOpinions:
     """Sample 0 expects token 0 twice, sample 1 expects token 1 twice, and more firmly. What `hidden` returns are logits."""
 
-    latents, device, config = ("z",), torch.device("cpu"), small_config()
+    latents = ("z",)
+    device = torch.device("cpu")
+    config = small_config()
 
     def hidden(self, context: object, latents: Latents) -> torch.Tensor:
         chances = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.05, 0.95], [0.02, 0.98]]])

@@ -50,6 +50,7 @@ class KVCache:
         self._documents: Tensor | None = None  # (B, capacity)
         self._keys: list[Tensor | None] = [None] * blocks
         self._values: list[Tensor | None] = [None] * blocks
+        self._parent: tuple[Tensor, KVCache] | None = None  # of a branch: its rows, and whose
 
     @property
     def documents(self) -> Tensor | None:
@@ -74,9 +75,17 @@ class KVCache:
 
     def update(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the pass's keys and values (B, Hkv, T, dh) of a block; return those of all columns."""
+        if self._parent is not None:
+            rows, held = self._parent
+            return held._joined(held._keys[block], rows, key), held._joined(held._values[block], rows, value)
         keys = self._keys[block] = _written(self._keys[block], key, self.start, self.capacity, dim=2)
         values = self._values[block] = _written(self._values[block], value, self.start, self.capacity, dim=2)
         return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
+
+    def _joined(self, held: Tensor | None, rows: Tensor, new: Tensor) -> Tensor:
+        """Some rows of a buffer, and behind them the new columns."""
+        assert held is not None
+        return torch.cat((held.narrow(2, 0, self.length).index_select(0, rows), new), dim=2)
 
     def prefix(self, block: int, made: Prefix | tuple[Prefix, ...] | None) -> tuple[Prefix, ...]:
         """The prefixes of a block, those made in passes before included."""
@@ -135,11 +144,23 @@ class KVCache:
 
     def select(self, rows: Tensor) -> KVCache:
         """The given rows, in that order, as a cache of its own."""
+        chosen = self._without_columns(rows)
+        chosen._keys = [None if keys is None else keys.index_select(0, rows) for keys in self._keys]
+        chosen._values = [None if values is None else values.index_select(0, rows) for values in self._values]
+        return chosen
+
+    def branch(self, rows: Tensor) -> KVCache:
+        """The given rows for one pass, of which nothing is kept: each block's rows are picked when it runs, so that those of
+        all blocks never lie in memory together."""
+        chosen = self._without_columns(rows)
+        chosen._parent = (rows, self)
+        return chosen
+
+    def _without_columns(self, rows: Tensor) -> KVCache:
+        """The given rows, but for their keys and values."""
         chosen = KVCache(len(self._keys), capacity=self.capacity)
         chosen.start, chosen.length, chosen.plain = self.start, self.length, self.plain
         chosen._documents = None if self._documents is None else self._documents.index_select(0, rows)
-        chosen._keys = [None if keys is None else keys.index_select(0, rows) for keys in self._keys]
-        chosen._values = [None if values is None else values.index_select(0, rows) for values in self._values]
         picked: dict[int, tuple[Tensor, Tensor]] = {}
 
         def pick(tensor: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def _shared(decoder: Decoder, context: Context, latents: Latents, positions: Ten
     )
     beginnings = stem.passed(decoder, latents.select(_latent_rows(cut.firsts, samples)), cache)  # (Q*K, width, D)
     rest = _Part.of(decoder, context, every, cut.lengths, width=cut.left, ends=cut.ends)
-    rests = rest.passed(decoder, latents, cache.select(stem_rows))  # (R, left, D)
+    rests = rest.passed(decoder, latents, cache.branch(stem_rows))  # (R, left, D)
     newest = (cut.lengths - 1)[cut.firsts].repeat_interleave(samples)[:, None, None]
     newest = beginnings.gather(1, newest.expand(-1, -1, beginnings.shape[-1]))[stem_rows]  # (R, 1, D)
     found = torch.cat((newest, rests), dim=1)

@@ -61,7 +61,8 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
-    caches = held * size * 2 * backbone.width * backbone.blocks if how.method == "smc" else 0
+    keeps = how.method == "smc" or len({request.key for request in requests}) < len(requests)  # particles, or a shared context
+    caches = held * size * 2 * backbone.width * backbone.blocks if keeps else 0
     doublings = samples[1] / samples[0] if samples[0] else 1.0
     return Plan(
         requests=len(requests),
