@@ -3,7 +3,8 @@
 #   make demo      train a vanilla and a Free Transformer decoder, compare them, write the report page
 #   make test      the test suite            make lint    ruff and mypy
 #   make conformance  the long half of the conformance kit: every decoder compiled and killed, more combinations; a whole method begun
-#   make numbers   the likelihoods of the docs measured again where weights changed, and their tables (hours; it can be stopped)
+#   make numbers   the likelihoods of the docs measured again where weights changed, and their tables (hours on two cores; it can be
+#                  stopped). NUMBERS_OPTIONS="--device cuda --jobs 8" where there is a GPU, --jobs 16 where there are cores
 #   make bench     the benchmarks            make install the environment in .venv, with what developers need
 #
 # PYTHON=python3.12 picks another interpreter; PIP_OPTIONS="..." is passed to every `pip install`
@@ -71,7 +72,7 @@ conformance: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m conformance tests $(PYTEST_OPTIONS)
 
 numbers: $(VENV)/.stamp-dev
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python docs/build_numbers.py --measure
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python docs/build_numbers.py --measure $(NUMBERS_OPTIONS)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

@@ -4,178 +4,211 @@
     python docs/build_numbers.py              write the tables from docs/numbers
     python docs/build_numbers.py --check      exit with 1 if a page is not what would be written
 
-docs/numbers holds one JSON file for each model and measurement. A file names the hash of the weights: those of other weights
-are measured again, all others are kept, so that a run that was stopped goes on. In a page a table stands between the lines
-<!-- numbers: NAME --> and <!-- end of numbers -->. """
+docs/numbers holds one JSON file for each model and measurement; benchmarks/published.py says what is in it and when it is
+measured again. On a machine with a GPU and many cores: --measure --device cuda --jobs 8. In a page a table or list stands
+between the lines
+<!-- numbers: NAME --> and <!-- end of numbers -->.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import coverage
-from latentlm import zoo
+from benchmarks.pages import filled, markdown
+from benchmarks.published import BASELINE, KINDS, kept, measure_missing, models
 from latentlm.errors import UserError
-from latentlm.interface import LatentDecoder
-from latentlm.likelihood import Score, paired_difference
-from latentlm.training.data import load_documents
-from latentlm.training.recipes import load_recipe
-from latentlm_evals.fingerprint import weights_hash
-from latentlm_evals.measure import Precision, held_out_texts, measure
+from latentlm.likelihood import Estimate, Score, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ROOT / "docs" / "numbers"
-PAGES = (ROOT / "docs" / "comparison.md", ROOT / "docs" / "latents.md")
-BASELINE = "vanilla-tiny"
-DATA = "demo-free"
-DOCUMENTS, BYTES = 48, 2048
-PRECISION = Precision(max_samples=256)
-_SPAN = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
-
-
-def models() -> list[str]:
-    """The trained cards, the baseline first."""
-    names = [card.name for card in zoo.list() if card.status == "trained"]
-    return sorted(names, key=lambda name: (name != BASELINE, name))
-
-
-# ------------------------------------------------------------------------------------------------------ measuring
-
-
-def measure_all(console: Console) -> None:
-    """What is not kept yet, model by model."""
-    for kind, make in (("likelihood", _likelihood), ("coverage", _coverage)):
-        for name in models():
-            model = zoo.load(name)
-            facts = {"weights": weights_hash(model), "machine": platform.machine(), "settings": _settings(kind)}
-            if (kind == "coverage" and not model.has_latents) or _known(kind, name) == facts:
-                continue
-            found = {"facts": facts, **make(name, model, console)}
-            KEPT.mkdir(exist_ok=True)
-            _file(kind, name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            console.print(f"Measured the {kind} of {name}.")
-
-
-def _settings(kind: str) -> dict[str, Any]:
-    if kind == "coverage":
-        return {"texts": 20, "bytes": 64, "estimates": 50, "samples": 2048}
-    return {"documents": DOCUMENTS, "bytes": BYTES, **asdict(PRECISION)}
-
-
-def _likelihood(name: str, model: LatentDecoder, console: Console) -> dict[str, Any]:
-    documents = load_documents(load_recipe(DATA, []).data).held_out
-    texts = held_out_texts(documents, count=DOCUMENTS, limit=BYTES, seed=0)
-    with console.status(f"Measuring the likelihood of {name}") as status:
-        result = measure(
-            model, name, texts, precision=PRECISION, seed=0,
-            progress=lambda done, total: status.update(f"Measuring the likelihood of {name}: {done} of {total} windows"),
-        )  # fmt: skip
-    return json.loads(json.dumps(asdict(result), allow_nan=True))  # type: ignore[no-any-return]
-
-
-def _coverage(name: str, model: LatentDecoder, console: Console) -> dict[str, Any]:
-    asked = _settings("coverage")
-    return coverage.run(
-        name, texts=asked["texts"], size=asked["bytes"], estimates=asked["estimates"], samples=asked["samples"], console=console
-    )
-
-
-def _file(kind: str, name: str) -> Path:
-    return KEPT / f"{kind}-{name}.json"
-
-
-def _read(kind: str) -> dict[str, dict[str, Any]]:
-    """What is kept, by model."""
-    found = {name: _file(kind, name) for name in models()}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
-
-
-def _known(kind: str, name: str) -> dict[str, Any] | None:
-    """The facts of what is kept."""
-    path = _file(kind, name)
-    return json.loads(path.read_text(encoding="utf-8"))["facts"] if path.is_file() else None
+PAGES = (ROOT / "README.md", ROOT / "docs" / "comparison.md", ROOT / "docs" / "latents.md")
+SEEDS = 0.03
+"""Bits per byte by which two seeds of one vanilla decoder differ (docs/log.md)."""
+EQUAL = 0.01
+"""Bits per token that are no difference between cross-entropies under two latents."""
+Row = dict[str, Any]
 
 
 # --------------------------------------------------------------------------------------------------------- tables
 
 
-def likelihoods() -> list[list[str]]:
+def likelihoods() -> str:
     """Bits per byte of every model, their verdicts, and the differences from the baseline."""
-    kept = _read("likelihood")
-    rows = [["model", "bits per byte, honest", "good to", "converged", "difference, paired", "ELBO",
-             "posterior CE (no likelihood)", "KL, bits per token", "live units", "by"]]  # fmt: skip
-    for name, row in kept.items():
-        latent = row["has_latents"]
-        rows.append([
-            f"`{name}`", f"{row['bits_per_byte']['value']:.4f} ± {row['bits_per_byte']['standard_error']:.4f}",
-            f"{row['uncertainty']:.4f}" if latent else "exact", ("yes" if row["converged"] else "**no**") if latent else "",
-            "baseline" if name == BASELINE else _difference(row, kept.get(BASELINE)), f"{row['elbo_bits_per_byte']:.4f}",
-            f"{row['posterior_bits_per_byte']:.4f}" if latent else "", f"{row['kl_bits_per_token']:.4f}" if latent else "",
-            f"{row['live_units']} of {row['units']}" if latent and row["live_units"] is not None else "", row["method"],
-        ])  # fmt: skip
-    return rows
+    head = ["model", "text seen, MB", "bits per byte, honest", "good to", "converged", "difference, paired", "ELBO",
+            "posterior CE (no likelihood)", "KL, bits per token", "live units", "by"]  # fmt: skip
+    return _table(head, kept("likelihood"), lambda name, row: [[*_honest(name, row), *_bound(row), row["method"]]])
 
 
-def _difference(row: dict[str, Any], baseline: dict[str, Any] | None) -> str:
-    if baseline is None:
-        return "–"
+def summary() -> str:
+    """The first columns of `likelihoods`."""
+    head = ["model", "text seen, MB", "bits per byte, honest", "good to", "converged", "difference, paired"]
+    return _table(head, kept("likelihood"), lambda name, row: [_honest(name, row)])
+
+
+def _honest(name: str, row: Row) -> list[str]:
+    value, latent = row["bits_per_byte"], row["has_latents"]
+    return [
+        f"`{name}`", f"{_seen(name) / 1e6:.1f}", f"{value['value']:.4f} ± {value['standard_error']:.4f}",
+        f"{row['uncertainty']:.4f}" if latent else "exact", ("yes" if row["converged"] else "**no**") if latent else "",
+        _difference(name, row),
+    ]  # fmt: skip
+
+
+def _bound(row: Row) -> list[str]:
+    if not row["has_latents"]:
+        return [f"{row['elbo_bits_per_byte']:.4f}", "", "", ""]
+    live = "–" if row["live_units"] is None else f"{row['live_units']} of {row['units']}"
+    return [*(f"{row[key]:.4f}" for key in ("elbo_bits_per_byte", "posterior_bits_per_byte", "kl_bits_per_token")), live]
+
+
+def _seen(name: str) -> int:
+    """Bytes that a model was trained on."""
+    tokens: int = models()[name].training["tokens"]
+    return tokens
+
+
+def _difference(name: str, row: Row) -> str:
+    found = _paired(name, row)
+    return "baseline" if name == BASELINE else "–" if found is None else f"{found.value:+.4f} ± {found.standard_error:.4f}"
+
+
+def _paired(name: str, row: Row) -> Estimate | None:
+    """From the baseline, where both saw as much text."""
+    baseline = kept("likelihood")[BASELINE]
+    if name == BASELINE or baseline is None or _seen(name) != _seen(BASELINE):
+        return None
     first, second = ([_score(each) for each in one["scores"]] for one in (row, baseline))
-    found = paired_difference(first, second, row["sizes"])
-    return f"{found.value:+.4f} ± {found.standard_error:.4f}"
+    return paired_difference(first, second, row["sizes"])
 
 
-def _score(kept: dict[str, Any]) -> Score:
-    return Score(**{**kept, "warnings": tuple(kept["warnings"])})
+def _score(row: Row) -> Score:
+    return Score(**{**row, "warnings": tuple(row["warnings"])})
 
 
-def use() -> list[list[str]]:
+def use() -> str:
     """Cross-entropies under other latents than the text's own."""
-    sources = ("posterior", "shuffled", "prior", "constant")
-    rows = [["model", "z from the text's own posterior", "another text's", "the prior", "constant",
-             "mutual information, bits per site"]]  # fmt: skip
-    for name, row in _read("likelihood").items():
-        if row["cross_entropy_bits"]:
-            information = row["mutual_information_bits"]
-            rows.append([f"`{name}`", *(f"{row['cross_entropy_bits'][source]:.4f}" for source in sources),
-                         "–" if information is None else f"{information:.4f}"])  # fmt: skip
-    return rows
+    head = ["model", "z from the text's own posterior", "another text's", "the prior", "constant",
+            "mutual information, bits per site"]  # fmt: skip
+    latents = {name: row for name, row in kept("likelihood").items() if models()[name].model.by_latent}
+    return _table(head, latents, lambda name, row: [_used(f"`{name}`{latent}", own) for latent, own in _latents(row)])
 
 
-def intervals() -> list[list[str]]:
+def _latents(row: Row) -> list[tuple[str, Row]]:
+    """What is known of a model's one latent, or of each."""
+    return [(f", {latent}", own) for latent, own in row["latents"].items()] or [("", row)]
+
+
+def _used(name: str, own: Row) -> list[str]:
+    entropies = [f"{own['cross_entropy_bits'][source]:.4f}" for source in ("posterior", "shuffled", "prior", "constant")]
+    information = own["mutual_information_bits"]
+    return [name, *entropies, "–" if information is None else f"{information:.4f}"]
+
+
+def reading() -> str:
+    """What the likelihoods and `use` say, by rule."""
+    found = {name: row for name, row in kept("likelihood").items() if row is not None}
+    lines = [_verdict(found)]
+    for name, row in found.items():
+        if row["has_latents"]:
+            lines += [f"* `{name}`{latent} {_role(own['cross_entropy_bits'])}" for latent, own in _latents(row)]
+    return "\n".join(lines)
+
+
+def _verdict(found: dict[str, Row]) -> str:
+    """Whether a latent model is better than the baseline."""
+    paired = {name: _paired(name, row) for name, row in found.items()}
+    alike = {name: difference for name, difference in paired.items() if difference is not None}
+    if not alike:
+        return f"* No latent model that saw as much text as `{BASELINE}` is measured beside it."
+    better = [
+        f"`{name}`" for name, difference in alike.items()
+        if difference.value + 1.96 * difference.standard_error + found[name]["uncertainty"] < -SEEDS
+    ]  # fmt: skip
+    winners = " and ".join(better) or "**none**"
+    by = f"by more than two seeds differ ({SEEDS} bits per byte), errors included"
+    return f"* Of the latent models that saw as much text as `{BASELINE}` ({len(alike)}), {winners} beat it {by}."
+
+
+def _role(entropies: dict[str, float]) -> str:
+    """What the decoder makes of a latent."""
+    other, prior = (entropies[source] - entropies["posterior"] for source in ("shuffled", "prior"))
+    if other >= EQUAL:
+        return f"**uses z**: another text's costs {other:.2f} bits per token."
+    if prior >= EQUAL:
+        return f"wants z in one place whatever the text: another's is as good, the prior's costs {prior:.2f} bits per token."
+    return f"ignores z: its own, another text's and the prior's serve alike, within {EQUAL} bits per token."
+
+
+def cost() -> str:
+    """Sizes, operations, and the speed of the card's training."""
+    head = ["model", "parameters", "training operations per token", "tokens/s, training", "on"]
+    baseline = kept("likelihood")[BASELINE]
+
+    def line(name: str, row: Row) -> list[list[str]]:
+        operations, training = row["training_operations"], models()[name].training
+        ratio = "" if baseline is None else f" ({operations / baseline['training_operations']:.2f}x)"
+        speed = training["tokens"] / training["seconds"]
+        return [[f"`{name}`", f"{row['parameters']:,}", f"{operations / 1e6:.2f}M{ratio}", f"{speed:,.0f}", training["device"]]]
+
+    return _table(head, kept("likelihood"), line)
+
+
+def intervals() -> str:
     """How often intervals hold the truth."""
-    rows = [["model", "texts (iwae and smc agree)", "error of the truth, nats", "value ± 1.96 errors", "interval", "converged",
-             "samples", "value - truth, nats"]]  # fmt: skip
-    for name, row in _read("coverage").items():
-        rows.append([
-            f"`{name}`", f"{row['texts']} ({row['agreeing']})", f"{row['truth_error']:.3f}", f"{row['alone']:.1%}",
-            f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['samples']:.0f}", f"{row['bias']:+.3f}",
-        ])  # fmt: skip
-    return rows
+    head = ["model", "texts (iwae and smc agree)", "error of the truth, nats", "value ± 1.96 errors", "interval", "converged",
+            "samples", "value - truth, nats"]  # fmt: skip
+    return _table(head, kept("coverage"), lambda name, row: [[
+        f"`{name}`", f"{row['texts']} ({row['agreeing']})", f"{row['truth_error']:.3f}", f"{row['alone']:.1%}",
+        f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['samples']:.0f}", f"{row['bias']:+.3f}",
+    ]])  # fmt: skip
 
 
-TABLES: dict[str, Callable[[], list[list[str]]]] = {"likelihoods": likelihoods, "use": use, "intervals": intervals}
+def shares() -> str:
+    """The bias of few samples by their defensive share."""
+    head = ["model", "share from the prior", "bias, nats of a text", "bits per byte", "root mean square error, nats"]
+    return _table(head, kept("shares"), lambda name, found: [[
+        f"`{name}`", f"{row['share']:g}", f"{row['bias']:+.3f} ± {row['standard_error']:.3f}",
+        f"{row['bias_bits_per_byte']:+.4f}", f"{row['error']:.3f}",
+    ] for row in found["rows"]])  # fmt: skip
+
+
+def refining() -> str:
+    """What refining a document's vector gains."""
+    head = ["model", "effective samples, as encoded", "refined", "nats gained, median", "least to most"]
+    return _table(head, kept("refining"), lambda name, found: [[
+        f"`{name}`", f"{row['before']:.1f} of {row['samples']}", f"{row['after']:.1f}", f"{row['gained']:+.2f}",
+        f"{row['gained_least']:+.1f} to {row['gained_most']:+.1f}",
+    ] for row in found["rows"]])  # fmt: skip
+
+
+def machine() -> str:
+    """Where it was measured."""
+    rows = [row for kind in KINDS for row in kept(kind).values() if row is not None]
+    places = sorted({f"{row['machine']['device_name']}, torch {row['machine']['torch']}" for row in rows})
+    return f"Measured by `make numbers` on {'; '.join(places)}; float32." if rows else "Not measured yet: `make numbers`."
+
+
+def _table(head: list[str], found: dict[str, Row | None], lines: Callable[[str, Row], list[list[str]]]) -> str:
+    """Markdown; a model that is not measured says so."""
+    rows: list[list[str]] = []
+    for name, row in found.items():
+        rows += [[f"`{name}`", "not measured", *[""] * (len(head) - 2)]] if row is None else lines(name, row)
+    return markdown(head, rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    made.__name__: made for made in (machine, summary, likelihoods, use, reading, cost, intervals, shares, refining)
+}
 
 
 def written(page: str) -> str:
-    """The page with its tables made anew. Raises UserError for a table that nobody makes."""
-
-    def table(found: re.Match[str]) -> str:
-        if found[2] not in TABLES:
-            raise UserError(f'No table is named "{found[2]}"; there are {", ".join(TABLES)}.')
-        head, *rows = TABLES[found[2]]()
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        return found[1] + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n" + found[3]
-
-    return _SPAN.sub(table, page)
+    """The page with its tables made anew."""
+    return filled(page, BLOCKS)
 
 
 def main() -> None:
@@ -184,9 +217,20 @@ def main() -> None:
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--measure", action="store_true", help="measure what is missing first")
     task.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is out of date")
+    parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="with --measure: these models alone")
+    parser.add_argument("--kind", choices=list(KINDS), help="with --measure: this kind alone")
+    parser.add_argument("--device", default="cpu", help="with --measure: cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="with --measure: processes, one measurement each")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error("--jobs: there is at least one process")
+    failures = []
     if options.measure:
-        measure_all(Console())
+        kinds = [options.kind] if options.kind else []
+        try:
+            failures = measure_missing(options.only, kinds, device=options.device, jobs=options.jobs, console=Console())
+        except UserError as error:
+            sys.exit(f"error: {error}")
     stale = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -195,6 +239,8 @@ def main() -> None:
             stale.append(page.name)
             if not options.check:
                 page.write_text(new, encoding="utf-8")
+    if failures:
+        sys.exit("\n\n".join(failures))
     if options.check and stale:
         sys.exit(f"Out of date: {', '.join(stale)}. Run: python docs/build_numbers.py")
 

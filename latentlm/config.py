@@ -252,6 +252,7 @@ class TrainConfig(Strict):
         0.0, ge=0, le=1, description="share of rows whose first tokens, a random number, are given (needs data.packing=false)"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
+    compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's")
     seed: int = Field(0, description="of weights, order of rows, and noise")

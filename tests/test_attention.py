@@ -145,10 +145,25 @@ def test_named_backend_says_why_it_cannot_serve() -> None:
     assert "prefix" in str(refusal(plain.with_prefix(torch.zeros(1, 2)), device=cuda, columns=4))
 
 
+def test_an_xformers_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentlm.backbone.attention_xformers.refusal", lambda *_, **__: None)  # on the CPU it has none
+    model = build(small_config("vanilla", attention="xformers"))
+    with pytest.raises(UserError, match=r"no kernel.*sdpa"):
+        model.hidden(model.context(Batch.of([[1, 2, 3]])), None)
+
+
+def _xformers_computes() -> bool:
+    """Whether the xformers that is installed was built for this torch and a GPU is here."""
+    from xformers.ops import fmha
+
+    return torch.cuda.is_available() and any(operator.is_available() for operator in fmha.ALL_FW_OPS)
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("causal", [True, False])
 def test_xformers_equals_sdpa_on_cuda(causal: bool) -> None:
+    if not _xformers_computes():
+        pytest.skip("needs a CUDA device, and an xformers built for this torch")
     documents = DOCUMENTS.cuda()
     query = torch.randn(2, 4, 8, 64, device="cuda", dtype=torch.bfloat16)
     key, value = (torch.randn(2, 2, 8, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
+from rich.console import Console
 
+from benchmarks import convergence, gpu_page, published, texts
+from benchmarks.pages import filled
 from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score
+from latentlm.likelihood.nats import LATENT_TOKENS, latent_rows
+from latentlm.likelihood.weights import Weights
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "build_numbers.py"
 
@@ -36,7 +44,7 @@ def kept(value: float, *, converged: bool, latent: bool = True) -> dict[str, Any
         "converged": converged, "elbo_bits_per_byte": value + 0.1, "posterior_bits_per_byte": value - 0.1,
         "kl_bits_per_token": 0.2, "live_units": 3, "units": 8, "method": "iwae, 32 samples", "mutual_information_bits": None,
         "cross_entropy_bits": dict.fromkeys(("posterior", "shuffled", "prior", "constant"), value),
-        "scores": [asdict(score), asdict(replace(score, value=score.value - 1))], "sizes": [50, 50],
+        "latents": {}, "scores": [asdict(score), asdict(replace(score, value=score.value - 1))], "sizes": [50, 50],
     }  # fmt: skip
 
 
@@ -49,18 +57,136 @@ def test_pages_hold_what_was_measured(numbers: ModuleType) -> None:
 def test_tables_say_what_has_not_converged_and_pair_documents(
     numbers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numbers, "KEPT", tmp_path)
+    monkeypatch.setattr(published, "KEPT", tmp_path)
+    monkeypatch.setattr(numbers, "_seen", lambda name: 8_200_000)
     for name, row in {"vanilla-tiny": kept(2.0, converged=True, latent=False), "free-tiny": kept(2.1, converged=False)}.items():
-        (tmp_path / f"likelihood-{name}.json").write_text(json.dumps(row))
+        facts = published.facts_of("likelihood", published.models()[name])
+        (tmp_path / f"likelihood-{name}.json").write_text(json.dumps({"facts": facts, **row}))
     page = numbers.written("before\n<!-- numbers: likelihoods -->\nold\n<!-- end of numbers -->\nafter\n")
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    assert "| `vanilla-tiny` | 2.0000 ± 0.0100 | exact |" in page
-    assert "| `free-tiny` | 2.1000 ± 0.0100 | 0.0123 | **no** | +0.2885 ± 0.0000 |" in page  # 20 nats over 100 bytes
+    assert "| `vanilla-tiny` | 8.2 | 2.0000 ± 0.0100 | exact |" in page
+    assert "| `free-tiny` | 8.2 | 2.1000 ± 0.0100 | 0.0123 | **no** | +0.2885 ± 0.0000 |" in page  # 20 nats over 100 bytes
+    assert "| `chunk-tiny` | not measured |" in page
     assert numbers.written(page) == page
 
 
+@pytest.mark.parametrize(
+    ("posterior", "shuffled", "prior", "role"),
+    [
+        (2.40, 2.62, 2.61, "**uses z**: another text's costs 0.22 bits"),
+        (2.53, 2.5305, 4.32, "wants z in one place whatever the text: another's is as good, the prior's costs 1.79 bits"),
+        (2.52, 2.5201, 2.5195, "ignores z"),
+    ],
+)
+def test_the_role_of_a_latent_is_read_off_its_cross_entropies(
+    numbers: ModuleType, monkeypatch: pytest.MonkeyPatch, posterior: float, shuffled: float, prior: float, role: str
+) -> None:
+    row = kept(2.1, converged=True)
+    row["cross_entropy_bits"] = {"posterior": posterior, "shuffled": shuffled, "prior": prior, "constant": 2.5}
+    monkeypatch.setattr(numbers, "kept", lambda kind: {"vanilla-tiny": None, "free-tiny": row})
+    page = numbers.written("<!-- numbers: reading -->\n<!-- end of numbers -->")
+    assert f"* `free-tiny` {role}" in page
+    assert "* No latent model that saw as much text as `vanilla-tiny` is measured beside it." in page
+
+
+@pytest.mark.parametrize(("free", "told"), [(1.9, "`free-tiny` beat it"), (1.97, "**none** beat it"), (2.1, "**none**")])
+def test_a_model_is_better_only_beyond_its_errors_and_the_seed(
+    numbers: ModuleType, monkeypatch: pytest.MonkeyPatch, free: float, told: str
+) -> None:
+    rows = {"vanilla-tiny": kept(2.0, converged=True, latent=False), "free-tiny": kept(free, converged=True)}
+    for row, bits in zip(rows.values(), (2.0, free), strict=True):
+        row["scores"] = [{**score, "value": -bits * 50 * math.log(2)} for score in row["scores"]]
+    monkeypatch.setattr(numbers, "kept", lambda kind: rows)
+    monkeypatch.setattr(numbers, "_seen", lambda name: 8_200_000)
+    assert told in numbers.written("<!-- numbers: reading -->\n<!-- end of numbers -->")
+
+
 def test_an_unknown_table_is_an_error(numbers: ModuleType) -> None:
-    with pytest.raises(UserError, match='No table is named "speed"'):
+    with pytest.raises(UserError, match='Unknown table "speed"'):
         numbers.written("<!-- numbers: speed -->\n<!-- end of numbers -->")
+
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What would be measured in processes of its own, in their order; that of two-level-tiny fails."""
+    asked: list[tuple[str, str]] = []
+
+    def measured(kind: str, name: str, device: str, *, shown: bool) -> str | None:
+        asked.append((kind, name))
+        if name == "two-level-tiny":
+            return "out of memory"
+        facts = published.facts_of(kind, published.models()[name])
+        published.file_of(kind, name).write_text(json.dumps({"facts": facts, "machine": {"device": "other"}, "seconds": 1}))
+        return None
+
+    monkeypatch.setattr(published, "KEPT", tmp_path)
+    monkeypatch.setattr(published, "_apart", measured)
+    return asked
+
+
+def test_what_is_kept_is_not_measured_again_whatever_the_machine(apart: list[tuple[str, str]]) -> None:
+    again = {"device": "cpu", "jobs": 1, "console": QUIET}
+    assert published.measure_missing(["free-tiny", "vanilla-tiny"], ["likelihood"], **again) == []
+    assert published.measure_missing(["free-tiny", "vanilla-tiny"], [], **again) == []
+    assert apart[:2] == [("likelihood", "free-tiny"), ("likelihood", "vanilla-tiny")]
+    assert apart[2:] == [("coverage", "free-tiny"), ("shares", "free-tiny")]
+
+
+def test_other_settings_are_measured_again(apart: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for samples in (64, 64, 128):
+        other = replace(published.KINDS["likelihood"], settings={"max_samples": samples})
+        monkeypatch.setitem(published.KINDS, "likelihood", other)
+        published.measure_missing(["vanilla-tiny"], [], device="cpu", jobs=1, console=QUIET)
+    assert apart == [("likelihood", "vanilla-tiny")] * 2
+
+
+def test_the_slowest_is_first_and_one_that_fails_stops_no_other(apart: list[tuple[str, str]]) -> None:
+    names = ["vanilla-tiny", "two-level-tiny", "free-tiny"]
+    failures = published.measure_missing(names, ["likelihood"], device="cpu", jobs=1, console=QUIET)
+    assert [name for _, name in apart] == ["two-level-tiny", "vanilla-tiny", "free-tiny"]
+    assert failures == ["The likelihood of two-level-tiny failed:\nout of memory"]
+
+
+def test_an_unknown_model_and_a_missing_device_are_found_before_anything_is_measured(apart: list[tuple[str, str]]) -> None:
+    with pytest.raises(UserError, match='Did you mean "free-tiny"'):
+        published.measure_missing(["fre-tiny"], [], device="cpu", jobs=1, console=QUIET)
+    with pytest.raises(UserError, match="no device cuda:99 here"):
+        published.measure_missing([], [], device="cuda:99", jobs=1, console=QUIET)
+    assert not apart
+
+
+def test_texts_are_kept_byte_for_byte_and_shorter_ones_are_their_beginnings() -> None:
+    whole, short = texts.published_texts(), texts.published_texts(20, 64)
+    assert sum(len(text.data) for text in whole) == 90_673
+    assert {text.whole for text in whole if len(text.data) < texts.BYTES} == {True}
+    by_id = {text.id: text.data for text in whole}
+    assert [text.data for text in short] == [by_id[text.id][:64] for text in short]
+
+
+def test_a_pass_of_a_narrow_model_is_larger_on_a_gpu() -> None:
+    def rows(device: str, width: int, tokens: int) -> int:
+        config = SimpleNamespace(backbone=SimpleNamespace(width=width))
+        return latent_rows(cast(LatentDecoder, SimpleNamespace(device=torch.device(device), config=config)), tokens)
+
+    usual = LATENT_TOKENS // 256
+    assert [rows("cpu", 128, 256), rows("cuda", 128, 256), rows("cuda", 4096, 256)] == [4, 1024, usual]
+    assert rows("cuda", 128, 2) == 2**16 - 1  # what CUDA's grids take
+    assert rows("cpu", 128, 2**17) == 1
+
+
+def test_a_pool_is_resampled_with_the_counts_of_the_share() -> None:
+    nats = torch.tensor([[2.0, 4.0] * 8], dtype=torch.float64).log()  # the second of each two comes from the prior
+    pool = Weights(nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.zeros(1), defensive=0.5)
+    for share, prior in ((0.1, 1), (0.25, 4), (0.5, 8)):
+        found = convergence.resampled(pool, share, 3, torch.Generator().manual_seed(0))
+        assert found.exp().tolist() == pytest.approx([2 + 2 * prior / 16] * 3)
+
+
+def test_the_gpu_page_has_what_was_measured() -> None:
+    text = gpu_page.PAGE.read_text(encoding="utf-8")
+    assert filled(text, gpu_page.BLOCKS) == text, "run python -m benchmarks.gpu_page"

@@ -54,16 +54,28 @@ def xformers_attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Mask) ->
     """query (B, H, T, dh), key and value (B, Hkv, T, dh) -> (B, H, T, dh). Raises UserError where it cannot serve."""
     if why := refusal(mask, device=query.device, columns=key.shape[2]):
         raise UserError(f'{why}; set model.backbone.attention to "sdpa" or "auto".')
-    from xformers.ops import memory_efficient_attention
-
     groups = query.shape[1] // key.shape[1]
     if key.shape[2] != query.shape[2]:  # one new token against a cache that all of it may see
         laid = (rearrange(query, "b h t d -> b t h d"), *(_heads(part, groups, "b t h d") for part in (key, value)))
-        return rearrange(memory_efficient_attention(*laid), "b t h d -> b h t d")
+        return rearrange(_attention(*laid), "b t h d -> b h t d")
     flat = rearrange(query, "b h t d -> 1 (b t) h d")
     keys, values = (_heads(part, groups, "1 (b t) h d") for part in (key, value))
-    out = memory_efficient_attention(flat, keys, values, attn_bias=_bias(mask))
+    out = _attention(flat, keys, values, _bias(mask))
     return rearrange(out, "1 (b t) h d -> b h t d", b=query.shape[0])
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Any = None) -> Tensor:
+    """xformers' own, (B, T, H, dh). Raises UserError where none of its kernels serves."""
+    from xformers.ops import memory_efficient_attention
+
+    try:
+        mixed: Tensor = memory_efficient_attention(query, key, value, attn_bias=bias)
+    except NotImplementedError as error:  # its message is a page long
+        raise UserError(
+            "the xformers that is installed has no kernel for this: it was built for another torch or another GPU. Install the "
+            'one that was built for yours, or set model.backbone.attention to "sdpa" or "auto".'
+        ) from error
+    return mixed
 
 
 def _heads(part: Tensor, groups: int, layout: str) -> Tensor:

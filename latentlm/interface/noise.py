@@ -118,7 +118,7 @@ def _uniform(key: int, first: int, sites: int, events: int) -> np.ndarray:
     return uniform
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2**14)  # more rows than a pass of a narrow model has: a row that fell out is made anew at every site
 def _run(key: int, run: int, events: int) -> np.ndarray:
     """The numbers of the `_AHEAD` sites from run * _AHEAD on, float32 (_AHEAD, E). Not to be written to."""
     return _uniform(key, run * _AHEAD, _AHEAD, events)

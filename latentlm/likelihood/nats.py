@@ -1,6 +1,6 @@
 """log p(targets | z) of texts under given latents, and whether greedy decoding would have written them.
 
-The upper blocks run on all samples of a text, `pass_tokens` at a time; the beginnings that rows share, with their latents, run
+The upper blocks run on all samples of a text, `latent_rows` at a time; the beginnings that rows share, with their latents, run
 once. Logits are taken at target positions only, at most `LOGITS` numbers at a time, and of a row's logits nothing is kept but
 the log of their sum and the numbers that are asked for.
 
@@ -17,7 +17,12 @@ from latentlm.interface import Latent, LatentDecoder, Latents, Stems
 from latentlm.likelihood.texts import Texts
 
 LATENT_TOKENS = 2**16
-"""Latent rows times tokens that one pass of the upper blocks takes at most."""
+"""Latent rows times tokens of a batch, and of one pass of the upper blocks on a GPU, where more do not serve better."""
+CUDA_STREAM = 2**25
+"""Values of the residual stream (128 MiB in float32) that a pass on a GPU may hold: small passes of a narrow model would wait
+for launches."""
+_CUDA_GRID = 2**16 - 1
+"""Rows that attention kernels take at most."""
 CPU_TOKENS, CPU_NUMBERS = 2**9, 2**17
 """On a CPU fewer, so that what a layer leaves fits the caches: so many tokens, or where D is small so many numbers. (At width
 256, one pass over 16,384 tokens took 1.4 times as long as passes over 1,024, and these 1.2 times as long as those over 512.)"""
@@ -25,19 +30,26 @@ LOGITS = 2**25
 """Logits held at a time (128 MiB in float32)."""
 
 
-def pass_tokens(model: LatentDecoder) -> int:
-    """Latent rows times tokens that one pass of the upper blocks takes on the model's device."""
-    if model.device.type != "cpu":
-        return LATENT_TOKENS
-    return min(LATENT_TOKENS, max(CPU_TOKENS, CPU_NUMBERS // model.config.backbone.width))
+def _batch_tokens(model: LatentDecoder) -> int:
+    """Latent rows times tokens that a batch may have."""
+    on_gpu = model.device.type == "cuda"
+    return max(LATENT_TOKENS, CUDA_STREAM // model.config.backbone.width) if on_gpu else LATENT_TOKENS
+
+
+def latent_rows(model: LatentDecoder, tokens: int) -> int:
+    """Latent rows of so many tokens (at least one) that one pass of the upper blocks takes, where the model is."""
+    most = _batch_tokens(model)
+    if model.device.type == "cpu":
+        most = min(most, max(CPU_TOKENS, CPU_NUMBERS // model.config.backbone.width))
+    return max(1, min(most // tokens, _CUDA_GRID))
 
 
 def fitting_rows(model: LatentDecoder, *, samples: int, tokens: int | None) -> int:
     """Rows (at least one) that a batch may hold, so that the logits at one position of every sample fit `LOGITS` and, where
-    `tokens`, the length of the longest, is given, all latent tokens fit `LATENT_TOKENS`."""
+    `tokens`, the length of the longest, is given, so do all latent tokens."""
     rows = LOGITS // (samples * model.config.backbone.vocabulary)
     if tokens is not None:
-        rows = min(rows, LATENT_TOKENS // (samples * tokens))
+        rows = min(rows, _batch_tokens(model) // tokens // samples, _CUDA_GRID // samples)
     return max(1, rows)
 
 
@@ -108,7 +120,7 @@ def _target_hidden(
     values = {name: rearrange(latent.value, "(b k) s e -> b k s e", b=rows) for name, latent in latents.items()}
     count = latents.rows // rows
     tokens = texts.context.tokens.numel() - (0 if shared is None else shared.spared)
-    size = max(1, pass_tokens(model) // tokens)
+    size = max(1, latent_rows(model, -(-tokens // rows)) // rows)
     pieces = []
     for start in range(0, count, size):
         part = Latents(

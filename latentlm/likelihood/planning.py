@@ -14,7 +14,7 @@ import torch
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.estimating import How, Request, estimated
-from latentlm.likelihood.nats import LOGITS, pass_tokens
+from latentlm.likelihood.nats import LOGITS, latent_rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
         samples, rows = (0, 0), 1
     else:
         samples, rows = (how.samples, how.max_samples), how.max_samples
-    held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
+    held = min(latent_rows(model, len(longest.tokens)), rows * len(requests)) * len(longest.tokens)
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
     keeps = how.method == "smc" or len({request.key for request in requests}) < len(requests)  # particles, or a shared context

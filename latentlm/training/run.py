@@ -9,6 +9,7 @@ from typing import Any
 
 from latentlm.config import Recipe
 from latentlm.errors import UserError
+from latentlm.training.compiling import uncompiled
 from latentlm.training.data.prepared import Prepared
 from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
 from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -120,7 +121,8 @@ class Run:
         self._write(line)
 
     def _evaluate(self) -> None:
-        report = evaluate(self.trainer.model, self._texts, self.recipe.train)
+        with uncompiled(self.recipe.train):
+            report = evaluate(self.trainer.model, self._texts, self.recipe.train)
         line = {"split": "held_out", "step": self.trainer.step, "tokens": self.tokens, **report}
         absent = dict.fromkeys(("penalty", "auxiliary", "loss", "schedule", "grad_norm"))
         rate = self.trainer.optimizer.param_groups[0]["lr"]

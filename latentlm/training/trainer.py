@@ -19,6 +19,7 @@ from torch import Tensor
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
 from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise
+from latentlm.training.compiling import compile_blocks
 from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prompted import with_prompts
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
@@ -59,6 +60,8 @@ class Trainer:
         self.model, self.config, self.stream = model, config, stream
         self.optimizer = make_optimizer(model, config)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if config.compile:
+            compile_blocks(model)
         self.step = 0
         """Finished optimiser steps; also the number of the next one, counted from 0."""
 

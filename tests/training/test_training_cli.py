@@ -160,10 +160,12 @@ def test_another_tokenizer_brings_its_vocabulary(file: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_run_on_a_gpu(recipe: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_run_on_a_gpu(recipe: Make, tmp_path: Path, compiled: str) -> None:
     from latentlm.training.loop import train
 
-    result = train(recipe("train.device=cuda", "train.dtype=bfloat16"), out=tmp_path, progress=False)
+    asked = recipe("train.device=cuda", "train.dtype=bfloat16", f"train.compile={compiled}")
+    result = train(asked, out=tmp_path, progress=False)
     assert result.held_out["bits_per_byte"] < 8
 
 

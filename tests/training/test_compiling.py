@@ -1,0 +1,25 @@
+"""Compiled training: the numbers of the uncompiled one, and nothing compiled where shapes vary."""
+
+from __future__ import annotations
+
+import torch
+
+from latentlm.composed import build
+from latentlm.config import TrainConfig
+from latentlm.interface import Batch, Noise
+from latentlm.training.compiling import compile_blocks, uncompiled
+from samples import small_config
+
+
+def test_compiled_blocks_give_the_same_loss_and_stand_aside_where_asked() -> None:
+    model = build(small_config("free"), seed=0)
+    batch, noise = Batch.of([[1, 2, 3, 4, 5]], [[2, 3, 4, 5, 6]]), Noise.keyed(0, [0])
+    names, expected = list(model.state_dict()), model.loss(batch, step=0, noise=noise).total
+    compile_blocks(model, backend="eager")
+    torch._dynamo.utils.counters.clear()
+    with uncompiled(TrainConfig(compile=True)):
+        torch.testing.assert_close(model.loss(batch, step=0, noise=noise).total, expected)
+    assert not torch._dynamo.utils.counters["frames"]
+    torch.testing.assert_close(model.loss(batch, step=0, noise=noise).total, expected)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert list(model.state_dict()) == names
