@@ -34,7 +34,8 @@ from latentlm import zoo
 from latentlm.interface import LatentDecoder, Noise
 from latentlm.likelihood import log_mean_exp, log_weights, score_texts
 from latentlm.likelihood.paths import from_target, mixture
-from latentlm.likelihood.weights import Texts, Weights
+from latentlm.likelihood.texts import Texts
+from latentlm.likelihood.weights import Weights
 from latentlm_evals.measure import tokenized
 
 SHARES = (0.1, 0.25, 0.5)
@@ -92,7 +93,7 @@ def _pool(model: LatentDecoder, tokens: list[int], number: int, count: int) -> W
     noise = Noise.keyed(0, [("convergence", number)], samples=count)
     with torch.no_grad():
         found = log_weights(model, Texts.of(model, [tokens], [1]), noise, target="prior", proposal="posterior", defensive=0.5)
-    return found.row(0)
+    return found.cpu()
 
 
 def resampled(pool: Weights, share: float, repetitions: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ Legend: A texts on B rows (`texts`), K samples, R = B*K, T inputs, N targets, D 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -111,14 +111,22 @@ class Weights:
 
     def select(self, rows: Tensor) -> Weights:
         """Of some texts."""
+        return self._mapped(lambda tensor: tensor[rows])
+
+    def cpu(self) -> Weights:
+        """The same, there."""
+        return self._mapped(lambda tensor: tensor.cpu())
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Weights:
+        """With every tensor changed alike."""
         return replace(
             self,
-            nats=self.nats[rows],
-            log_target=self.log_target[rows],
-            log_proposal=self.log_proposal[rows],
-            near_ties=self.near_ties[rows],
-            greedy=None if self.greedy is None else self.greedy[rows],
-            proposals={name: own[rows] for name, own in self.proposals.items()},
+            nats=change(self.nats),
+            log_target=change(self.log_target),
+            log_proposal=change(self.log_proposal),
+            near_ties=change(self.near_ties),
+            greedy=None if self.greedy is None else change(self.greedy),
+            proposals={name: change(own) for name, own in self.proposals.items()},
         )
 
 
