@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "docs" / "build_lm_eval_options.py"
 
 
+@pytest.mark.conformance  # a minute: every option is run
 @pytest.mark.slow
 def test_the_tables_are_current() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
