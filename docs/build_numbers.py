@@ -52,7 +52,7 @@ def summary() -> str:
 
 def _honest(name: str, row: Row) -> list[str]:
     value, latent = row["bits_per_byte"], row["has_latents"]
-    found = bits_per_byte([_score(score) for score in row["scores"]], row["sizes"])
+    found = _estimate(row)
     converged = found.converged(PRECISION.tolerance)
     return [
         f"`{name}`", f"{_seen(name) / 1e6:.1f}", f"{value['value']:.4f} ± {value['standard_error']:.4f}",
@@ -86,6 +86,10 @@ def _paired(name: str, row: Row) -> Estimate | None:
         return None
     first, second = ([_score(each) for each in one["scores"]] for one in (row, baseline))
     return paired_difference(first, second, row["sizes"])
+
+
+def _estimate(row: Row) -> Estimate:
+    return bits_per_byte([_score(score) for score in row["scores"]], row["sizes"])
 
 
 def _score(row: Row) -> Score:
@@ -129,11 +133,11 @@ def _verdict(found: dict[str, Row]) -> str:
         return f"* No latent model that saw as much text as `{BASELINE}` is measured beside it."
     better = [
         f"`{name}`" for name, difference in alike.items()
-        if difference.value + 1.96 * difference.standard_error + found[name]["uncertainty"] < -SEEDS
+        if difference.value + 1.96 * difference.standard_error + _estimate(found[name]).uncertainty < -SEEDS
     ]  # fmt: skip
     winners = " and ".join(better) or "**none**"
-    by = f"by more than two seeds differ ({SEEDS} bits per byte), errors included"
-    return f"* Of the latent models that saw as much text as `{BASELINE}` ({len(alike)}), {winners} beat it {by}."
+    by = f"by more than two seeds of it differ ({SEEDS} bits per byte), errors included; one seed of each is no ranking"
+    return f"* Of the latent models that saw as much text as `{BASELINE}` ({len(alike)}), {winners} did better {by}."
 
 
 def _role(entropies: dict[str, float]) -> str:
@@ -143,7 +147,8 @@ def _role(entropies: dict[str, float]) -> str:
         return f"**uses z**: another text's costs {other:.2f} bits per token."
     if prior >= EQUAL:
         return f"wants z in one place whatever the text: another's is as good, the prior's costs {prior:.2f} bits per token."
-    return f"ignores z: its own, another text's and the prior's serve alike, within {EQUAL} bits per token."
+    alike = f"its own, another text's and the prior's serve alike, within {EQUAL} bits per token"
+    return f"ignores z: {alike}. What sets it apart is not z."
 
 
 def cost() -> str:
