@@ -19,7 +19,7 @@ from torch import Tensor
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
 from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise
-from latentlm.training.compiling import compile_blocks
+from latentlm.training.compiling import compile_blocks, compiling
 from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prompted import with_prompts
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
@@ -76,7 +76,8 @@ class Trainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         for number, batch in enumerate(batches, start=first):
-            self._accumulate(batch, number, facts)
+            with compiling():
+                self._accumulate(batch, number, facts)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         facts.gradient_norm = float(norm)
         self._check("gradient norm", facts.gradient_norm)

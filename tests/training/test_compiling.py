@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from latentlm.composed import build
 from latentlm.config import TrainConfig
+from latentlm.errors import UserError
 from latentlm.interface import Batch, Noise
-from latentlm.training.compiling import compile_blocks, uncompiled
+from latentlm.training.compiling import compile_blocks, compiling, uncompiled
 from samples import small_config
 
 
@@ -23,3 +25,12 @@ def test_compiled_blocks_give_the_same_loss_and_stand_aside_where_asked() -> Non
     torch.testing.assert_close(model.loss(batch, step=0, noise=noise).total, expected)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
     assert list(model.state_dict()) == names
+
+
+def test_what_cannot_be_compiled_is_one_message() -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    with pytest.raises(UserError, match=r"compile failed: .*No working C\+\+ compiler.*train\.compile=false"), compiling():
+        raise InvalidCxxCompiler
+    with pytest.raises(ValueError, match="mine"), compiling():
+        raise ValueError("mine")
