@@ -36,7 +36,7 @@ from latentlm_evals.measure import tokenized
 
 TRUTH_ERROR = 0.03
 """Nats that the truths are to be good to, on the mean."""
-MOST = 32_768
+MOST = 8_192
 """Samples of a truth."""
 
 
