@@ -2,7 +2,7 @@
 
     training.json   python -m benchmarks.gpu_training --json docs/gpu/training.json
     kernels.json    python -m benchmarks.gpu_kernels --json docs/gpu/kernels.json
-    51m/NAME.json   a run of studies/51m/NAME.yaml: `latentlm train`, then evals' `measure` of 48 held-out documents
+    51m/NAME.json   `latentlm train studies/51m/NAME.yaml --out RUN`, then `python studies/51m/measure.py RUN FILE`
 
 Run: ``python -m benchmarks.gpu_page`` writes the page's tables; ``--check`` exits with 1 where they are not what would be
 written.
@@ -17,12 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu_kernels.__main__ import fastest
+from benchmarks.gpu_kernels.__main__ import fastest, rate_of
 from benchmarks.pages import filled, markdown
 from benchmarks.timing import ROOT, Row
-from latentlm.likelihood import Score, paired_difference
+from latentlm.likelihood import Score, bits_per_byte, paired_difference
 
 PAGE, KEPT = ROOT / "docs" / "gpu.md", ROOT / "docs" / "gpu"
+TOLERANCE = 0.01
+"""Bits per byte, as they were measured to."""
 ARMS = {
     "vanilla": "vanilla",
     "full-half": "the paper's table, 1/2 bit",
@@ -69,7 +71,7 @@ def kernels(suite: str) -> str:
 
 
 def _kernel(row: Row) -> list[str]:
-    rate = row.get("teraflops") or 1e3 * row.get("teraflop", 0.0) / row["milliseconds"]
+    rate = rate_of(row)
     speed = f"{row['terabytes_per_second']:.2f} TB/s" if "terabytes_per_second" in row else f"{rate:.0f}" if rate else ""
     found = row.get("error_gradient", "equal" if row.get("equal") else "")
     error = found if isinstance(found, str) else f"{found:.1e}"
@@ -79,7 +81,7 @@ def _kernel(row: Row) -> list[str]:
 def study() -> str:
     """The runs at 51M parameters."""
     head = ["decoder", "parameters, M", "KL, bits per token", "information, bits per token", "live bits",
-            "CE under own z", "ELBO", "honest", "good to", "honest less vanilla", "recovery",
+            "CE under own z", "ELBO", "honest", "good to", "converged", "honest less vanilla", "recovery",
             "CE under another text's z", "the prior's z"]  # fmt: skip
     vanilla = _kept("51m/vanilla")
     return markdown(head, [_arm(name, _kept(f"51m/{arm}"), vanilla) for arm, name in ARMS.items()])
@@ -91,14 +93,16 @@ def _arm(name: str, row: Row, vanilla: Row) -> list[str]:
     honest = f"{unit * row['bits_per_byte']['value']:.4f}"
     facts = [name, f"{row['parameters'] / 1e6:.1f}"]
     if not row["has_latents"]:
-        return [*facts, "", "", "", "", "", honest, "exact", "", "", "", ""]
-    difference = paired_difference(*([Score(**score) for score in one["scores"]] for one in (row, vanilla)), row["sizes"])
+        return [*facts, "", "", "", "", "", honest, "exact", "", "", "", "", ""]
+    scores, plain = ([Score(**score) for score in one["scores"]] for one in (row, vanilla))
+    estimate, difference = bits_per_byte(scores, row["sizes"]), paired_difference(scores, plain, row["sizes"])
     own, kl = unit * row["posterior_bits_per_byte"], row["kl_bits_per_token"]
     gained = unit * vanilla["bits_per_byte"]["value"] - own
     entropies = {source: bits * math.log(2) for source, bits in row["cross_entropy_bits"].items()}
     return [
         *facts, f"{kl:.3f}", f"{row['mutual_information_bits']:.3f}", f"{row['live_units']} of {row['units']}", f"{own:.4f}",
-        f"{unit * row['elbo_bits_per_byte']:.4f}", honest, f"{unit * row['uncertainty']:.4f}",
+        f"{unit * row['elbo_bits_per_byte']:.4f}", honest, f"{unit * estimate.uncertainty:.4f}",
+        "yes" if estimate.converged(TOLERANCE) else "**no**",
         f"{unit * difference.value:+.4f} ± {unit * difference.standard_error:.4f}", f"{gained / (kl * math.log(2)):.0%}",
         f"{entropies['shuffled'] - entropies['posterior']:+.4f}", f"{entropies['prior'] - entropies['posterior']:+.4f}",
     ]  # fmt: skip

@@ -82,13 +82,19 @@ def fastest(rows: list[Row]) -> list[Row]:
     return [row for row in rows if "variant" not in row or id(row) in chosen]
 
 
+def rate_of(row: Row) -> float:
+    """TFLOP/s; 0 where no operations are counted."""
+    found: float = row.get("teraflops") or 1e3 * row.get("teraflop", 0.0) / row["milliseconds"]
+    return found
+
+
 def said(row: Row, ceilings: dict[str, float]) -> str:
     """Milliseconds, rate, share of the measured ceiling, memory, and the error of the result."""
     if "error" in row:
         return f" {row['error'][:70]}"
     if "milliseconds" not in row:
         return " " + ", ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float))
-    rate = row.get("teraflops") or 1e3 * row.get("teraflop", 0.0) / row["milliseconds"]
+    rate = rate_of(row)
     ceiling = ceilings.get(row.get("unit", ""))
     speed = f"{row['terabytes_per_second']:.2f}TB/s" if "terabytes_per_second" in row else f"{rate:.0f}" if rate else ""
     share = f"{rate / ceiling:.0%}" if ceiling and rate else ""

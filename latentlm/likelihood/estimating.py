@@ -21,7 +21,16 @@ from latentlm.likelihood.filtering import filtered, open_latents
 from latentlm.likelihood.nats import fitting_rows
 from latentlm.likelihood.paths import LastLatent, Target, check_normalised
 from latentlm.likelihood.refining import refined
-from latentlm.likelihood.results import Method, Score, cautions, effective_samples, estimate, exact_score, log_mean_exp
+from latentlm.likelihood.results import (
+    SIXTEENTHS_FROM,
+    Method,
+    Score,
+    cautions,
+    effective_samples,
+    estimate,
+    exact_score,
+    log_mean_exp,
+)
 from latentlm.likelihood.texts import Texts, in_rows, reading_order
 from latentlm.likelihood.weights import Weights, bound_samples, log_weights
 
@@ -207,7 +216,7 @@ class _Run:
                 tokens=len(request.tokens) - request.given,
                 method=how.method,
                 quarter=quarters[row],
-                sixteenth=sixteenths[row] if whole.count >= 32 else math.nan,  # one NaN: equal scores are equal
+                sixteenth=sixteenths[row] if whole.count >= SIXTEENTHS_FROM else math.nan,  # one NaN: equal scores are equal
                 tolerance=request.tolerance,
                 greedy=certain[row],
                 near_ties=ties[row],
@@ -219,7 +228,8 @@ class _Run:
     def _filter(self, numbers: list[int], texts: Texts, samples: int) -> None:
         """By filters of K and, unless a round before had them, K/4 and (of at least two) K/16 particles."""
         batch = [self.requests[number] for number in numbers]
-        for count in (samples // 16 if samples >= 32 else 0, samples // 4, samples):
+        sixteenth = samples // 16 if samples >= SIXTEENTHS_FROM else 0
+        for count in (sixteenth, samples // 4, samples):
             if count == 0 or all((number, count) in self.filters for number in numbers):
                 continue
             found = filtered(
@@ -246,7 +256,7 @@ class _Run:
                 tokens=len(request.tokens) - request.given,
                 method=self.how.method,
                 quarter=self.filters.get((number, samples // 4), math.nan),
-                sixteenth=self.filters.get((number, samples // 16), math.nan) if samples >= 32 else math.nan,
+                sixteenth=self.filters.get((number, sixteenth), math.nan),
                 tolerance=request.tolerance,
                 greedy=certain[row],
                 near_ties=int(found.near_ties[row]),

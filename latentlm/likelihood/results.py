@@ -47,6 +47,8 @@ METHODS: dict[str, str] = {
 """Every method with one line on what its number is."""
 
 
+SIXTEENTHS_FROM = 32
+"""Samples of which a sixteenth is worth a value: two."""
 MOST_GAINS = 4.0
 """Last gains that are taken to be left at most: a bias that falls by a fifth with each fourfold of samples."""
 _ALONE = 1.1

@@ -37,6 +37,7 @@ from latentlm.likelihood.paths import (
     from_target,
     mixture,
 )
+from latentlm.likelihood.results import SIXTEENTHS_FROM
 from latentlm.likelihood.texts import Texts
 
 
@@ -83,7 +84,7 @@ class Weights:
     def parts(self) -> tuple[list[Tensor], list[Tensor]]:
         """Four runs of about K/4 samples, unless there are fewer than four, and sixteen of about K/16, unless there would be
         fewer than two in each."""
-        return self._runs(4) if self.count >= 4 else [], self._runs(16) if self.count >= 32 else []
+        return self._runs(4) if self.count >= 4 else [], self._runs(16) if self.count >= SIXTEENTHS_FROM else []
 
     def _runs(self, many: int) -> list[Tensor]:
         return [self.run(start, stop) for start, stop in pairwise(part * self.count // many for part in range(many + 1))]
