@@ -43,7 +43,7 @@ def test_readable_files_that_no_pattern_matches_are_counted_by_ending(folder: Pa
     [
         ("image.png", b"\x89PNG\r\n\x1a\n\0\0"),
         ("numbers.bin", bytes(range(256)) * 8),
-        ("packed.gz", gzip.compress(b"text")),
+        ("packed.gz", gzip.compress(b"text", mtime=0)),
         ("empty.rst", b" \n"),
         (".hidden", b"text"),
         ("__pycache__/a.pyc", b"text"),
