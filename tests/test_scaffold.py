@@ -154,7 +154,8 @@ def test_the_command_prints_what_to_do_next_or_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["", pytest.param(" --method", marks=pytest.mark.conformance)])
+@pytest.mark.conformance
+@pytest.mark.parametrize("option", ["", " --method"])
 def test_ten_minutes_from_nothing_to_a_scored_model(tmp_path: Path, option: str) -> None:
     """In a fresh environment: write, install, test, train, score with lm_eval, as the written README says."""
     environment = fresh_environment(tmp_path / "venv", tmp_path / "home")

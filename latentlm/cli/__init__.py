@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "generate": "Continue prompts.",
     "score": "Honest likelihood of a text.",
     "eval": "Run lm-eval tasks on a model.",
+    "reproduce": "Repeat an experiment of the literature: the Free Transformer's Figure 4.",
     "schedules": "List KL schedules, plot what each does, see which revive a latent.",
 }
 

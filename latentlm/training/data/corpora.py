@@ -9,6 +9,8 @@
                        a little more, cut after blank lines (after any line from 16 KiB on)
     FILE.jsonl[.gz]    each line's `data.text_field`
     FILE.parquet       each row's `data.text_field`
+    synthetic:NAME     `data.max_documents` texts (100,000 where it is not set) of a source of latentlm.synthetic, drawn by
+                       `data.seed`
     owner/name         each row of the data set's `data.split` ("owner/name:configuration" where it has several; "hf:" in front
                        where the name has no slash)
 
@@ -31,6 +33,8 @@ from typing import Any
 
 from latentlm.config import DataConfig
 from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
+from latentlm.synthetic import PREFIX as SYNTHETIC
+from latentlm.synthetic import source
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
 from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
 
@@ -44,6 +48,7 @@ _LONGEST_PASSAGE = 4 * _PASSAGE
 _STDLIB_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 _STDLIB_SKIPPED_FILES = ("_sysconfigdata*", "sitecustomize.py", "usercustomize.py")
 _STDLIB_FEWEST = 100
+_SYNTHETIC_TEXTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def read_corpus(config: DataConfig, *, called: str | None = None) -> Iterator[Do
     `called` is the path that a file or data set had when its documents got their names, where it has moved since."""
     if config.path == "stdlib":
         return standard_library()
+    if config.path.startswith(SYNTHETIC):
+        return _synthetic(config.path.removeprefix(SYNTHETIC), config)
     path = typed_path(config.path)
     if path.is_dir():
         return _folder(path, config, called)
@@ -94,6 +101,12 @@ def standard_library(root: Path | None = None) -> Iterator[Document]:
             "data.path=FOLDER."
         )
     return (Document(path.relative_to(root).as_posix(), _read(path)) for path in paths)
+
+
+def _synthetic(name: str, config: DataConfig) -> Iterator[Document]:
+    """Texts of a synthetic source. Raises UserError for a name that is unknown."""
+    texts = source(name).texts(config.max_documents or _SYNTHETIC_TEXTS, seed=config.seed)
+    return (Document(f"{name}:{number}", text) for number, text in enumerate(texts))
 
 
 def _walk(root: Path, *, skip: set[str]) -> Iterator[Path]:

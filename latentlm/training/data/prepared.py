@@ -8,7 +8,8 @@
 Which documents are held out is decided by a keyed hash of (seed, document id) alone, so adding documents moves none of the
 others; of the standard library, the modules that the shipped evaluation tasks draw on (`EVALUATED`) are held out as well. Empty
 documents are dropped, and so are copies: of documents with the same bytes only the first stays, which keeps copies of held-out
-documents out of training. BPE is trained on the training documents only.
+documents out of training. (Texts of a synthetic source are independent draws: how often one comes up belongs to its density,
+and all stay.) BPE is trained on the training documents only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 
 from latentlm.config import DataConfig
 from latentlm.errors import UserError, did_you_mean
+from latentlm.synthetic import PREFIX as SYNTHETIC
 from latentlm.tokenizer import FILE, BPETokenizer, Tokenizer, load_tokenizer
 from latentlm.training.data.corpora import Document, read_corpus
 from latentlm.training.data.packing import TokenStore, Window, windows_of
@@ -131,7 +133,9 @@ def load_documents(config: DataConfig, *, called: str | None = None) -> Corpus:
     """Read, clean and part the documents of a data configuration. `called` is the path under which data that moved were
     read before. Raises UserError where fewer than two are left."""
     counts = {"duplicates": 0, "empty": 0}
-    documents: Iterable[Document] = _distinct(read_corpus(config, called=called), counts)
+    documents: Iterable[Document] = read_corpus(config, called=called)
+    if not config.path.startswith(SYNTHETIC):
+        documents = _distinct(documents, counts)
     if config.max_documents is not None:  # those that a hash puts first, not those that the alphabet does; still in their order
         ranked = ((_draw(config.seed, "keep", document.id), place, document) for place, document in enumerate(documents))
         kept = heapq.nsmallest(config.max_documents, ranked, key=lambda item: item[:2])

@@ -1,0 +1,81 @@
+"""`latentlm reproduce`: experiments of the literature, repeated by one command."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentlm.cli.output import AsJson, as_json, emit
+from latentlm.errors import UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Repeat published experiments.")
+
+_EPILOG = """
+Examples:
+
+  latentlm reproduce synthetic
+
+  latentlm reproduce synthetic --only "free-synthetic-full-*" --letter K --seed 1
+
+  latentlm reproduce synthetic --train --jobs 2
+
+  latentlm reproduce synthetic --train --only "*-1-8" train.steps=3000 --runs runs/short
+"""
+
+
+@app.callback()
+def _root() -> None:
+    """Repeat published experiments."""
+
+
+@app.command(epilog=_EPILOG)
+def synthetic(
+    overrides: Annotated[list[str] | None, typer.Argument(help="With --train: settings to change.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder of picture and numbers.")] = Path("runs/synthetic"),
+    only: Annotated[list[str] | None, typer.Option(help="Names or patterns of the models. Default: all.")] = None,
+    letter: Annotated[str, typer.Option(help="Of the prompt in the picture.")] = "K",
+    seed: Annotated[int, typer.Option(min=0, help="Of what is generated.")] = 0,
+    groups: Annotated[int, typer.Option(min=2, help="Groups of five of each kind, for the table.")] = 26,
+    texts: Annotated[int, typer.Option(min=2, help="Texts whose likelihood is measured.")] = 500,
+    train: Annotated[bool, typer.Option("--train", help="Train the models; what was begun goes on.")] = False,
+    runs: Annotated[Path, typer.Option(help="With --train: folder of the runs.")] = Path("runs/synthetic/train"),
+    ship: Annotated[Path | None, typer.Option(help="With --train: put cards of the models on this shelf.")] = None,
+    score: Annotated[bool, typer.Option("--score", help="Measure the likelihoods again (minutes a model).")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="With --train: runs at a time. Default: one per core.")] = None,
+    as_json_: AsJson = False,
+) -> None:
+    """Figure 4 of the Free Transformer (Fleuret 2025, section 4.1): what z holds at each KL budget, drawn and in numbers."""
+    from rich.console import Console
+
+    from latentlm_evals.letter import experiment, table
+    from latentlm_evals.letter.figure import pictures
+
+    console = Console(stderr=as_json_)
+    patterns = only or []
+    settings = experiment.Settings(letter=letter, groups=groups, texts=texts, seed=seed, score=score)
+    if len(letter) != 1 or not ("A" <= letter <= "Z"):
+        raise UserError(f'--letter "{letter}" is none of the 26 capitals.')
+    if not train and (overrides or ship):
+        odd = "--ship" if ship else (overrides or [""])[0]
+        raise UserError(f"{odd} is about training, and nothing is trained: add --train.")
+    if train:
+        experiment.train(runs, patterns, overrides or [], settings, jobs=jobs or os.cpu_count() or 1, console=console)
+        if ship is None:
+            console.print(f"Each run in {runs} is a model; --ship SHELF makes cards of them.")
+        else:
+            experiment.ship(runs, patterns, ship, settings, console=console)
+        return
+    found = experiment.show(patterns, settings, console=console)
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, text in pictures(found).items():
+        (out / f"figure4-{kind}.svg").write_text(text, encoding="utf-8")
+    (out / "synthetic.json").write_text(as_json([asdict(one) for one in found]) + "\n", encoding="utf-8")
+    if as_json_:
+        emit([asdict(one) for one in found])
+    else:
+        table.show(found, console=console)
+        console.print(f"Pictures: {out}/figure4-*.svg   numbers: {out / 'synthetic.json'}")

@@ -1,0 +1,153 @@
+"""The synthetic experiment: what groups agree in, what is expected of a model, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from latentlm import zoo
+from latentlm.errors import UserError
+from latentlm.synthetic import Letter
+from latentlm_evals.letter import experiment, groups
+from latentlm_evals.letter.arms import Seen, arms, outcomes
+from latentlm_evals.letter.figure import pictures
+from latentlm_evals.letter.groups import Agreement, Group, agreement
+from latentlm_evals.reproduce_cli import app
+
+LIKE_DATA = Agreement(
+    near_within=0.12, near_across=0.12, spread_within=16.0, spread_across=16.0, masks=0.03, valid=0.9, noise=0.0625
+)
+
+
+def text(start: int, noise: tuple[int, ...] = (), letter: str = "K") -> str:
+    clean = "_" * start + letter * 8 + "_" * (56 - start)
+    return "".join("!" if place in noise else character for place, character in enumerate(clean))
+
+
+def test_groups_that_share_a_place_and_groups_that_share_the_noise() -> None:
+    found = agreement([
+        Group("K", [text(10, (1, 2)), text(12, (1, 2)), text(13, (1, 3))]),
+        Group("Q", [text(40, (), "Q"), text(40, (5,), "Q"), text(44, (5, 6), "Q")]),
+    ])  # fmt: skip
+    assert found.near_within == pytest.approx(4 / 6)  # of the second group, 40 and 44 are four places apart, twice
+    assert found.near_across == 0.0
+    assert found.spread_within == pytest.approx(((7 / 3 + 16 / 3) / 2) ** 0.5)
+    assert found.masks == pytest.approx((1 + 1 / 3 + 1 / 3 + 0 + 0 + 1 / 2) / 6)
+    assert found.valid == 1.0
+    assert found.noise == pytest.approx(9 / (6 * 64))
+
+
+def test_the_datas_own_texts_agree_by_chance_alone() -> None:
+    texts = [draw[2:].decode().replace(chr(draw[0]), "K") for draw in Letter().texts(500, seed=5)]
+    found = agreement([Group("K", texts[number : number + 5]) for number in range(0, 500, 5)])
+    assert found.valid == 1.0
+    assert found.near_within == pytest.approx(found.near_across, abs=0.04)
+    assert found.near_across == pytest.approx(387 / 57**2, abs=0.02)  # pairs of 57 starts within three places
+    assert found.masks == pytest.approx(0.034, abs=0.01)
+
+
+def test_a_strange_character_cannot_reach_a_terminal_or_a_picture() -> None:
+    assert Group("K", ["\x1b[31m\n<&é" + "_" * 80]).printable == ["·[31m·<&·" + "_" * 55]
+
+
+@pytest.mark.parametrize(
+    ("budget", "changes", "met"),
+    [
+        ("1-64", {}, [True, True, True]),
+        ("1-64", {"near_within": 0.3, "masks": 0.3, "valid": 0.5}, [False, False, False]),
+        ("1-8", {"near_within": 0.7}, [True, True, True]),
+        ("1-8", {"near_within": 0.5, "near_across": 0.3, "masks": 0.2}, [False, False, False]),
+        ("1", {"near_within": 0.9, "masks": 0.6}, [True, True, True]),
+        ("1", {"near_within": 0.9, "masks": 0.4}, [True, True, False]),
+    ],
+)
+def test_outcomes_are_the_papers(budget: str, changes: dict[str, float], met: list[bool]) -> None:
+    seen = Seen(independent=LIKE_DATA, shared=replace(LIKE_DATA, **changes), vanilla=LIKE_DATA)
+    assert [one["met"] for one in outcomes(budget, seen)] == met
+
+
+@pytest.mark.parametrize(("valid", "met"), [(0.4, True), (0.5, False)])
+def test_eight_bits_break_generation(valid: float, met: bool) -> None:
+    seen = Seen(independent=replace(LIKE_DATA, valid=valid), shared=LIKE_DATA, vanilla=LIKE_DATA)
+    assert [one["met"] for one in outcomes("8", seen)] == [met]
+
+
+def test_every_arm_has_a_recipe_of_its_own() -> None:
+    from latentlm.training.recipes import load_recipe
+
+    recipes = {name: load_recipe(arm.recipe, list(arm.overrides)) for name, arm in arms().items()}
+    assert len(recipes) == 9
+    assert len({recipe.model.model_dump_json() for recipe in recipes.values()}) == 9
+    assert {arm.seeds for arm in arms().values()} == {1, 3}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cards of a plain decoder and of one with latents, trained for two steps by the command itself."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    only = ["--only", "vanilla-synthetic", "--only", "free-synthetic-full-1-64"]
+    small = ["train.steps=2", "train.batch=4", "data.max_documents=200", "model.backbone.width=16", "train.eval_documents=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentlm_evals.letter.arms.SEEDS", {"1": 1})
+        found = CliRunner().invoke(
+            app, ["synthetic", "--train", *only, "--runs", str(folder / "runs"), "--ship", str(folder / "shelf"),
+                  "--texts", "3", *small], catch_exceptions=False,
+        )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    return folder / "shelf"
+
+
+def test_what_was_trained_is_shown_drawn_and_counted(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTLM_ZOO_PATH", str(shelf))
+    only = ["--only", "free-synthetic-full-1-64", "--groups", "2"]
+    found = CliRunner().invoke(app, ["synthetic", *only, "--out", str(tmp_path), "--json"], catch_exceptions=False)
+    (one,) = json.loads((tmp_path / "synthetic.json").read_text(encoding="utf-8"))
+    assert found.exit_code == 0
+    assert one["label"] == "full 1/64"
+    assert len(one["outcome"]) == 3
+    assert {*one["generated"]["shared"]} == {"prior", "posterior"}
+    (likelihood,) = one["likelihoods"]
+    assert likelihood["excess_nats"] > 0
+    assert likelihood["texts"] == 3
+    assert (tmp_path / "figure4-full.svg").read_text(encoding="utf-8").count("full 1/64") == 2
+
+
+def test_a_shared_group_has_one_z_and_an_independent_one_has_not(shelf: Path) -> None:
+    model = zoo.load(shelf / "free-synthetic-full-1-64")
+    first = groups._continued(model, ["K"], seed=1, prefill="prior", samples=1)
+    same = groups._continued(model, ["K"], seed=0, prefill="prior", samples=3, latents=[first[0].latents])
+    apart = groups._continued(model, ["K"], seed=0, prefill="prior", samples=3)
+    shortest = min(len(made.tokens) for made in (*same, *apart, *first)) + 2
+    heads = {name: [made.latents.value[0, :shortest] for made in found] for name, found in (("same", same), ("apart", apart))}
+    assert all(bool((head == heads["same"][0]).all()) for head in heads["same"])
+    assert not bool((heads["apart"][0] == heads["apart"][1]).all())
+    assert len({made.text for made in same}) > 1, "tokens are drawn for each"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--letter", "k"], "26 capitals"),
+        (["train.steps=3"], "add --train"),
+        (["--ship", "somewhere"], "add --train"),
+        (["--only", "free-synthetic-ful-1"], "free-synthetic-full-1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, ["synthetic", *arguments], catch_exceptions=False)
+
+
+def test_pictures_are_the_same_for_the_same_groups() -> None:
+    shown = experiment.Shown(
+        "free-synthetic-additive-1", "additive 1", 1.0, None, [], [],  # type: ignore[arg-type]
+        {"prior": {"one z": [Group("K", [text(3)])]}},
+    )  # fmt: skip
+    assert pictures([shown]) == pictures([shown])
+    assert set(pictures([shown])) == {"additive"}
