@@ -28,8 +28,6 @@ from latentlm.likelihood import (
     score_texts,
     windows,
 )
-from latentlm.likelihood import texts as texts_module
-from latentlm.likelihood.diagnostics import diagnose
 from latentlm.likelihood.nats import path_likelihood
 from latentlm.likelihood.paths import classify
 from latentlm.likelihood.results import Score
@@ -233,28 +231,6 @@ def test_a_batch_holds_no_more_rows_than_their_logits_allow(monkeypatch: pytest.
     assert [score.value for score in pieces] == pytest.approx([score.value for score in whole], abs=1e-5)
 
 
-def test_a_batch_is_as_large_as_its_longest_row_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contexts that begin alike follow one another, a short one of them before the long ones of the next family."""
-    family, other = [0, 1] * 4, [1, 1] * 4
-    contexts = [[*family, 0, 0, 0, 1, 0, 1, 0], family[:8], [*other, 0, 1, 0, 1, 0, 1], [*other, 1, 0, 0, 1, 0, 1]]
-    requests = [(contexts[0], [1, 0]), (contexts[1], [1]), (contexts[2], [1, 0]), (contexts[3], [1, 0])]
-    sizes: list[int] = []
-    made = Texts.of
-
-    def watched(decoder: ComposedDecoder, tokens: list[list[int]], *rest: Any, **more: Any) -> Texts:
-        sizes.append(len(tokens) * max(map(len, tokens)))
-        return made(decoder, tokens, *rest, **more)
-
-    monkeypatch.setattr(texts_module, "LEAST", 8)
-    monkeypatch.setattr(nats, "LATENT_TOKENS", 4 * 33)
-    monkeypatch.setattr(nats, "CPU_TOKENS", 4 * 33)
-    monkeypatch.setattr(nats, "CPU_NUMBERS", 0)
-    monkeypatch.setattr(Texts, "of", watched)
-    score_continuations(model(), requests, samples=4)
-    assert max(sizes) <= 33
-    assert len(sizes) < len(requests), "of one row each, the test shows nothing"
-
-
 @pytest.mark.parametrize("form", [np.array, torch.tensor, lambda tokens: list(np.array(tokens))])
 def test_the_type_that_holds_the_tokens_changes_no_score(form: Callable[[list[int]], Any]) -> None:
     context, continuation, text = [0, 1], [1, 1, 0], [0, 1, 1, 0]
@@ -311,18 +287,6 @@ def test_requests_that_cannot_be_scored_are_refused() -> None:
     with pytest.raises(UserError, match="at least one token"):
         score_texts(model(), [[0, 1]], context=0)
     assert score_continuations(model(), []) == []
-
-
-@pytest.mark.parametrize("token", [2, -1])
-def test_what_is_no_token_is_refused_in_every_place(token: int) -> None:
-    """A last target is no input: nothing else would notice, and another token's logit would be its score."""
-    for request in (([0], [1, token]), ([0], [token, 1]), ([token], [1, 0])):
-        with pytest.raises(UserError, match=f"{token} is no token"):
-            score_continuations(model(), [request], samples=2)
-    with pytest.raises(UserError, match=f"{token} is no token"):
-        score_texts(model(), [[0, 1, token]], samples=2)
-    with pytest.raises(UserError, match=f"{token} is no token"):
-        diagnose(model(), [[0, 1, token]])
 
 
 # --------------------------------------------------------------------------------------------------- errors and sums

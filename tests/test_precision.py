@@ -300,8 +300,8 @@ def test_a_plan_counts_without_scoring_all() -> None:
     assert (found.requests, found.tokens, found.samples) == (3, 26 + 8, (32, 128))
     assert 0 < found.seconds[0] < found.seconds[1]
     assert found.memory > 0
-    _, _, how = texts_to_score(model, [TEXT], max_samples=200)
-    assert plan(model, requests, how).samples == (32, 128), "200 is no number that doubling comes by"
+    _, _, how = texts_to_score(model, [TEXT], max_samples=200)  # no power of two
+    assert plan(model, requests, how).samples == (32, 128)
 
 
 # ---------------------------------------------------------------------------------------------------- particle filter

@@ -200,10 +200,11 @@ def estimate(
     quarters and sixteenths (`parts`), or of per-sample bounds for `elbo`."""
     if method == "elbo":
         value, error = mean_of_logs(log_weights)
-        return value, error, torch.full_like(value, log_weights.shape[1]), *[torch.full_like(value, math.nan)] * 2
+        unknown = torch.full_like(value, math.nan)
+        return value, error, torch.full_like(value, log_weights.shape[1]), unknown, unknown
     value, error = log_mean_exp(log_weights, strata)
-    unknown = [torch.full_like(value, math.nan)]
-    quarter, sixteenth = (torch.stack([log_mean_exp(one)[0] for one in few] or unknown).mean(0) for few in parts)
+    unknown = torch.full_like(value, math.nan)
+    quarter, sixteenth = (torch.stack([log_mean_exp(one)[0] for one in few] or [unknown]).mean(0) for few in parts)
     return value, error, effective_samples(log_weights), quarter, sixteenth
 
 
