@@ -1,6 +1,8 @@
-"""What scoring is going to cost, before it is done: passes of the upper blocks, seconds and memory.
+"""What scoring is going to cost, before it is done: samples, seconds and memory.
 
-Seconds are measured on one window with the samples of the first round, and scaled by tokens; memory is counted.
+Seconds are measured on one window with the samples of the first round, and scaled by tokens: too many rather than too few where
+windows go together or share what they begin with, above all by `smc`, which steps through all of a batch at once. Memory is
+counted.
 """
 
 from __future__ import annotations
