@@ -284,6 +284,8 @@ def test_requests_that_cannot_be_scored_are_refused() -> None:
         score_continuations(model(), [([0] * 16, [1, 1])])
     with pytest.raises(UserError, match="1 tokens"):
         score_texts(model(), [[0]])
+    with pytest.raises(UserError, match="at least one token"):
+        score_texts(model(), [[0, 1]], context=0)
     assert score_continuations(model(), []) == []
 
 

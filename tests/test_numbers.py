@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import convergence, gpu_page, published, texts
+from benchmarks import convergence, coverage, gpu_page, published, texts
 from benchmarks.pages import filled
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
@@ -185,6 +185,33 @@ def test_a_pool_is_resampled_with_the_counts_of_the_share() -> None:
     for share, prior in ((0.1, 1), (0.25, 4), (0.5, 8)):
         found = convergence.resampled(pool, share, 3, torch.Generator().manual_seed(0))
         assert found.exp().tolist() == pytest.approx([2 + 2 * prior / 16] * 3)
+
+
+def test_a_resampled_estimate_divides_by_the_share_in_fact_drawn() -> None:
+    """The prior is three times as dense as the proposal everywhere, and one sample of 16 comes from it."""
+    even = torch.zeros(1, 16, dtype=torch.float64)
+    pool = Weights(even, even + math.log(3.0), even, torch.zeros(1), defensive=0.5)
+    found = convergence.resampled(pool, 0.1, 3, torch.Generator().manual_seed(0))
+    assert found.exp().tolist() == pytest.approx([3 / (15 / 16 + 3 / 16)] * 3)
+
+
+def test_an_interval_holds_the_truth_as_far_up_as_the_bias_goes() -> None:
+    score = Score(-10.0, 0.1, 8, 16, 4, "iwae", quarter=-10.5, sixteenth=-11.5)  # gains halve: 0.5 is left
+    for truth, expected in ((-9.9, (True, True)), (-9.4, (False, True)), (-9.2, (False, False)), (-10.6, (False, False))):
+        assert coverage.covered(score, coverage.Truth(truth, 0.0, True)) == expected
+
+
+def test_a_truth_is_known_where_two_estimators_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"iwae": [(-10.0, 0.1), (-20.0, 0.1)], "smc": [(-10.2, 0.1), (-20.6, 0.1)]}
+
+    def told(*_: object, method: str, **__: object) -> list[Score]:
+        return [Score(value, error, 8, 16, 4, method) for value, error in found[method]]
+
+    monkeypatch.setattr(coverage, "score_texts", told)
+    one, other = coverage.truths(cast(LatentDecoder, None), [[0, 1], [1, 0]], samples=coverage.MOST)
+    assert (one.agrees, other.agrees) == (True, False)
+    assert one.value == pytest.approx(-10.1)
+    assert one.standard_error == pytest.approx(0.1 / math.sqrt(2))
 
 
 def test_the_gpu_page_has_what_was_measured() -> None:

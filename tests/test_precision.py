@@ -193,7 +193,7 @@ def test_error_and_bias_cover_the_truth_where_the_error_alone_does_not(count: in
 # ------------------------------------------------------------------------------------------------------ to a tolerance
 
 
-@pytest.mark.parametrize("method", ["operational", "iwae", "smc", "prior", "elbo"])
+@pytest.mark.parametrize("method", ["operational", "iwae", "smc", "prior"])
 def test_auto_doubles_until_a_score_is_good_enough_and_is_what_that_many_samples_give(method: str) -> None:
     model = bits()
     tolerance = 0.6 if method == "prior" else 0.25
@@ -237,7 +237,10 @@ def test_a_text_is_good_to_bits_per_byte_of_each_window() -> None:
     [
         ({"samples": "many"}, 'neither a number nor "auto"'),
         ({"samples": "auto", "max_samples": 8}, "begins with 32"),
-        ({"tolerance": 0.0}, "not above 0"),
+        ({"tolerance": 0.0}, "no[a-z ]* number above 0"),
+        ({"tolerance": math.nan}, "tolerance=nan"),
+        ({"tolerance": math.inf}, "tolerance=inf"),
+        ({"tolerance": [math.nan]}, "tolerance=nan"),
         ({"refine": -1}, "0 gradient steps or more"),
     ],
 )
@@ -254,6 +257,30 @@ def test_broken_weights_make_no_score(decoder: str, method: str) -> None:
         model.backbone.norm.weight.fill_(math.nan)
     with pytest.raises(UserError, match="not a number"):
         score_continuations(model, [([3, 1], [4, 1])], method=method, samples=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("wrong", [math.nan, -1.0])
+def test_every_tolerance_is_looked_at(place: int, wrong: float) -> None:
+    tolerances = [0.1, 0.1]
+    tolerances[place] = wrong
+    with pytest.raises(UserError, match=f"tolerance={wrong}"):
+        score_continuations(bits(), REQUESTS[:2], tolerance=tolerances)
+
+
+def test_a_bound_never_passes_for_the_likelihood() -> None:
+    """However many samples: its error is known, how far above it the truth lies is not."""
+    score, other = score_continuations(bits(), REQUESTS[:2], method="elbo", samples=512, tolerance=5.0)
+    assert score.standard_error < 0.1
+    assert not score.converged
+    assert score.interval == (pytest.approx(score.value, abs=0.2), math.inf)
+    assert not bits_per_byte([score, other], [3, 3]).converged(5.0)
+
+
+def test_a_difference_from_what_is_not_known_is_not_known() -> None:
+    known, unknown = score_of(-10.0, 0.1, -10.5), score_of(-10.0, 0.1, math.nan)
+    for first, second in ((known, unknown), (unknown, known)):
+        assert math.isnan(paired_difference([first], [second], [10]).bias)
 
 
 def test_progress_counts_what_is_done() -> None:
@@ -273,6 +300,8 @@ def test_a_plan_counts_without_scoring_all() -> None:
     assert (found.requests, found.tokens, found.samples) == (3, 26 + 8, (32, 128))
     assert 0 < found.seconds[0] < found.seconds[1]
     assert found.memory > 0
+    _, _, how = texts_to_score(model, [TEXT], max_samples=200)  # no power of two
+    assert plan(model, requests, how).samples == (32, 128)
 
 
 # ---------------------------------------------------------------------------------------------------- particle filter

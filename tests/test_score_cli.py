@@ -94,6 +94,13 @@ def test_one_sample_gives_null_for_its_error(run: Run, file: Path) -> None:
     assert found["files"][0]["standard_error"] is None
 
 
+def test_a_bound_is_said_to_be_one(run: Run, file: Path) -> None:
+    printed = run("free", str(file), "--method", "elbo", "--samples", "8")
+    assert "unknown: a bound" in printed
+    assert "at K/4, K/16     –, –" in printed
+    assert "nan" not in printed
+
+
 def test_bad_input_is_refused_with_a_remedy(run: Run, file: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
@@ -103,6 +110,7 @@ def test_bad_input_is_refused_with_a_remedy(run: Run, file: Path, tmp_path: Path
         ((str(file), "--method", "perplexity"), "Unknown scoring method"),
         ((str(file), "--context", "0"), "at least one token"),
         ((str(file), "--given", "x"), "does not fit"),
+        ((str(file), "--given", "x", "--context", "8"), "leave one out"),
     ]:
         with pytest.raises(UserError, match=words):
             run("free", *arguments)

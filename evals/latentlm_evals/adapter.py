@@ -44,7 +44,7 @@ from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method, Score, score_continuations
 from latentlm.likelihood.planning import samples_of
-from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
+from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE, how_to_score
 from latentlm.likelihood.texts import reading_order
 from latentlm_evals import chat
 from latentlm_evals.answers import keep, keep_score, recall, refuse_samples, repeat_numbers
@@ -94,15 +94,17 @@ class LatentLM(TemplateLM):
         chat_template_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("score", score, get_args(Method)),
-            ("windows", windows, get_args(Windows)),
-            ("last_latent", last_latent, ("posterior", "prior")),
-        ):
-            if value not in known:
-                raise unknown_name(name, str(value), known)
+        if windows not in get_args(Windows):
+            raise unknown_name("windows", str(windows), get_args(Windows))
         self.samples, self.seed = samples_of(str(samples)), count("seed", seed)
         self.tolerance, self.max_samples = amount("tolerance", tolerance), count("max_samples", max_samples, least=1)
+        how_to_score(
+            method=score,
+            samples=self.samples,
+            tolerance=self.tolerance,
+            max_samples=self.max_samples,
+            last_latent=last_latent,
+        )
         self.score: Method = score
         self.last_latent = last_latent
         self.thinking = chat.Thinking.of(enable_thinking, think_end_token)

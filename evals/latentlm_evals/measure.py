@@ -24,6 +24,7 @@ from latentlm.generation import generate
 from latentlm.interface import Batch, LatentDecoder, Noise
 from latentlm.likelihood import Method, Score, bits_per_byte, elbo, paired_difference, score_texts, windows
 from latentlm.likelihood.diagnostics import Diagnostics, diagnose
+from latentlm.likelihood.scoring import how_to_score
 from latentlm.training.data import Document
 from latentlm.zoo.accounting import cost_of
 from latentlm_evals.results import Estimate, LatentResult, ModelResult, Sample
@@ -41,6 +42,10 @@ class Precision:
     tolerance: float = 0.01
     """Bits per byte."""
     max_samples: int = 64
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what means nothing, before models are trained or loaded."""
+        how_to_score(**asdict(self))
 
 
 @dataclass(frozen=True)

@@ -85,14 +85,11 @@ def flag(name: str, given: Any) -> None:
 
 
 def amount(name: str, given: Any) -> float:
-    """A number above 0. Raises UserError."""
+    """A number. Raises UserError."""
     try:
-        number = float(given)
+        return float(given)
     except (TypeError, ValueError):
         raise UserError(f"{name}={given} is not a number.") from None
-    if not number > 0:
-        raise UserError(f"{name}={given} is not above 0.")
-    return number
 
 
 def batch_rows(given: int | str | None, largest: int | None, device: torch.device) -> int | None:

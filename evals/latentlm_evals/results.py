@@ -169,7 +169,7 @@ class ModelResult:
     @property
     def good_to(self) -> str:
         """What the likelihood estimates are good to, in words."""
-        return f"to {self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown under four samples"
+        return f"to {self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
 
 
 @dataclass

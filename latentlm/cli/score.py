@@ -75,8 +75,8 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Honest likelihood of a text."""
-    if context is not None and context < 1:
-        raise UserError(f"--context {context}: a window holds at least one token.")
+    if given is not None and context is not None:
+        raise UserError("--context is about the windows of a whole text, and --given makes it a continuation; leave one out.")
     texts = [(name, _read(name)) for name in files]
     from latentlm.cli._models import load_reader
     from latentlm.likelihood import METHODS, bits_per_byte, score_continuations, score_texts
@@ -190,7 +190,7 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
         if score.samples:
             found, entropy = row.diagnostics, row.diagnostics.cross_entropy["posterior"]
             lines += [
-                f"  at K/4, K/16     {score.quarter:.2f}, {score.sixteenth:.2f} nats",
+                f"  at K/4, K/16     {_nats(score.quarter)}, {_nats(score.sixteenth)}",
                 f"  samples          {score.samples}, effective {score.effective_samples:.1f}",
                 f"  verdict          {_verdict(score, bits)}",
                 f"  drawn from       {score.proposal}",
@@ -210,11 +210,17 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
 def _verdict(score: Score, bits: Estimate) -> str:
     """Whether the score is as good as asked for."""
     if not math.isfinite(score.uncertainty):
-        return "unknown: under four samples nothing can be said"
+        bound = score.method == "elbo"
+        return f"unknown: {'a bound does not say how far above it the truth is' if bound else 'take four samples at least'}"
     exact_to = f"good to {score.uncertainty:.2f} nats, {bits.uncertainty:.4f} bits per byte"
     if score.converged:
         return f"converged: {exact_to}"
-    return f"not converged: {exact_to} (interval of the error, and the gain over K/4); take more samples, or smc"
+    return f"not converged: {exact_to} (its error, and what more samples may gain); take more samples, or smc"
+
+
+def _nats(value: float) -> str:
+    """An estimate by fewer samples, if there is one."""
+    return "–" if math.isnan(value) else f"{value:.2f} nats"
 
 
 def _as_json(model: str, rows: list[_Row], total: Estimate | None, meaning: str) -> dict[str, Any]:

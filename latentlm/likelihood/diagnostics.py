@@ -27,7 +27,7 @@ from latentlm.errors import UserError
 from latentlm.interface import Distribution, Latent, LatentDecoder, Latents, Noise
 from latentlm.likelihood.nats import path_likelihood
 from latentlm.likelihood.paths import draw_paths
-from latentlm.likelihood.scoring import windows
+from latentlm.likelihood.scoring import token_ids, windows
 from latentlm.likelihood.texts import Texts
 
 ACTIVE_VARIANCE = 0.01
@@ -73,7 +73,7 @@ def diagnose(
     """Diagnose a model on texts (lists of at least two tokens), one latent sample each. Raises UserError without texts."""
     if not texts or any(len(text) < 2 for text in texts):
         raise UserError("Diagnostics need texts of at least two tokens: end-of-text and one more.")
-    firsts = [windows(text, model.config.backbone.context)[0] for text in texts]
+    firsts = [windows(token_ids(model, text), model.config.backbone.context)[0] for text in texts]
     tally = _Tally()
     training = model.training
     model.eval()

@@ -72,6 +72,11 @@ class How:
     refine: int
     """Gradient steps on the proposal of a document's vector (`refining`)."""
 
+    @property
+    def most(self) -> int:
+        """Samples of the last round."""
+        return self.samples << (self.max_samples // self.samples).bit_length() - 1
+
 
 def estimated(model: LatentDecoder, requests: list[Request], how: How, progress: Progress | None = None) -> list[Score]:
     """A score for each request, in their order."""
@@ -122,13 +127,14 @@ class _Run:
         for i in order:
             together.setdefault((self.kinds[i], rows[i]), []).append(i)
         batch: list[list[int]] = []
+        longest = 0  # not always the first: contexts of one family follow one another, whatever their lengths
         for row in together.values():
-            first = requests[batch[0][0] if batch else row[0]]
-            most = fitting_rows(self.model, samples=samples, tokens=None if most_asked else len(first.tokens))
+            longest = max(longest, len(requests[row[0]].tokens))
+            most = fitting_rows(self.model, samples=samples, tokens=None if most_asked else longest)
             most = min(most, most_asked or most)
             if batch and (len(batch) >= most or self.kinds[row[0]] != self.kinds[batch[0][0]]):
                 yield [i for one in batch for i in one]
-                batch = []
+                batch, longest = [], len(requests[row[0]].tokens)
             batch.append(row)
         if batch:
             yield [i for one in batch for i in one]

@@ -1,12 +1,14 @@
-"""What scoring is going to cost, before it is done: passes of the upper blocks, seconds and memory.
+"""What scoring is going to cost, before it is done: samples, seconds and memory.
 
-Seconds are measured on one window with the samples of the first round, and scaled by tokens; memory is counted.
+Seconds are measured on one window with the samples of the first round, and scaled by tokens: too many rather than too few where
+windows go together or share what they begin with, above all by `smc`, which steps through all of a batch at once. Memory is
+counted.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,7 +50,7 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     """Score one of the longest requests to see how long it takes. Raises UserError where there are none."""
     tokens = sum(len(request.tokens) - request.given for request in requests)
     longest = max(requests, key=lambda request: len(request.tokens))
-    one = How(**{**vars(how), "max_samples": how.samples})
+    one = replace(how, max_samples=how.samples)
     estimated(model, [longest], one)  # the first run of anything is slower
     start = time.perf_counter()
     estimated(model, [longest], one)
@@ -57,7 +59,7 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     if not model.has_latents:
         samples, rows = (0, 0), 1
     else:
-        samples, rows = (how.samples, how.max_samples), how.max_samples
+        samples, rows = (how.samples, how.most), how.most
     held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)

@@ -16,8 +16,8 @@ rises with K (Burda et al. 2016, theorem 1). Where the bias falls like K^-a, eac
 before gained, and what is left at K is (value - quarter) / (4^a - 1): a third of the last gain for the well-behaved weights of
 a = 1, all of it for a = 1/2, and many times it where the gains hardly shrink.
 
-A score has *converged* to a tolerance where its uncertainty is at most that. The tolerance is in nats for a continuation, in
-bits per byte for a text.
+A score has *converged* to a tolerance where its uncertainty is at most that; an `elbo` never has, since what it lies below the
+log-likelihood by shows in no number of samples. The tolerance is in nats for a continuation, in bits per byte for a text.
 
 Legend: B requests, K samples. All numbers are nats, float64.
 """
@@ -71,9 +71,9 @@ class Score:
     """Targets that were scored."""
     method: str
     quarter: float = math.nan
-    """The value at K/4 (nats); NaN under four samples."""
+    """The value at K/4 (nats); NaN under four samples, and for `elbo`, which more samples bring no nearer to the truth."""
     sixteenth: float = math.nan
-    """The value at K/16 (nats); NaN under 32 samples."""
+    """The value at K/16 (nats); NaN under 32 samples, and for `elbo`."""
     tolerance: float = math.nan
     """Nats that the score is to be good to."""
     freedom: float = math.inf
@@ -91,13 +91,13 @@ class Score:
 
     @property
     def bias(self) -> float:
-        """Nats by which the value may lie below the truth, beside its standard error; NaN under four samples."""
+        """Nats by which the value may lie below the truth, beside its standard error; NaN where that is not known: under four
+        samples, and for `elbo`."""
         return remaining(self.value, self.quarter, self.sixteenth)
 
     @property
     def uncertainty(self) -> float:
-        """Half of the interval of 95% that the standard error makes, and the bias, nats; infinite under four samples of a score
-        that is not exact."""
+        """Half of the interval of 95% that the standard error makes, and the bias, nats; infinite where that is not known."""
         return math.inf if math.isnan(self.bias) else self._half + self.bias
 
     @property
@@ -200,10 +200,11 @@ def estimate(
     quarters and sixteenths (`parts`), or of per-sample bounds for `elbo`."""
     if method == "elbo":
         value, error = mean_of_logs(log_weights)
-        return value, error, torch.full_like(value, log_weights.shape[1]), value, value
+        unknown = torch.full_like(value, math.nan)
+        return value, error, torch.full_like(value, log_weights.shape[1]), unknown, unknown
     value, error = log_mean_exp(log_weights, strata)
-    unknown = [torch.full_like(value, math.nan)]
-    quarter, sixteenth = (torch.stack([log_mean_exp(one)[0] for one in few] or unknown).mean(0) for few in parts)
+    unknown = torch.full_like(value, math.nan)
+    quarter, sixteenth = (torch.stack([log_mean_exp(one)[0] for one in few] or [unknown]).mean(0) for few in parts)
     return value, error, effective_samples(log_weights), quarter, sixteenth
 
 

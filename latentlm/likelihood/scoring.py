@@ -158,13 +158,23 @@ def continuations_to_score(
     wanted = [float(tolerance)] * len(requests) if isinstance(tolerance, int | float) else list(tolerance)
     if len(wanted) != len(requests):
         raise UserError(f"{len(wanted)} tolerances for {len(requests)} requests; give one, or one per request.")
-    least = min(wanted, default=TOLERANCE)
-    how = _how(method, samples, max_samples, seed, batch_size, last_latent, defensive, greedy, refine, least)
+    how = how_to_score(
+        method=method,
+        samples=samples,
+        tolerance=tolerance,
+        max_samples=max_samples,
+        seed=seed,
+        batch_size=batch_size,
+        last_latent=last_latent,
+        defensive=defensive,
+        refine=refine,
+        greedy=greedy,
+    )
     if keys is not None and len(keys) != len(requests):
         raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
     prepared = []
     for number, (context, continuation) in enumerate(requests):
-        given, asked = _integers(context), _integers(continuation)
+        given, asked = token_ids(model, context), token_ids(model, continuation)
         key = tuple(given) if keys is None else keys[number]
         request = _request(given, asked, method, ("continuation", key), number, wanted[number])
         _check_length(model, request, number)
@@ -190,8 +200,20 @@ def texts_to_score(
 ) -> tuple[list[Request], list[int], How]:
     """What `score_texts` is going to score: windows, the number of each one's text, and how."""
     steps = (REFINE if samples == "auto" else 0) if refine is None else refine
-    how = _how(method, samples, max_samples, seed, batch_size, "posterior", defensive, greedy, steps, tolerance)
+    how = how_to_score(
+        method=method,
+        samples=samples,
+        tolerance=tolerance,
+        max_samples=max_samples,
+        seed=seed,
+        batch_size=batch_size,
+        defensive=defensive,
+        refine=steps,
+        greedy=greedy,
+    )
     how = replace(how, method="iwae") if method in ("operational", "joint") else how
+    if context is not None and context < 1:
+        raise UserError(f"context={context}: a window holds at least one token.")
     limit = min(context or model.config.backbone.context, model.config.backbone.context)
     if keys is not None and len(keys) != len(texts):
         raise UserError(f"{len(keys)} keys for {len(texts)} texts; give one key per text.")
@@ -199,7 +221,7 @@ def texts_to_score(
     for number, text in enumerate(texts):
         if len(text) < 2:
             raise UserError(f"Text {number} has {len(text)} tokens; a score needs a context token and at least one more.")
-        for place, window in enumerate(windows(_integers(text), limit)):
+        for place, window in enumerate(windows(token_ids(model, text), limit)):
             key: Hashable = tuple(window) if keys is None else keys[number]
             nats = tolerance * math.log(2) * _bytes(model, window)
             prepared.append(Request(window, 1, 1, "prior", ("text", key, place), nats))
@@ -224,9 +246,14 @@ def fit_to_context(context: Sequence[int], continuation: Sequence[int], limit: i
     return list(context[-room:]), list(continuation)
 
 
-def _integers(tokens: Sequence[int]) -> list[int]:
-    """Plain integers, from a list, an array or a tensor: keys of random numbers tell types apart."""
-    return [int(token) for token in tokens]
+def token_ids(model: LatentDecoder, tokens: Sequence[int]) -> list[int]:
+    """Plain integers, from a list, an array or a tensor: keys of random numbers tell types apart. Raises UserError for what is
+    no token of the model's: of a last target, which is no input, nothing else would notice."""
+    found, vocabulary = [int(token) for token in tokens], model.config.backbone.vocabulary
+    for token in found:
+        if not 0 <= token < vocabulary:
+            raise UserError(f"{token} is no token of this model, which has 0 to {vocabulary - 1}: is it another tokenizer's?")
+    return found
 
 
 def _bytes(model: LatentDecoder, window: list[int]) -> int:
@@ -251,24 +278,25 @@ def _request(
     return Request(context + continuation, given, len(context), target, key, tolerance)
 
 
-def _how(
-    method: Method,
-    samples: int | Literal["auto"],
-    max_samples: int,
-    seed: int,
-    batch_size: int | None,
-    last_latent: LastLatent | Mapping[str, LastLatent],
-    defensive: float,
-    greedy: bool,
-    refine: int,
-    tolerance: float,
+def how_to_score(
+    *,
+    method: Method = "operational",
+    samples: int | Literal["auto"] = 16,
+    tolerance: float | Sequence[float] = TOLERANCE,
+    max_samples: int = MAX_SAMPLES,
+    seed: int = 0,
+    batch_size: int | None = None,
+    last_latent: LastLatent | Mapping[str, LastLatent] = "posterior",
+    defensive: float = DEFENSIVE,
+    refine: int = 0,
+    greedy: bool = False,
 ) -> How:
-    """The settings, none of which means nothing."""
+    """The settings of a call. Raises UserError where one means nothing: to be asked before any long work."""
     if method not in get_args(Method):
-        raise unknown_name("scoring method", method, get_args(Method))
-    for given in [last_latent] if isinstance(last_latent, str) else last_latent.values():
+        raise unknown_name("scoring method", str(method), get_args(Method))
+    for given in last_latent.values() if isinstance(last_latent, Mapping) else [last_latent]:
         if given not in get_args(LastLatent):
-            raise unknown_name("last_latent", given, get_args(LastLatent))
+            raise unknown_name("last_latent", str(given), get_args(LastLatent))
     if isinstance(samples, str) and samples != "auto":
         raise UserError(f'samples="{samples}" is neither a number nor "auto".')
     if samples != "auto" and samples < 1:
@@ -279,8 +307,9 @@ def _how(
         raise UserError(f"defensive={defensive} is not a share of paths: choose 0 <= defensive < 1.")
     if refine < 0:
         raise UserError(f"refine={refine}: the proposal takes 0 gradient steps or more.")
-    if not tolerance > 0:
-        raise UserError(f"tolerance={tolerance} is not above 0.")
+    for each in tolerance if isinstance(tolerance, Sequence) else [tolerance]:
+        if not 0 < each < math.inf:
+            raise UserError(f"tolerance={each} is not a number above 0.")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size={batch_size}: a batch holds at least one request.")
     first = FIRST_SAMPLES if samples == "auto" else samples

@@ -38,7 +38,7 @@ class Estimate:
     @property
     def uncertainty(self) -> float:
         """Of the estimates, not of the choice of documents: half of the interval of 95% that their error makes, and the bias.
-        NaN under four samples."""
+        NaN where that of some text is not known: under four samples, and for `elbo`."""
         half = t_quantile(self.estimator_freedom) * self.estimator_error if self.estimator_error else 0.0
         return half + self.bias
 
@@ -70,7 +70,8 @@ def paired_difference(
     errors = [
         math.hypot(one.standard_error, other.standard_error) / math.log(2) for one, other in zip(first, second, strict=True)
     ]
-    bias = max(_bias(first, sizes), _bias(second, sizes))
+    biases = (_bias(first, sizes), _bias(second, sizes))
+    bias = math.nan if any(map(math.isnan, biases)) else max(biases)  # of max, what comes first would decide
     freedoms = [
         pooled_freedom((one.standard_error, other.standard_error), (one.freedom, other.freedom))
         for one, other in zip(first, second, strict=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -121,6 +123,20 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path, texts: str) ->
     with pytest.raises(UserError, match='Did you mean "latentlm_copy"'):
         run([one], [], tmp_path / "out", settings=dataclasses.replace(QUICK, tasks="latentlm_cpoy"), console=console)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"method": "iwea"}, 'Did you mean "iwae"'),
+        ({"max_samples": 16}, "begins with 32"),
+        ({"tolerance": math.nan}, "tolerance=nan"),
+        ({"samples": 0}, "at least 1 sample"),
+    ],
+)
+def test_a_precision_that_means_nothing_is_refused_before_models_are_trained(setting: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        Precision(**setting)
 
 
 def test_held_out_texts_are_cut_and_say_so() -> None:

@@ -118,7 +118,7 @@ def test_a_ranking_that_has_not_converged_says_so(comparison: Comparison) -> Non
     assert said in out.getvalue()
     assert "2.4012 ± 0.0123 *" in out.getvalue()
     assert "no, to 0.0177" in out.getvalue()
-    assert replace(comparison.models[1], uncertainty=float("nan")).good_to == "unknown under four samples"
+    assert replace(comparison.models[1], uncertainty=float("nan")).good_to == "unknown"
     assert said in report.page(comparison)
     sure = replace(comparison, models=[replace(each, converged=True) for each in comparison.models])
     assert said not in report.page(sure)
