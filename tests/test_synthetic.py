@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from latentlm import synthetic
 from latentlm.config import DataConfig
 from latentlm.errors import UserError
-from latentlm.synthetic import letter
-from latentlm.synthetic.letter import read
+from latentlm.training.data import synthetic
 from latentlm.training.data.prepared import load_documents
+from latentlm.training.data.synthetic import letter
+from latentlm.training.data.synthetic.letter import read
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from latentlm import zoo
 from latentlm.errors import UserError
-from latentlm.synthetic import Letter
+from latentlm.training.data.synthetic import Letter
 from latentlm_evals.letter import experiment, groups
 from latentlm_evals.letter.arms import Seen, arms, outcomes
 from latentlm_evals.letter.figure import pictures

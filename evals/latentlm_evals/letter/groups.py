@@ -25,7 +25,7 @@ from typing import Literal
 
 from latentlm.generation import generate
 from latentlm.interface import Generation, LatentDecoder, Latents
-from latentlm.synthetic.letter import LENGTH, Reading, read
+from latentlm.training.data.synthetic.letter import LENGTH, Reading, read
 
 MEMBERS = 5
 NEAR = 3

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import bits_per_byte, score_texts
 from latentlm.likelihood.diagnostics import diagnose
-from latentlm.synthetic import Letter
+from latentlm.training.data.synthetic import Letter
 from latentlm_evals.letter.groups import Agreement, Group, Prefill, agreement, independent, letters, shared
 
 GROUPS = 26

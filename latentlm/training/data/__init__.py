@@ -3,6 +3,7 @@
     corpora     documents from the standard library, files, folders and data sets
     prepared    held out or trained on, and tokenized
     packing     windows packed into rows, rows into numbered batches
+    synthetic   texts whose density is known
     prompted    a share of the rows with a prompt
 """
 

@@ -9,7 +9,7 @@
                        a little more, cut after blank lines (after any line from 16 KiB on)
     FILE.jsonl[.gz]    each line's `data.text_field`
     FILE.parquet       each row's `data.text_field`
-    synthetic:NAME     `data.max_documents` texts (100,000 where it is not set) of a source of latentlm.synthetic, drawn by
+    synthetic:NAME     `data.max_documents` texts (100,000 where it is not set) of a source in synthetic/, drawn by
                        `data.seed`
     owner/name         each row of the data set's `data.split` ("owner/name:configuration" where it has several; "hf:" in front
                        where the name has no slash)
@@ -33,10 +33,10 @@ from typing import Any
 
 from latentlm.config import DataConfig
 from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
-from latentlm.synthetic import PREFIX as SYNTHETIC
-from latentlm.synthetic import source
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
 from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
+from latentlm.training.data.synthetic import PREFIX as SYNTHETIC
+from latentlm.training.data.synthetic import source
 
 SINGLE_FILES = (".txt", *ROW_FILES)
 _HUB = "hf:"

@@ -25,10 +25,10 @@ import numpy as np
 
 from latentlm.config import DataConfig
 from latentlm.errors import UserError, did_you_mean
-from latentlm.synthetic import PREFIX as SYNTHETIC
 from latentlm.tokenizer import FILE, BPETokenizer, Tokenizer, load_tokenizer
 from latentlm.training.data.corpora import Document, read_corpus
 from latentlm.training.data.packing import TokenStore, Window, windows_of
+from latentlm.training.data.synthetic import PREFIX as SYNTHETIC
 
 EVALUATED = {
     "bisect.py",

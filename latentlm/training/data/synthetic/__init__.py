@@ -11,8 +11,8 @@ A recipe trains on one by `data.path: synthetic:letter`.
 from __future__ import annotations
 
 from latentlm.errors import unknown_name
-from latentlm.synthetic.letter import Letter
-from latentlm.synthetic.source import Source
+from latentlm.training.data.synthetic.letter import Letter
+from latentlm.training.data.synthetic.source import Source
 
 __all__ = ["Letter", "Source", "source"]
 

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from latentlm.synthetic.source import Source
+from latentlm.training.data.synthetic.source import Source
 
 LETTERS, LENGTH, COPIES, FLIP = 26, 64, 8, 1 / 16
 STARTS = LENGTH - COPIES + 1
