@@ -54,6 +54,30 @@ def test_free_bits_grant_the_budget_at_their_level(level: str, bits: float, with
     assert float(logs["free_bits_nats"]) == pytest.approx(0.5 * BIT)
 
 
+def test_a_budget_that_falls_does_so_by_the_same_factor_in_each_step() -> None:
+    part = schedule("free_bits", bits=0.25, start_bits=1.0, hold=10, fall=20)
+    steps = {0: 1.0, 10: 1.0, 20: 0.5, 25: 2**-1.5, 30: 0.25, 10**6: 0.25}
+    for step, bits in steps.items():
+        assert float(cost(part, kl(), step=step)[1]["free_bits_nats"]) == pytest.approx(bits * BIT)
+    constant = cost(schedule("free_bits", bits=0.25), kl(), step=3)[0]
+    assert torch.equal(cost(part, kl(), step=30)[0], constant)
+    assert float(cost(part, kl(), step=0)[0]) < float(constant)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hold": 3}, "set start_bits"),
+        ({"fall": 3}, "set start_bits"),
+        ({"start_bits": 1.0}, "would last for no step"),
+        ({"start_bits": 1.0, "fall": 3, "bits": 0.0}, "set bits above 0"),
+    ],
+)
+def test_a_fall_that_would_do_nothing_is_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedule("free_bits", **settings)
+
+
 def test_a_row_within_its_budget_does_not_pay_for_another() -> None:
     nats = torch.tensor([[[4.0], [0.0], [0.0]], [[0.0], [0.0], [0.0]]], dtype=torch.float64) * BIT
     bits = {level: float(cost(schedule("free_bits", bits=1.0, level=level), nats)[0]) * 6 / BIT for level, _, _ in LEVELS}

@@ -27,6 +27,7 @@ from latentlm.likelihood.diagnostics import Diagnostics, diagnose
 from latentlm.likelihood.scoring import how_to_score
 from latentlm.training.data import Document
 from latentlm.zoo.accounting import cost_of
+from latentlm_evals.bits_view import view
 from latentlm_evals.results import Estimate, LatentResult, ModelResult, Sample
 
 PROMPT_BYTES = 48
@@ -107,6 +108,7 @@ def measure(
     if model.has_latents:
         _latents(model, tokens, result, seed)
     result.samples = samples_of(model, texts, seed=seed)
+    result.bits = view(model, tokens[0], prompt=result.samples[0].prompt, seed=seed)
     return result
 
 

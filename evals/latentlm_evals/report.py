@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from latentlm_evals import paired_tables, plots
+from latentlm_evals import bits_html, paired_tables, plots
 from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskComparison, TaskDifference, TaskResult
 
 _STYLE = """
@@ -68,6 +68,7 @@ def page(comparison: Comparison) -> str:
         "<dl>" + "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in _TERMS) + "</dl>",
         "<h2>Curves</h2>" + plots.curves(comparison.models),
         _use_of_latents(comparison.models),
+        _bits(comparison.models),
         _tasks(comparison.models, comparison.task_scoring),
         _differences(comparison.paired_tasks),
         _samples(comparison.models),
@@ -169,6 +170,12 @@ def _use_of_latents(models: list[ModelResult]) -> str:
         "latents from elsewhere. Equal columns mean that the decoder ignores z.</p>"
         f'<div class="wide"><table><tr><th>model</th>{head}</tr>{rows}</table></div>'
     )
+
+
+def _bits(models: list[ModelResult]) -> str:
+    """What the bits of the models that have some look like."""
+    sections = "".join(bits_html.section(model.name, model.bits) for model in models if model.bits is not None)
+    return f"<h2>What z does</h2>{sections}" if sections else ""
 
 
 def _tasks(models: list[ModelResult], scoring: str) -> str:

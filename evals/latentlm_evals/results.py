@@ -12,6 +12,7 @@ from typing import Any
 
 from latentlm.cli.output import as_json
 from latentlm.likelihood import Score
+from latentlm_evals.bits_view import BitsView
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ class ModelResult:
     """Name -> [[x, y], ...]; of one of several latents, "name/latent"."""
     tasks: list[TaskResult] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    bits: BitsView | None = None
+    """A look at the first latent that is bits of a token; None where there is none."""
     scores: list[Score] = field(default_factory=list, repr=False)
     """The score of every held-out document, in order; kept in the JSON, so that other pairings can be made later."""
     sizes: list[int] = field(default_factory=list, repr=False)
