@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "score": "Honest likelihood of a text.",
     "eval": "Run lm-eval tasks on a model.",
     "reproduce": "Repeat an experiment of the literature: the Free Transformer's Figure 4.",
+    "study": "Train and compare the arms of a controlled study, several seeds each.",
     "schedules": "List KL schedules, plot what each does, see which revive a latent.",
 }
 

@@ -1,0 +1,127 @@
+"""What a study file says.
+
+    name: controls
+    description: What each part of the Free Transformer does.
+    baseline: vanilla                 # the arm that the others are compared with; default: the first
+    seeds: 3                          # runs of an arm
+    set: {train.steps: 4000}          # settings of every arm
+    arms:
+      vanilla: {recipe: vanilla-synthetic}
+      free-1-8:
+        recipe: free-synthetic        # a name, or a YAML file beside the study
+        set: {model.kl_schedule.bits: 0.125}
+        seeds: 1
+    measure: {texts: 24, bytes: 256, max_samples: 1024}
+
+Arms are measured on the same held-out texts. Of a synthetic source (`data.path: synthetic:NAME`) these are fresh draws, and the
+likelihood is compared with the exact one; of anything else the beginnings of held-out documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from latentlm.config import Recipe, Strict, as_yaml, parse, read_yaml
+from latentlm.errors import UserError, did_you_mean
+from latentlm.training.recipes import load_recipe
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Arm(Strict):
+    """One configuration of the study."""
+
+    recipe: str = Field(description="a recipe's name, or a YAML file beside the study")
+    set: dict[str, Any] = Field(default_factory=dict, description="settings that differ from the recipe's")
+    seeds: int | None = Field(None, ge=1, description="runs; default: the study's")
+    says: str = Field("", description="what the arm is for")
+
+
+class Measures(Strict):
+    """What runs are measured on, and how well."""
+
+    texts: int = Field(24, ge=2, description="held-out texts")
+    bytes: int = Field(256, ge=1, description="of each, from its start; a synthetic source's are whole")
+    max_samples: int = Field(1024, ge=1, description="importance samples of a window, at most")
+    tolerance: float = Field(0.01, gt=0, description="bits per byte that the likelihood is to be good to")
+
+
+class Study(Strict):
+    """A study file."""
+
+    name: str = Field(pattern=NAME)
+    description: str = ""
+    baseline: str | None = Field(None, description="arm that the others are compared with; default: the first")
+    seeds: int = Field(1, ge=1, description="runs of an arm that does not say")
+    set: dict[str, Any] = Field(default_factory=dict, description="settings of every arm")
+    arms: dict[str, Arm]
+    measure: Measures = Measures()
+
+    @model_validator(mode="after")
+    def _has_its_baseline(self) -> Self:
+        if not self.arms:
+            raise ValueError("a study needs an arm: name one under `arms`.")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f'baseline "{self.baseline}" is none of the arms.{did_you_mean(self.baseline, self.arms)}')
+        return self
+
+    @property
+    def first(self) -> str:
+        """The baseline."""
+        return self.baseline or next(iter(self.arms))
+
+
+class Run:
+    """One run: an arm and a seed, with its recipe."""
+
+    def __init__(self, study: Study, arm: str, seed: int, recipe: str, overrides: list[str]) -> None:
+        self.arm, self.seed, self.recipe, self.overrides = arm, seed, recipe, overrides
+        self.resolved: Recipe = load_recipe(recipe, overrides)
+        self.folder = f"{self.name}-{_hash(as_yaml(self.resolved))[:8]}"
+        """Where it is trained: another recipe has another folder."""
+        self.facts = _hash(as_yaml(self.resolved) + json.dumps(study.measure.model_dump(), sort_keys=True))
+        """Of everything that the results depend on but the code."""
+
+    @property
+    def name(self) -> str:
+        """Unique in a study."""
+        return f"{self.arm}-{self.seed}"
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file. Raises UserError."""
+    study = parse(Study, read_yaml(path), source=f"study {path}")
+    for name in study.arms:
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in "-_.":
+            raise UserError(f'study {path}: "{name}" is no name for an arm: letters, digits, "-", "_", ".", first no mark.')
+    return study
+
+
+def runs_of(study: Study, folder: Path) -> list[Run]:
+    """Every run, first seeds first, so that a study that is stopped has something of each arm. `folder`: of the study file.
+    Raises UserError for a recipe or a setting that is wrong, before anything is trained."""
+    found = []
+    for name, arm in study.arms.items():
+        beside = folder / arm.recipe
+        recipe = str(beside) if beside.is_file() else arm.recipe
+        for seed in range(arm.seeds or study.seeds):
+            settings = {**study.set, **arm.set, "train.seed": seed, "name": f"{name}-{seed}"}
+            overrides = [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
+            try:
+                found.append(Run(study, name, seed, recipe, overrides))
+            except UserError as error:
+                raise UserError(f'study {study.name}, arm "{name}": {error}') from None
+    return sorted(found, key=lambda run: run.seed)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,137 @@
+"""The results of a study: one JSON line for each finished run, kept beside the study file.
+
+    study, arm, seed, facts     which run; `facts` is a hash of its recipe and of how it was measured
+    commit, machine             of the code, and where it ran
+    training                    steps, tokens, tokens_per_second, seconds, parameters, operations per token
+    scores                      nats of each text, honest, in order; `exact` beside them where the source's density is known
+    standard_errors, quarters, sixteenths, bytes, targets    of each text
+    samples, kl_bits, information_bits, live_bits, units, persistence, cross_entropy (nats per token under z from elsewhere)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentlm.likelihood import Estimate, Score, bits_per_byte
+from latentlm_evals.paired import Difference, Stratum, crossed_difference
+from latentlm_evals.study.plan import Run, Study
+
+Line = dict[str, Any]
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a results file, without one that a crash cut short; none where there is no file."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def add_line(path: Path, line: Line) -> None:
+    """Append, on a line of its own whatever a crash has left."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("" if text.endswith("\n") or not text else "\n") + json.dumps(line, allow_nan=False) + "\n")
+
+
+def finished(runs: Iterable[Run], lines: Iterable[Line]) -> dict[str, Line]:
+    """The newest line of each run that has one of its present facts, by the run's name."""
+    by_facts = {line.get("facts"): line for line in lines}
+    return {run.name: by_facts[run.facts] for run in runs if run.facts in by_facts}
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What the finished runs of an arm say."""
+
+    arm: str
+    runs: int
+    bits_per_byte: float
+    spread: float | None
+    """Standard deviation over seeds; None for one."""
+    uncertainty: float
+    """What the likelihoods are good to, bits per byte; the worst run's."""
+    converged: bool
+    excess_nats: float | None
+    """Above the source's own density, nats per target; None where that is not known."""
+    difference: Difference | None
+    """From the baseline, bits per byte; the interval covers texts and, where there are several runs, seeds."""
+    recovery: float | None
+    """Cross-entropy gained on the baseline under the posterior's z, per KL spent; None without a KL."""
+    means: dict[str, float]
+    """Over runs: kl_bits, information_bits, live_bits, persistence, tokens_per_second, and ce_* (nats per token)."""
+    parameters: int
+
+
+def tabulated(study: Study, lines: dict[str, Line]) -> list[ArmResult]:
+    """A result for each arm that has a finished run, in the file's order."""
+    by_arm = {arm: [line for line in lines.values() if line["arm"] == arm] for arm in study.arms}
+    baseline = by_arm[study.first]
+    return [_result(study, arm, runs, baseline) for arm, runs in by_arm.items() if runs]
+
+
+def _result(study: Study, arm: str, runs: list[Line], baseline: list[Line]) -> ArmResult:
+    estimates = [estimate(line) for line in runs]
+    values = [one.value for one in estimates]
+    means = {key: float(np.mean([line[key] for line in runs])) for key in ("kl_bits", "information_bits", "live_bits")}
+    means["persistence"] = float(np.mean([max(line["persistence"], default=0.0) for line in runs]))
+    means["tokens_per_second"] = float(np.mean([line["training"]["tokens_per_second"] for line in runs]))
+    for source in runs[0]["cross_entropy"]:
+        means[f"ce_{source}"] = float(np.mean([line["cross_entropy"][source] for line in runs]))
+    return ArmResult(
+        arm=arm,
+        runs=len(runs),
+        bits_per_byte=float(np.mean(values)),
+        spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        uncertainty=max(one.uncertainty for one in estimates),
+        converged=all(one.converged(study.measure.tolerance) for one in estimates),
+        excess_nats=float(np.mean([excess(line) for line in runs])) if "exact" in runs[0] else None,
+        difference=_difference(baseline, runs) if baseline and arm != study.first else None,
+        recovery=_recovery(baseline, means),
+        means=means,
+        parameters=runs[0]["training"]["parameters"],
+    )
+
+
+def estimate(line: Line) -> Estimate:
+    """Bits per byte of a run."""
+    each = zip(line["scores"], line["standard_errors"], line["quarters"], line["sixteenths"], line["freedoms"], strict=True)
+    scores = [
+        Score(value, error, 1.0, line["samples"], 1, line["method"], quarter=_number(quarter), sixteenth=_number(sixteenth),
+              freedom=math.inf if freedom is None else freedom)
+        for value, error, quarter, sixteenth, freedom in each
+    ]  # fmt: skip
+    return bits_per_byte(scores, line["bytes"])
+
+
+def excess(line: Line) -> float:
+    """Nats per target above the source's own density."""
+    return sum(exact - value for exact, value in zip(line["exact"], line["scores"], strict=True)) / sum(line["targets"])
+
+
+def _difference(first: list[Line], second: list[Line]) -> Difference:
+    """Bits per byte of the second arm minus the first's, on the same texts, each weighted by its size."""
+    sizes = np.array(first[0]["bytes"])
+    scale = -len(sizes) / sizes.sum() / math.log(2)
+    return crossed_difference([Stratum(*(np.array([line["scores"] for line in runs]) * scale for runs in (first, second)))])
+
+
+def _recovery(baseline: list[Line], means: dict[str, float]) -> float | None:
+    if not baseline or "ce_posterior" not in means or means["kl_bits"] <= 0 or "exact" not in baseline[0]["cross_entropy"]:
+        return None
+    plain = float(np.mean([line["cross_entropy"]["exact"] for line in baseline]))
+    return (plain - means["ce_posterior"]) / (means["kl_bits"] * math.log(2))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

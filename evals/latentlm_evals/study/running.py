@@ -1,0 +1,138 @@
+"""Run a study: train what is not trained, measure what is not measured, keep a line for each run that is finished.
+
+A run is an ordinary run folder, so one that was stopped goes on. The folder's name has a hash of the recipe, the line one of
+how it was measured too: an arm that has changed since is run anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from latentlm import zoo
+from latentlm.config import Recipe
+from latentlm.interface import LatentDecoder
+from latentlm.likelihood import score_texts
+from latentlm.likelihood.diagnostics import Diagnostics, diagnose
+from latentlm.training.data import load_documents
+from latentlm.training.data.synthetic import PREFIX, source
+from latentlm.training.record import METRICS, read_metrics
+from latentlm.zoo.accounting import cost_of
+from latentlm.zoo.shelves import CARD
+from latentlm_evals.fingerprint import commit, machine_facts
+from latentlm_evals.jobs import Job, train_all
+from latentlm_evals.measure import Precision, Text, held_out_texts, tokenized
+from latentlm_evals.study.plan import Measures, Run, Study
+from latentlm_evals.study.results import Line, add_line, finished, read_lines
+
+HELD_OUT_SEED = 1_000_000
+"""Of the texts of a synthetic source: no run is trained with it."""
+
+
+def run_study(
+    study: Study, runs: Sequence[Run], folder: Path, results: Path, *, jobs: int, console: Console
+) -> dict[str, Line]:
+    """Train and measure what has no line yet; the finished runs by name. Raises UserError."""
+    done = finished(runs, read_lines(results))
+    waiting = [run for run in runs if run.name not in done]
+    console.print(f"{len(waiting)} of {len(runs)} runs have no result yet; {jobs} at a time, in {folder}.")
+    for first in range(0, len(waiting), jobs):  # measured as they are finished, so that little is lost
+        some = waiting[first : first + jobs]
+        untrained = [run for run in some if not (folder / run.folder / CARD).is_file()]
+        train_all([_job(run, folder) for run in untrained], parallel=jobs, console=console)
+        for run in some:
+            with console.status(f"{run.name}: measuring") as status:
+                line = measured(study, run, folder / run.folder, progress=_progress(status.update, run.name))
+            add_line(results, line)
+            console.print(f"{run.name}: measured, in {results}")
+    return finished(runs, read_lines(results))
+
+
+def _progress(update: Callable[[str], None], name: str) -> Callable[[int, int], None]:
+    return lambda done, total: update(f"{name}: {done} of {total} windows")
+
+
+def _job(run: Run, folder: Path) -> Job:
+    return Job(run.name, run.recipe, folder / run.folder, run.resolved.train.steps, run.overrides)
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def measured(
+    study: Study, run: Run, out: Path, *, progress: Callable[[int, int], None] | None = None
+) -> Line:
+    """The line of a trained run."""
+    model = zoo.load(out, device="cuda" if torch.cuda.is_available() else "cpu")
+    texts, exact = texts_of(run.resolved, study.measure)
+    tokens = [tokenized(model, text) for text in texts]
+    precision = Precision(tolerance=study.measure.tolerance, max_samples=study.measure.max_samples)
+    scores = score_texts(model, tokens, **asdict(precision), keys=[text.id for text in texts], progress=progress)
+    found = diagnose(model, tokens, batch_size=32)
+    return {
+        "study": study.name,
+        "arm": run.arm,
+        "seed": run.seed,
+        "facts": run.facts,
+        "commit": commit(),
+        "machine": machine_facts(model),
+        "training": _training(model, out),
+        "method": scores[0].method if model.has_latents else "exact",
+        "samples": max(score.samples for score in scores),
+        "scores": [score.value for score in scores],
+        "standard_errors": [score.standard_error for score in scores],
+        "quarters": [_finite(score.quarter) for score in scores],
+        "sixteenths": [_finite(score.sixteenth) for score in scores],
+        "freedoms": [_finite(score.freedom) for score in scores],
+        **({} if exact is None else {"exact": exact}),
+        "bytes": [len(text.data) for text in texts],
+        "targets": [len(text) - 1 for text in tokens],
+        **_latents(model, found),
+    }
+
+
+def texts_of(recipe: Recipe, measures: Measures) -> tuple[list[Text], list[float] | None]:
+    """The held-out texts of a recipe's data, and their exact log-likelihoods (nats) where the source has a density."""
+    if recipe.data.path.startswith(PREFIX):
+        made = source(recipe.data.path.removeprefix(PREFIX))
+        drawn = made.texts(measures.texts, seed=HELD_OUT_SEED)
+        return [Text(str(number), text, whole=True) for number, text in enumerate(drawn)], (-made.nats(drawn)).tolist()
+    documents = load_documents(recipe.data).held_out
+    return held_out_texts(documents, count=measures.texts, limit=measures.bytes, seed=0), None
+
+
+def _training(model: LatentDecoder, out: Path) -> dict[str, Any]:
+    lines = [line for line in read_metrics(out / METRICS) if line.get("split", "train") == "train"]
+    speeds = sorted(line["tokens_per_second"] for line in lines)
+    return {
+        "steps": lines[-1]["step"],
+        "tokens": lines[-1]["tokens"],
+        "seconds": lines[-1]["elapsed"],
+        "tokens_per_second": speeds[len(speeds) // 2],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "operations_per_token": cost_of(model, dtype=torch.float32).training_flops_per_token,
+    }
+
+
+def _latents(model: LatentDecoder, found: Diagnostics) -> dict[str, Any]:
+    """What z carries; of several latents together, live units and information added up."""
+    each = list(found.latents.values()) or [found]
+    return {
+        "kl_bits": found.kl_bits_per_token,
+        "information_bits": sum(one.mutual_information_bits or 0.0 for one in each),
+        "live_bits": sum(one.active_units or 0 for one in each),
+        "units": sum(latent.dims for latent in model.latents.values()),
+        "persistence": [value for one in each for value in one.persistence],
+        "cross_entropy": found.cross_entropy,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None

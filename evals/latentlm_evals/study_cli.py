@@ -1,0 +1,84 @@
+"""`latentlm study FILE`: arms by seeds from one file, trained, measured and laid side by side."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentlm.cli.output import AsJson, emit
+from latentlm.errors import UserError, typed_path, unknown_name
+
+app = typer.Typer(add_completion=False)
+
+_EPILOG = """
+Examples:
+
+  latentlm study studies/controls.yaml --dry-run
+
+  latentlm study studies/controls.yaml --only "free-*" --jobs 2
+
+  latentlm study studies/controls.yaml --table
+
+Results are kept in a .jsonl file beside the study, a line for each finished run; what has a line is not run again.
+"""
+
+
+@app.command(epilog=_EPILOG)
+def study(
+    file: Annotated[Path, typer.Argument(help="The study, a YAML file.", show_default=False)],
+    only: Annotated[list[str] | None, typer.Option(help="Names or patterns of arms. Default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/studies/NAME.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Where lines are kept. Default: beside the file, .jsonl.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    show: Annotated[bool, typer.Option("--table", help="Only show what is finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the arms of a study that are not finished, and lay all side by side."""
+    from rich.console import Console
+
+    from latentlm_evals.study.plan import read_study, runs_of
+    from latentlm_evals.study.results import finished, read_lines, tabulated
+
+    console = Console(stderr=as_json)
+    console.width = max(console.width, 150) if not console.is_terminal else console.width
+    path = typed_path(file)
+    plan = read_study(path)
+    chosen = plan.arms if not only else [arm for arm in plan.arms if any(fnmatch.fnmatch(arm, one) for one in only)]
+    for pattern in only or []:
+        if not fnmatch.filter(plan.arms, pattern):
+            raise unknown_name("arm", pattern, plan.arms)
+    every = runs_of(plan, path.parent)
+    kept = results or path.with_suffix(".jsonl")
+    lines = finished(every, read_lines(kept))
+    runs = [run for run in every if run.arm in chosen]
+    if dry_run:
+        waiting = [run for run in runs if run.name not in lines]
+        tokens = sum(run.resolved.train.steps * run.resolved.train.batch * run.resolved.train.accumulate
+                     * (run.resolved.train.context or run.resolved.model.backbone.context) for run in waiting)  # fmt: skip
+        plain = {"runs": len(runs), "waiting": [run.name for run in waiting], "tokens": tokens}
+        if as_json:
+            emit(plain)
+        else:
+            names = ", ".join(run.name for run in waiting) or "none"
+            console.print(f"{len(waiting)} of {len(runs)} runs to do, {tokens / 1e6:,.1f}M tokens: {names}")
+        return
+    if not show:
+        from latentlm_evals.study.running import run_study
+
+        folder = out or Path("runs") / "studies" / plan.name
+        lines |= run_study(plan, runs, folder, kept, jobs=jobs or os.cpu_count() or 1, console=console)
+    if not lines:
+        raise UserError(f"{kept} has no finished run of {path}: leave --table out to run them.")
+    found = tabulated(plan, lines)
+    if as_json:
+        emit([asdict(one) for one in found])
+        return
+    from latentlm_evals.study.table import table
+
+    console.print(table(plan, found))

@@ -1,0 +1,144 @@
+"""Controlled studies: what a file says, what is run, what is kept, and what the table says of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from latentlm.errors import UserError
+from latentlm.training.data.synthetic import Letter
+from latentlm_evals.study.plan import read_study, runs_of
+from latentlm_evals.study.results import add_line, estimate, finished, read_lines, tabulated
+from latentlm_evals.study_cli import app
+
+SMALL = {
+    "train.steps": 2, "train.batch": 4, "data.max_documents": 200, "model.backbone.width": 16, "train.eval_documents": 2,
+}  # fmt: skip
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "seeds": 2,
+    "set": SMALL,
+    "arms": {
+        "plain": {"recipe": "vanilla-synthetic"},
+        "free": {"recipe": "free-synthetic", "set": {"model.kl_schedule.bits": 0.5}, "seeds": 1},
+    },
+    "measure": {"texts": 3, "max_samples": 32},
+}
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def call(path: Path, *options: str) -> Any:
+    out = ["--out", str(path.parent / "runs"), *options]
+    found = CliRunner().invoke(app, [str(path), *out, "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert call(path, "--dry-run")["waiting"] == ["plain-0", "free-0", "plain-1"]
+    plain, free = call(path)
+    lines = read_lines(tmp_path / "tiny.jsonl")
+    assert [(line["arm"], line["seed"]) for line in lines] == [("plain", 0), ("free", 0), ("plain", 1)]
+    assert lines[0]["scores"] != lines[2]["scores"], "seeds differ"
+    assert (plain["runs"], free["runs"]) == (2, 1)
+    assert plain["difference"] is None
+    assert free["difference"]["value"] == pytest.approx(free["bits_per_byte"] - plain["bits_per_byte"], abs=1e-9)
+    assert set(free["means"]) >= {"ce_posterior", "ce_prior", "kl_bits", "tokens_per_second"}
+    exact = Letter().nats(Letter().texts(3, seed=1_000_000))
+    assert lines[0]["exact"] == pytest.approx((-exact).tolist())
+    assert plain["excess_nats"] > 0
+    call(path)
+    assert len(read_lines(tmp_path / "tiny.jsonl")) == 3
+
+    arms = {**STUDY["arms"], "free": {"recipe": "free-synthetic", "set": {"model.kl_schedule.bits": 1.0}, "seeds": 1}}
+    changed = written(tmp_path, arms=arms)
+    assert call(changed, "--dry-run")["waiting"] == ["free-0"], "an arm that changed is run anew"
+    assert [one["arm"] for one in call(changed, "--table")] == ["plain"]
+
+
+def line(arm: str, seed: int, scores: list[float], **more: Any) -> dict[str, Any]:
+    """A line of texts of ten bytes each."""
+    latent = arm != "plain"
+    entropy = {"posterior": 0.5, "shuffled": 0.9, "prior": 0.8} if latent else {"exact": 0.7}
+    return {
+        "arm": arm, "seed": seed, "facts": f"{arm}{seed}", "scores": scores, "standard_errors": [0.0] * len(scores),
+        "quarters": scores, "sixteenths": scores, "freedoms": [None] * len(scores), "bytes": [10] * len(scores),
+        "targets": [11] * len(scores), "samples": 0, "method": "exact", "kl_bits": 0.4 if latent else 0.0,
+        "information_bits": 0.1, "live_bits": 1, "persistence": [0.2, 0.4], "cross_entropy": entropy,
+        "training": {"tokens_per_second": 10.0, "parameters": 5}, **more,
+    }  # fmt: skip
+
+
+def test_an_arm_is_compared_with_the_baseline_text_by_text(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path))
+    lines = {
+        "plain-0": line("plain", 0, [-10.0, -20.0, -30.0]),
+        "plain-1": line("plain", 1, [-11.0, -21.0, -31.0]),
+        "free-0": line("free", 0, [-10.5, -20.5, -30.5], exact=[-9.5, -19.5, -29.5]),
+    }
+    plain, free = tabulated(study, lines)
+    assert plain.bits_per_byte == pytest.approx(61.5 / 30 / math.log(2))
+    assert plain.spread == pytest.approx(math.sqrt(2) / 2 * 3 / 30 / math.log(2))
+    assert free.difference is not None
+    assert free.difference.value == pytest.approx(0.0, abs=1e-12)
+    assert free.difference.low < 0 < free.difference.high, "two seeds of the baseline differ"
+    assert free.excess_nats == pytest.approx(3 / 33)
+    assert free.recovery == pytest.approx(0.2 / (0.4 * math.log(2)))
+    assert free.means["persistence"] == 0.4
+
+
+def test_a_score_that_has_not_converged_marks_its_arm(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path))
+    bad = line("free", 0, [-10.0], quarters=[-12.0], sixteenths=[-14.0], standard_errors=[0.5], samples=64, method="iwae")
+    assert estimate(bad).bias == pytest.approx(8 / 10 / math.log(2))
+    (found,) = tabulated(study, {"free-0": bad})
+    assert not found.converged
+
+
+def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    add_line(path, {"facts": "a"})
+    path.write_text(path.read_text(encoding="utf-8") + '{"facts": "b", "sco', encoding="utf-8")
+    add_line(path, {"facts": "c"})
+    assert [one["facts"] for one in read_lines(path)] == ["a", "c"]
+
+
+def test_the_newest_line_of_a_run_counts(tmp_path: Path) -> None:
+    run = runs_of(read_study(written(tmp_path)), tmp_path)[0]
+    lines = [{"facts": run.facts, "x": 1}, {"facts": "other", "x": 2}, {"facts": run.facts, "x": 3}]
+    assert finished([run], lines) == {run.name: {"facts": run.facts, "x": 3}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "plian"}, 'Did you mean "plain"'),
+        ({"arms": {}}, "needs an arm"),
+        ({"arms": {"a": {"recipe": "vanilla-synthetic", "set": {"train.stepz": 3}}}}, "stepz"),
+        ({"arms": {"a": {"recipe": "vanila-synthetic"}}}, "vanilla-synthetic"),
+        ({"arms": {"../a": {"recipe": "vanilla-synthetic"}}}, "no name for an arm"),
+        ({"sedes": 3}, "sedes"),
+    ],
+)
+def test_a_faulty_study_is_refused_before_anything_is_trained(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        runs_of(read_study(written(tmp_path, **changes)), tmp_path)
+
+
+def test_an_arm_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='Did you mean "plain"'):
+        CliRunner().invoke(app, [str(written(tmp_path)), "--only", "plian"], catch_exceptions=False)
