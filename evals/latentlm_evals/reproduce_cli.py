@@ -40,9 +40,12 @@ def synthetic(
     letter: Annotated[str, typer.Option(help="Of the prompt in the picture.")] = "K",
     seed: Annotated[int, typer.Option(min=0, help="Of what is generated.")] = 0,
     groups: Annotated[int, typer.Option(min=2, help="Groups of five of each kind, for the table.")] = 26,
-    texts: Annotated[int, typer.Option(min=2, help="Texts whose likelihood is measured.")] = 500,
+    texts: Annotated[int, typer.Option(min=2, help="With --train: texts whose likelihood is measured.")] = 500,
     train: Annotated[bool, typer.Option("--train", help="Train the models; what was begun goes on.")] = False,
     runs: Annotated[Path, typer.Option(help="With --train: folder of the runs.")] = Path("runs/synthetic/train"),
+    results: Annotated[
+        Path | None, typer.Option(help="With --train: file that keeps a line for each finished run. Default: in --runs.")
+    ] = None,
     ship: Annotated[Path | None, typer.Option(help="With --train: put cards of the models on this shelf.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Measure the likelihoods again (minutes a model).")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="With --train: runs at a time. Default: one per core.")] = None,
@@ -56,18 +59,20 @@ def synthetic(
 
     console = Console(stderr=as_json_)
     patterns = only or []
-    settings = experiment.Settings(letter=letter, groups=groups, texts=texts, seed=seed, score=score)
+    settings = experiment.Settings(letter=letter, groups=groups, seed=seed, score=score)
     if len(letter) != 1 or not ("A" <= letter <= "Z"):
         raise UserError(f'--letter "{letter}" is none of the 26 capitals.')
     if not train and (overrides or ship):
         odd = "--ship" if ship else (overrides or [""])[0]
         raise UserError(f"{odd} is about training, and nothing is trained: add --train.")
     if train:
-        experiment.train(runs, patterns, overrides or [], settings, jobs=jobs or os.cpu_count() or 1, console=console)
+        kept, at_once = results or runs / "results.jsonl", jobs or os.cpu_count() or 1
+        runs.mkdir(parents=True, exist_ok=True)
+        study, done = experiment.train(patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=console)
         if ship is None:
             console.print(f"Each run in {runs} is a model; --ship SHELF makes cards of them.")
         else:
-            experiment.ship(runs, patterns, ship, settings, console=console)
+            experiment.ship(study, done, runs, kept, ship, console=console)
         return
     found = experiment.show(patterns, settings, console=console)
     out.mkdir(parents=True, exist_ok=True)

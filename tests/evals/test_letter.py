@@ -13,10 +13,11 @@ from latentlm import zoo
 from latentlm.errors import UserError
 from latentlm.training.data.synthetic import Letter
 from latentlm_evals.letter import experiment, groups
-from latentlm_evals.letter.arms import Seen, arms, outcomes
+from latentlm_evals.letter.arms import BUDGETS, KINDS, Seen, budget_of, kind_of, outcomes
 from latentlm_evals.letter.figure import pictures
 from latentlm_evals.letter.groups import Agreement, Group, agreement
 from latentlm_evals.reproduce_cli import app
+from latentlm_evals.study.plan import Study, runs_of
 
 LIKE_DATA = Agreement(
     near_within=0.12, near_across=0.12, spread_within=16.0, spread_across=16.0, masks=0.03, valid=0.9, noise=0.0625
@@ -76,13 +77,21 @@ def test_eight_bits_break_generation(valid: float, met: bool) -> None:
     assert [one["met"] for one in outcomes("8", seen)] == [met]
 
 
-def test_every_arm_has_a_recipe_of_its_own() -> None:
-    from latentlm.training.recipes import load_recipe
-
-    recipes = {name: load_recipe(arm.recipe, list(arm.overrides)) for name, arm in arms().items()}
-    assert len(recipes) == 9
-    assert len({recipe.model.model_dump_json() for recipe in recipes.values()}) == 9
-    assert {arm.seeds for arm in arms().values()} == {1, 3}
+def test_the_study_has_every_budget_with_either_table_and_seeds_where_they_matter() -> None:
+    study = experiment.the_study()
+    runs = runs_of(study, experiment.HERE)
+    assert len(study.arms) == 9
+    assert {(kind_of(name), budget_of(name)) for name in study.arms} == {
+        (None, None), *((kind, budget) for kind in KINDS for budget in BUDGETS)
+    }  # fmt: skip
+    assert len({run.resolved.model_copy(update={"name": ""}).model.model_dump_json() for run in runs}) == 9
+    for run in runs:
+        budget = budget_of(run.arm)
+        if budget is not None:
+            assert run.resolved.model.kl_schedule.settings["bits"] == BUDGETS[budget]  # type: ignore[union-attr]
+    assert {arm: arm_spec.seeds for arm, arm_spec in study.arms.items() if arm_spec.seeds} == dict.fromkeys(
+        (name for name in study.arms if budget_of(name) in ("1-8", "1", None)), 3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +100,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
     only = ["--only", "vanilla-synthetic", "--only", "free-synthetic-full-1-64"]
     small = ["train.steps=2", "train.batch=4", "data.max_documents=200", "model.backbone.width=16", "train.eval_documents=2"]
+    whole = experiment.the_study
+
+    def one_seed(texts: int | None = None) -> Study:
+        study = whole(texts)
+        return study.model_copy(
+            update={"arms": {name: arm.model_copy(update={"seeds": 1}) for name, arm in study.arms.items()}}
+        )
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latentlm_evals.letter.arms.SEEDS", {"1": 1})
+        patch.setattr(experiment, "the_study", one_seed)
         found = CliRunner().invoke(
             app, ["synthetic", "--train", *only, "--runs", str(folder / "runs"), "--ship", str(folder / "shelf"),
                   "--texts", "3", *small], catch_exceptions=False,
@@ -114,7 +131,7 @@ def test_what_was_trained_is_shown_drawn_and_counted(
     assert {*one["generated"]["shared"]} == {"prior", "posterior"}
     (likelihood,) = one["likelihoods"]
     assert likelihood["excess_nats"] > 0
-    assert likelihood["texts"] == 3
+    assert likelihood["method"].endswith("3 texts")
     assert (tmp_path / "figure4-full.svg").read_text(encoding="utf-8").count("full 1/64") == 2
 
 

@@ -1,7 +1,7 @@
 """The models of the experiment, and what is expected of them.
 
-The paper trains one model for each budget kappa and says neither its size nor how long. Ours have 300,000 parameters; the
-recipes are `free-synthetic` and `vanilla-synthetic`, and an arm changes its budget, its table, its seed. Two kinds of table:
+The paper trains one model for each budget kappa and says neither its size nor how long. Ours have 300,000 parameters;
+study.yaml has them, and they are named free-synthetic-TABLE-KAPPA. Two kinds of table:
 
     full       the paper's, one row for each code; its rows begin as sums of one vector per bit (`full-additive`), from
                where the encoder's gradient is not starved (docs/estimators.md)
@@ -17,6 +17,7 @@ Outcomes (Fleuret 2025, section 4.1), by latents shared within a group:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,42 +25,28 @@ from typing import Any
 from latentlm_evals.letter.groups import Agreement
 
 BASELINE = "vanilla-synthetic"
-TABLES = {"full": "full-additive", "additive": "additive"}
+KINDS = ("full", "additive")
 BUDGETS = {"1-64": 1 / 64, "1-8": 1 / 8, "1": 1.0, "8": 8.0}
 """Bits per token by how a name has them."""
-SEEDS = {"1-8": 3, "1": 3}
-"""Runs of a budget, where they are more than one; the baseline has as many."""
+_NAME = re.compile(rf"free-synthetic-({'|'.join(KINDS)})-({'|'.join(BUDGETS)})")
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One model: the seed's first run is the card that is shipped."""
+def kind_of(name: str) -> str | None:
+    """Of table; None for the baseline."""
+    found = _NAME.fullmatch(name)
+    return found and found[1]
 
-    name: str
-    recipe: str
-    overrides: tuple[str, ...]
-    seeds: int
-    budget: str | None
+
+def budget_of(name: str) -> str | None:
     """A key of `BUDGETS`; None for the baseline."""
-
-    @property
-    def label(self) -> str:
-        """Short words for a table: the kind of table and kappa."""
-        if self.budget is None:
-            return "vanilla"
-        kind = self.name.removeprefix("free-synthetic-").removesuffix(f"-{self.budget}")
-        return f"{kind} {self.budget.replace('-', '/')}"
+    found = _NAME.fullmatch(name)
+    return found and found[2]
 
 
-def arms() -> dict[str, Arm]:
-    """All of them by name, the baseline first."""
-    found = {BASELINE: Arm(BASELINE, BASELINE, (), max(SEEDS.values()), None)}
-    for kind, table in TABLES.items():
-        for budget, bits in BUDGETS.items():
-            name = f"free-synthetic-{kind}-{budget}"
-            overrides = (f"model.injection.table={table}", f"model.kl_schedule.bits={bits}")
-            found[name] = Arm(name, "free-synthetic", overrides, SEEDS.get(budget, 1), budget)
-    return found
+def label(name: str) -> str:
+    """Short words for a table: the kind of table and kappa."""
+    budget = budget_of(name)
+    return "vanilla" if budget is None else f"{kind_of(name)} {budget.replace('-', '/')}"
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,39 @@
 """The experiment from end to end: models that are shipped, or trained here; what they show; what it says.
 
-    found = show(console=console)                             # from the zoo's cards, within a minute
-    train(folder, names, jobs=2, console=console)             # the weights, each run resumable; likelihoods measured
-    ship(folder, shelf)                                       # cards of the first seeds, with the likelihoods of all
+    found = show([], Settings(), console=console)             # from the zoo's cards, within a minute
+    train([], folder, results, jobs=2, console=console)       # the weights, as a study (study.yaml), every run resumable
+    ship([], folder, results, shelf, console=console)         # cards of the first seeds
 
-A run's likelihood is measured once, when it is trained, and kept in its card under `scores.synthetic`, one entry per seed.
+A run's likelihood is measured once, when it is trained; a card has those of all seeds of its arm under `scores.synthetic`.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from latentlm import zoo
-from latentlm.config import Card, as_yaml, parse, read_yaml
+from latentlm.config import as_yaml
 from latentlm.errors import UserError, unknown_name
-from latentlm.interface import LatentDecoder
-from latentlm.training.recipes import load_recipe
 from latentlm.zoo.files import write_text_atomically
-from latentlm.zoo.shelves import CARD, add_run
-from latentlm_evals.jobs import Job, train_all
-from latentlm_evals.letter.arms import BASELINE, BUDGETS, Arm, Seen, arms, outcomes
+from latentlm.zoo.shelves import add_run
+from latentlm_evals.letter.arms import BASELINE, BUDGETS, Seen, budget_of, label, outcomes
 from latentlm_evals.letter.groups import Group, Prefill
-from latentlm_evals.letter.measure import GROUPS, PREFILLS, TEXTS, Generated, generated, likelihood, pictured
+from latentlm_evals.letter.measure import GROUPS, PREFILLS, Generated, generated, pictured
+from latentlm_evals.study.plan import Run, Study, read_study, runs_of
+from latentlm_evals.study.results import Line, estimate, finished, read_lines
+from latentlm_evals.study.running import likelihood_of, run_study
 
+HERE = Path(__file__).parent
 SCORES = "synthetic"
 """The key of a card's `scores` that holds the likelihoods."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,6 @@ class Shown:
     pictures: dict[Prefill, dict[str, list[Group]]]
 
 
-def chosen_arms(patterns: Sequence[str]) -> dict[str, Arm]:
-    """The arms whose names fit, all where nothing is said. Raises UserError for a pattern that none fits."""
-    known = arms()
-    for pattern in patterns:
-        if not fnmatch.filter(known, pattern):
-            raise unknown_name("model of the experiment", pattern, known)
-    return {name: arm for name, arm in known.items() if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)}
-
-
 @dataclass(frozen=True)
 class Settings:
     """What is generated and measured."""
@@ -65,21 +58,37 @@ class Settings:
     letter: str = "K"
     """Of the prompt in the picture."""
     groups: int = GROUPS
-    texts: int = TEXTS
-    """Whose likelihood is measured."""
     seed: int = 0
     score: bool = False
     """Measure likelihoods of cards too, which else are those that the cards have."""
 
 
+def the_study(texts: int | None = None) -> Study:
+    """The study of this experiment, or one that measures fewer texts."""
+    study = read_study(HERE / "study.yaml")
+    return study if texts is None else study.model_copy(update={"measure": study.measure.model_copy(update={"texts": texts})})
+
+
+def chosen(study: Study, patterns: Sequence[str]) -> list[str]:
+    """The arms whose names fit, all where nothing is said. Raises UserError for a pattern that none fits."""
+    for pattern in patterns:
+        if not fnmatch.filter(study.arms, pattern):
+            raise unknown_name("model of the experiment", pattern, study.arms)
+    return [name for name in study.arms if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+# ------------------------------------------------------------------------------------------------------------- showing
+
+
 def show(patterns: Sequence[str], settings: Settings, *, console: Console) -> list[Shown]:
     """Generate with the cards of the zoo. Raises UserError where they are not there."""
-    wanted = chosen_arms(patterns)
+    study = the_study()
+    names = chosen(study, patterns)
     cards = {card.name for card in zoo.list() if card.status == "trained"}
-    there = [name for name in wanted if name in cards]
+    there = [name for name in names if name in cards]
     if BASELINE not in cards or not there:
         raise UserError(
-            f"The zoo has no trained {BASELINE if BASELINE not in cards else ', '.join(wanted)}: train with "
+            f"The zoo has no trained {BASELINE if BASELINE not in cards else ', '.join(names)}: train with "
             "`latentlm reproduce synthetic --train`."
         )
     found: list[Shown] = []
@@ -87,88 +96,81 @@ def show(patterns: Sequence[str], settings: Settings, *, console: Console) -> li
         baseline = generated(zoo.load(BASELINE), groups=settings.groups, seed=settings.seed)
         for name in there:
             status.update(f"Generating with {name}")
-            found.append(_shown(wanted[name], baseline, settings))
+            found.append(_shown(study, name, baseline, settings))
     return found
 
 
-def _shown(arm: Arm, baseline: Generated, settings: Settings) -> Shown:
-    model = zoo.load(arm.name)
+def _shown(study: Study, name: str, baseline: Generated, settings: Settings) -> Shown:
+    model, budget = zoo.load(name), budget_of(name)
     assert model.card is not None
-    own = baseline if arm.budget is None else generated(model, groups=settings.groups, seed=settings.seed)
+    own = baseline if budget is None else generated(model, groups=settings.groups, seed=settings.seed)
+    likelihoods = model.card.scores.get(SCORES, [])
+    if settings.score:
+        run = next(run for run in runs_of(study, HERE) if run.arm == name)
+        seed = model.card.training.get("seed", 0)
+        likelihoods = [summary(study, {"seed": seed, **likelihood_of(model, run.resolved, study.measure)})]
     outcome: list[dict[str, Any]] = []
-    if arm.budget is not None:
-        seen = Seen(own.independent["prior"], own.shared["prior"], baseline.independent["prior"])
-        outcome = outcomes(arm.budget, seen)
-    prefills = PREFILLS if arm.budget is not None else PREFILLS[:1]
+    if budget is not None:
+        outcome = outcomes(budget, Seen(own.independent["prior"], own.shared["prior"], baseline.independent["prior"]))
+    prefills = PREFILLS if budget is not None else PREFILLS[:1]
     return Shown(
-        arm.name,
-        arm.label,
-        None if arm.budget is None else BUDGETS[arm.budget],
-        own,
-        [_scored(model, settings.texts)] if settings.score else model.card.scores.get(SCORES, []),
-        outcome,
-        {prefill: pictured(model, settings.letter, prefill=prefill, seed=settings.seed) for prefill in prefills},
+        name=name,
+        label=label(name),
+        budget=None if budget is None else BUDGETS[budget],
+        generated=own,
+        likelihoods=likelihoods,
+        outcome=outcome,
+        pictures={prefill: pictured(model, settings.letter, prefill=prefill, seed=settings.seed) for prefill in prefills},
     )
 
 
-def _scored(model: LatentDecoder, texts: int, progress: Progress | None = None) -> dict[str, Any]:
-    """The likelihood of a model, with the seed that it was trained with."""
-    assert model.card is not None
-    return {"seed": model.card.training.get("seed", 0), **asdict(likelihood(model, texts=texts, progress=progress))}
+def summary(study: Study, line: Line) -> dict[str, Any]:
+    """What a card keeps of a run's likelihood: nats per character and end-of-text, above the source's own density."""
+    found, targets = estimate(line), sum(line["targets"])
+    each = [exact - value for exact, value in zip(line["exact"], line["scores"], strict=True)]
+    size = targets / len(each)
+    return {
+        "seed": line["seed"],
+        "excess_nats": sum(each) / targets,
+        "standard_error": statistics.stdev(each) / math.sqrt(len(each)) / size,
+        "good_to": found.uncertainty * math.log(2) * sum(line["bytes"]) / targets,
+        "converged": found.converged(study.measure.tolerance),
+        "method": f"{line['method']}, at most {line['samples']} samples, {len(each)} texts",
+        **{key: line[key] for key in ("kl_bits", "information_bits", "live_bits", "cross_entropy")},
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def runs_of(folder: Path, patterns: Sequence[str]) -> dict[str, tuple[Arm, int, Path]]:
-    """Every run of the chosen arms: its arm, seed and folder, the first seeds first."""
-    wanted = chosen_arms(patterns).values()
-    each = sorted(((arm, seed) for arm in wanted for seed in range(arm.seeds)), key=lambda pair: pair[1])
-    return {f"{arm.name}-{seed}": (arm, seed, folder / f"{arm.name}-{seed}") for arm, seed in each}
-
-
 def train(
-    folder: Path, patterns: Sequence[str], overrides: Sequence[str], settings: Settings, *, jobs: int, console: Console
-) -> None:
-    """Train what is not trained in `folder`, then measure the likelihoods that are missing. Raises UserError."""
-    runs = runs_of(folder, patterns)
-    waiting = []
-    for name, (arm, seed, out) in runs.items():
-        changes = [*arm.overrides, f"train.seed={seed}", f"data.seed={seed}", *overrides]
-        if not (out / CARD).is_file():
-            waiting.append(Job(name, arm.recipe, out, load_recipe(arm.recipe, changes).train.steps, changes))
-    console.print(f"{len(waiting)} of {len(runs)} runs to train in {folder}, {jobs} at a time.")
-    train_all(waiting, parallel=jobs, console=console)
-    for name, (_, _, out) in runs.items():
-        measure(name, out, settings, console=console)
+    patterns: Sequence[str], overrides: Sequence[str], folder: Path, results: Path, *, texts: int, jobs: int, console: Console
+) -> tuple[Study, list[Run]]:
+    """Train and measure what has no line in `results`. Raises UserError."""
+    study = _changed(the_study(texts), overrides)
+    names = chosen(study, patterns)
+    runs = [run for run in runs_of(study, HERE) if run.arm in names]
+    run_study(study, runs, folder, results, jobs=jobs, console=console)
+    return study, runs
 
 
-def measure(name: str, out: Path, settings: Settings, *, console: Console) -> dict[str, Any]:
-    """The likelihood of a run, measured where its card has none."""
-    card = parse(Card, read_yaml(out / CARD), source=str(out / CARD))
-    if SCORES in card.scores:
-        return card.scores[SCORES][0]  # type: ignore[no-any-return]
-    with console.status(f"{name}: the likelihood") as status:
-        found = _scored(zoo.load(out), settings.texts, lambda done, total: status.update(f"{name}: {done} of {total} texts"))
-    _write_scores(out / CARD, card, [found])
-    console.print(f"{name}: {found['excess_nats']:+.4f} ± {found['standard_error']:.4f} nats above the exact density")
-    return found
+def _changed(study: Study, overrides: Sequence[str]) -> Study:
+    """The study with other settings of every arm. Raises UserError."""
+    settings = dict(study.set)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f'"{override}" is not of the form key=value (for example train.steps=500).')
+        settings[key] = value
+    return study.model_copy(update={"set": settings})
 
 
-def _write_scores(path: Path, card: Card, found: list[dict[str, Any]]) -> None:
-    kept = card.model_copy(update={"scores": {**card.scores, SCORES: found}})
-    write_text_atomically(path, as_yaml(kept, exclude_none=True))
-
-
-def ship(folder: Path, patterns: Sequence[str], shelf: Path, settings: Settings, *, console: Console) -> None:
+def ship(study: Study, runs: Sequence[Run], folder: Path, results: Path, shelf: Path, *, console: Console) -> None:
     """Cards of the first seeds on a shelf, each with the likelihoods of all its seeds. Raises UserError."""
-    for name, arm in chosen_arms(patterns).items():
-        outs = [folder / f"{name}-{seed}" for seed in range(arm.seeds)]
-        missing = [str(out) for out in outs if not (out / CARD).is_file()]
-        if missing:
-            console.print(f"{name} stays as it is: {', '.join(missing)} is not trained.")
-            continue
-        found = [measure(out.name, out, settings, console=console) for out in outs]
-        entry = add_run(outs[0], name=name, shelf=shelf, replace=True)
-        _write_scores(entry.path, entry.card, found)
-        console.print(f"{name}: {entry.folder}")
+    lines = finished(runs, read_lines(results))
+    for first in (run for run in runs if run.seed == 0):
+        own = [line for line in lines.values() if line["arm"] == first.arm]
+        entry = add_run(folder / first.folder, name=first.arm, shelf=shelf, replace=True)
+        scores = {**entry.card.scores, SCORES: [summary(study, line) for line in own]}
+        write_text_atomically(entry.path, as_yaml(entry.card.model_copy(update={"scores": scores}), exclude_none=True))
+        console.print(f"{first.arm}: {entry.folder}")

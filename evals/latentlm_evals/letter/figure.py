@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from latentlm_evals.letter.arms import TABLES
+from latentlm_evals.letter.arms import KINDS, kind_of
 from latentlm_evals.letter.experiment import Shown
 from latentlm_evals.letter.groups import Group
 
@@ -25,8 +25,8 @@ _SOURCES = {"prior": "the prompt's z from the prior", "posterior": "the prompt's
 def pictures(found: Sequence[Shown]) -> dict[str, str]:
     """An SVG for each kind of table of which there are models."""
     made = {}
-    for kind in TABLES:
-        own = [one for one in found if f"-{kind}-" in one.name]
+    for kind in KINDS:
+        own = [one for one in found if kind_of(one.name) == kind]
         panels = {
             f"{one.label}: {_SOURCES[prefill]}": groups for one in own for prefill, groups in one.pictures.items()
         }

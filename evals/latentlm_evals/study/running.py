@@ -70,11 +70,6 @@ def measured(
 ) -> Line:
     """The line of a trained run."""
     model = zoo.load(out, device="cuda" if torch.cuda.is_available() else "cpu")
-    texts, exact = texts_of(run.resolved, study.measure)
-    tokens = [tokenized(model, text) for text in texts]
-    precision = Precision(tolerance=study.measure.tolerance, max_samples=study.measure.max_samples)
-    scores = score_texts(model, tokens, **asdict(precision), keys=[text.id for text in texts], progress=progress)
-    found = diagnose(model, tokens, batch_size=32)
     return {
         "study": study.name,
         "arm": run.arm,
@@ -83,6 +78,19 @@ def measured(
         "commit": commit(),
         "machine": machine_facts(model),
         "training": _training(model, out),
+        **likelihood_of(model, run.resolved, study.measure, progress=progress),
+    }
+
+
+def likelihood_of(
+    model: LatentDecoder, recipe: Recipe, measures: Measures, *, progress: Callable[[int, int], None] | None = None
+) -> Line:
+    """Scores and latents on held-out texts of the recipe's data."""
+    texts, exact = texts_of(recipe, measures)
+    tokens = [tokenized(model, text) for text in texts]
+    precision = Precision(tolerance=measures.tolerance, max_samples=measures.max_samples)
+    scores = score_texts(model, tokens, **asdict(precision), keys=[text.id for text in texts], progress=progress)
+    return {
         "method": scores[0].method if model.has_latents else "exact",
         "samples": max(score.samples for score in scores),
         "scores": [score.value for score in scores],
@@ -93,7 +101,7 @@ def measured(
         **({} if exact is None else {"exact": exact}),
         "bytes": [len(text.data) for text in texts],
         "targets": [len(text) - 1 for text in tokens],
-        **_latents(model, found),
+        **_latents(model, diagnose(model, tokens, batch_size=32)),
     }
 
 
