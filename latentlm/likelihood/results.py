@@ -4,8 +4,7 @@
     standard error      jackknife: s^2 = (K-1)/K sum_k (L_k - mean L)^2, L_k the value without sample k; of a defensive mixture,
                         whose paths of either kind are a fixed number, such a sum for each kind
     quarter, sixteenth  the same from K/4 and K/16 samples: the mean of four such values, and of sixteen
-    bias                what may be left, judged by what the last two fourfolds of samples gained (`remaining`), at least half
-                        the squared standard error: the logarithm's own part of it, to second order
+    bias                what may be left, judged by what the last two fourfolds of samples gained (`remaining`)
     effective samples   (sum w)^2 / sum w^2, between 1 and K
     uncertainty         t standard errors + bias, t Student's quantile of 95% with as many degrees of freedom as there are
                         effective samples, less one: an error that rests on few weights is itself not known well
@@ -94,7 +93,7 @@ class Score:
     def bias(self) -> float:
         """Nats by which the value may lie below the truth, beside its standard error; NaN where that is not known: under four
         samples, and for `elbo`."""
-        return bias_of(self.value, self.quarter, self.sixteenth, self.standard_error**2)
+        return remaining(self.value, self.quarter, self.sixteenth)
 
     @property
     def uncertainty(self) -> float:
@@ -132,13 +131,6 @@ class Score:
             near_ties=self.near_ties + other.near_ties,
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings))[:1],
         )
-
-
-def bias_of(value: float, quarter: float, sixteenth: float, variance: float) -> float:
-    """Nats by which a value may lie below the truth, from values and variances that may be sums over texts: all add up. NaN
-    where K/4 is not known."""
-    left = remaining(value, quarter, sixteenth)
-    return left if math.isnan(left) else max(left, variance / 2)
 
 
 def remaining(value: float, quarter: float, sixteenth: float) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from latentlm.errors import UserError
 from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
-from latentlm.likelihood.results import Score, bias_of
+from latentlm.likelihood.results import Score, remaining
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def paired_difference(
 def _bias(scores: Sequence[Score], sizes: Sequence[int]) -> float:
     """Bits per byte that the estimates together may be too high by. Texts' values are added before they are compared with those
     of fewer samples: noise cancels, and what is left is the bias."""
-    each = ((one.value, one.quarter, one.sixteenth, one.standard_error**2) for one in scores)
-    return bias_of(*map(sum, zip(*each, strict=True))) / sum(sizes) / math.log(2)
+    sums = (sum(values) for values in zip(*((one.value, one.quarter, one.sixteenth) for one in scores), strict=True))
+    return remaining(*sums) / sum(sizes) / math.log(2)
 
 
 def _ratio(
