@@ -11,8 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from latentlm.composed import build
 from latentlm.errors import UserError
+from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.data.synthetic import Letter
+from latentlm.training.setup import resolve
 from latentlm_evals.study.plan import read_study, runs_of
 from latentlm_evals.study.results import add_line, estimate, finished, read_lines, tabulated
 from latentlm_evals.study_cli import app
@@ -59,6 +62,8 @@ def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> 
     exact = Letter().nats(Letter().texts(3, seed=1_000_000))
     assert lines[0]["exact"] == pytest.approx((-exact).tolist())
     assert plain["excess_nats"] > 0
+    assert plain["groups"] == {"valid": 0.0}
+    assert set(free["groups"]) == {"near", "across", "masks", "valid"}
     call(path)
     assert len(read_lines(tmp_path / "tiny.jsonl")) == 3
 
@@ -137,6 +142,15 @@ def test_a_faulty_study_is_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(UserError, match=message):
         runs_of(read_study(written(tmp_path, **changes)), tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("studies/*.yaml")), ids=lambda path: path.name)
+def test_every_study_of_the_repository_can_be_run(path: Path) -> None:
+    study = read_study(path)
+    runs = runs_of(study, path.parent)
+    assert len({run.facts for run in runs}) == len(runs), "no two arms are the same"
+    for run in runs:
+        build(resolve(run.resolved, tokenizer=ByteTokenizer()).model, device="meta")
 
 
 def test_an_arm_that_is_not_there_is_named(tmp_path: Path) -> None:

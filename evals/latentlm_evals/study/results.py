@@ -5,6 +5,7 @@
     training                    steps, tokens, tokens_per_second, seconds, parameters, operations per token
     scores                      nats of each text, honest, in order; `exact` beside them where the source's density is known
     standard_errors, quarters, sixteenths, bytes, targets    of each text
+    groups                      of the synthetic letter: what continuations under one z agree in (letter/measure.py)
     samples, kl_bits, information_bits, live_bits, units, persistence, cross_entropy (nats per token under z from elsewhere)
 """
 
@@ -71,6 +72,9 @@ class ArmResult:
     means: dict[str, float]
     """Over runs: kl_bits, information_bits, live_bits, persistence, tokens_per_second, and ce_* (nats per token)."""
     parameters: int
+    groups: dict[str, float] | None
+    """Of the synthetic letter, z from the prior: `near` and `masks` within groups under one z, `across` different ones, `valid`
+    with z drawn for each. Means over runs."""
 
 
 def tabulated(study: Study, lines: dict[str, Line]) -> list[ArmResult]:
@@ -100,7 +104,18 @@ def _result(study: Study, arm: str, runs: list[Line], baseline: list[Line]) -> A
         recovery=_recovery(baseline, means),
         means=means,
         parameters=runs[0]["training"]["parameters"],
+        groups=_groups([line["groups"] for line in runs if "groups" in line]),
     )
+
+
+def _groups(found: list[dict[str, Any]]) -> dict[str, float] | None:
+    if not found:
+        return None
+    means = {"valid": float(np.mean([one["independent"]["prior"]["valid"] for one in found]))}
+    if found[0]["shared"]:
+        for key, name in (("near", "near_within"), ("across", "near_across"), ("masks", "masks")):
+            means[key] = float(np.mean([one["shared"]["prior"][name] for one in found]))
+    return means
 
 
 def estimate(line: Line) -> Estimate:

@@ -27,10 +27,12 @@ from latentlm.zoo.accounting import cost_of
 from latentlm.zoo.shelves import CARD
 from latentlm_evals.fingerprint import commit, machine_facts
 from latentlm_evals.jobs import Job, train_all
+from latentlm_evals.letter.measure import GROUPS, generated
 from latentlm_evals.measure import Precision, Text, held_out_texts, tokenized
 from latentlm_evals.study.plan import Measures, Run, Study
 from latentlm_evals.study.results import Line, add_line, finished, read_lines
 
+_LETTER = f"{PREFIX}letter"
 HELD_OUT_SEED = 1_000_000
 """Of the texts of a synthetic source: no run is trained with it."""
 
@@ -79,6 +81,7 @@ def measured(
         "machine": machine_facts(model),
         "training": _training(model, out),
         **likelihood_of(model, run.resolved, study.measure, progress=progress),
+        **({"groups": asdict(generated(model, groups=GROUPS, seed=0))} if run.resolved.data.path == _LETTER else {}),
     }
 
 

@@ -12,7 +12,7 @@ from latentlm_evals.study.plan import Study
 from latentlm_evals.study.results import ArmResult
 
 HEAD = ("arm", "seeds", "honest, bits/byte", "good to", "from the baseline", "above exact, nats", "KL, bits", "information",
-        "own z", "another's", "prior's", "recovery", "tokens/s")  # fmt: skip
+        "own z", "another's", "prior's", "recovery", "near, one z / across", "masks, one z", "valid", "tokens/s")  # fmt: skip
 
 
 def rows(found: Sequence[ArmResult]) -> list[list[str]]:
@@ -26,6 +26,7 @@ def rows(found: Sequence[ArmResult]) -> list[list[str]]:
             _difference(one),
             "–" if one.excess_nats is None else f"{one.excess_nats:+.4f}",
             *_latent(one),
+            *_groups(one.groups),
             f"{one.means['tokens_per_second']:,.0f}",
         ]
         for one in found
@@ -45,12 +46,21 @@ def _latent(one: ArmResult) -> list[str]:
             "–" if one.recovery is None else f"{one.recovery:.0%}"]  # fmt: skip
 
 
+def _groups(found: dict[str, float] | None) -> list[str]:
+    if found is None:
+        return ["–"] * 3
+    shared = [f"{found['near']:.2f} / {found['across']:.2f}", f"{found['masks']:.2f}"] if "near" in found else ["–"] * 2
+    return [*shared, f"{found['valid']:.2f}"]
+
+
 def table(study: Study, found: Sequence[ArmResult]) -> Table:
     """For a terminal."""
     made = Table(title=f"{escape(study.name)}: held-out texts, z's cross-entropies in nats per token", title_justify="left",
                  box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
-    for number, name in enumerate(HEAD):
-        made.add_column(name, justify="right" if number else "left")
-    for cells in rows(found):
-        made.add_row(*(escape(cell) for cell in cells))
+    cells = rows(found)
+    kept = [number for number in range(len(HEAD)) if any(row[number] != "–" for row in cells)]
+    for number in kept:
+        made.add_column(HEAD[number], justify="right" if number else "left")
+    for row in cells:
+        made.add_row(*(escape(row[number]) for number in kept))
     return made
