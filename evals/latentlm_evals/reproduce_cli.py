@@ -54,8 +54,8 @@ def synthetic(
     """Figure 4 of the Free Transformer (Fleuret 2025, section 4.1): what z holds at each KL budget, drawn and in numbers."""
     from rich.console import Console
 
-    from latentlm_evals.letter import experiment, table
-    from latentlm_evals.letter.figure import pictures
+    from latentlm_evals.figure4 import experiment, table
+    from latentlm_evals.figure4.figure import pictures
 
     console = Console(stderr=as_json_)
     patterns = only or []

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from latentlm import zoo
 from latentlm.errors import UserError
 from latentlm.training.data.synthetic import Letter
-from latentlm_evals.letter import experiment, groups
-from latentlm_evals.letter.arms import BUDGETS, KINDS, Seen, budget_of, kind_of, outcomes
-from latentlm_evals.letter.figure import pictures
+from latentlm_evals.figure4 import experiment
+from latentlm_evals.figure4.arms import BUDGETS, KINDS, Seen, budget_of, kind_of, outcomes
+from latentlm_evals.figure4.figure import pictures
+from latentlm_evals.letter import groups
 from latentlm_evals.letter.groups import Agreement, Group, agreement
 from latentlm_evals.reproduce_cli import app
 from latentlm_evals.study.plan import Study, runs_of

@@ -1,1 +1,1 @@
-"""The one experiment of the Free Transformer's paper that anyone can repeat: its synthetic task (Fleuret 2025, section 4.1)."""
+"""What continuations of the synthetic letter agree in when they share a z (Fleuret 2025, section 4.1)."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latentlm_evals.letter.experiment import Shown
+from latentlm_evals.figure4.experiment import Shown
 from latentlm_evals.letter.groups import Agreement, Group
 
 _STYLES = {"_": "bright_black", "!": "yellow"}

@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from latentlm_evals.letter.arms import KINDS, kind_of
-from latentlm_evals.letter.experiment import Shown
+from latentlm_evals.figure4.arms import KINDS, kind_of
+from latentlm_evals.figure4.experiment import Shown
 from latentlm_evals.letter.groups import Group
 
 if TYPE_CHECKING:

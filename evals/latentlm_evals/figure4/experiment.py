@@ -24,7 +24,7 @@ from latentlm.config import as_yaml
 from latentlm.errors import UserError, unknown_name
 from latentlm.zoo.files import write_text_atomically
 from latentlm.zoo.shelves import add_run
-from latentlm_evals.letter.arms import BASELINE, BUDGETS, Seen, budget_of, label, outcomes
+from latentlm_evals.figure4.arms import BASELINE, BUDGETS, Seen, budget_of, label, outcomes
 from latentlm_evals.letter.groups import Group, Prefill
 from latentlm_evals.letter.measure import GROUPS, PREFILLS, Generated, generated, pictured
 from latentlm_evals.study.plan import Run, Study, read_study, runs_of
