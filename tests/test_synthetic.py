@@ -107,3 +107,64 @@ def test_a_recipe_trains_on_a_source_and_keeps_copies() -> None:
 def test_an_unknown_source_names_the_nearest() -> None:
     with pytest.raises(UserError, match='Did you mean "letter"'):
         load_documents(DataConfig(path="synthetic:leter"))
+
+
+# ------------------------------------------------------------------------------------------------------ the other sources
+
+SPECS = [
+    "letter", "coin", "coin,length=5,flip=0.1", "sums", "sums,length=5,fillers=3", "product", "automaton,length=6", "subset",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_source_draws_what_it_can_evaluate_and_its_entropy_is_the_mean(spec: str) -> None:
+    source = synthetic.source(spec)
+    drawn = source.texts(3000, seed=1)
+    nats = source.nats(drawn)
+    assert source.entropy == pytest.approx(nats.mean(), abs=max(4 * nats.std() / len(drawn) ** 0.5, 1e-9))
+    assert source.texts(10, seed=1) == drawn[:10]
+    assert source.texts(10, seed=2) != drawn[:10]
+    assert len({len(text) for text in drawn}) == 1
+    wrong = [b"", drawn[0] + b"x", drawn[0][:-1], b"\xff" * len(drawn[0])]
+    assert source.nats(wrong).tolist() == [math.inf] * 4
+
+
+@pytest.mark.parametrize("spec", ["coin,length=6", "sums,length=4", "product", "automaton,length=5", "subset,length=7"])
+def test_the_densities_of_small_sources_sum_to_one(spec: str) -> None:
+    source = synthetic.source(spec)
+    if isinstance(source, synthetic.Plan):
+        every = [source.text(source.secret(number)) for number in range(source.secrets)]
+    else:
+        every = [bytes(tosses) for tosses in itertools.product(b"HT", repeat=6)]
+    assert len(set(every)) == len(every)
+    assert np.exp(-source.nats(every)).sum() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_the_coin_is_the_papers() -> None:
+    coin = synthetic.Coin(length=7, flip=0.25)
+    assert coin.nats([b"HHTHHHH"])[0] == pytest.approx(-math.log(0.5 * (0.75**6 * 0.25 + 0.25**6 * 0.75)))
+    assert 0 < coin.information < math.log(2)
+    assert synthetic.Coin(length=400).information == pytest.approx(math.log(2), abs=1e-6), "many tosses tell the coin"
+
+
+def test_consequences_are_easy_forwards_and_several_secrets_may_share_one() -> None:
+    assert synthetic.Sums(length=4).consequence("0123") == "0321"  # 0+1+3, 1+2+0, 2+3+1, 3+0+2, mod 4
+    assert synthetic.Product().consequence("1299") == "1188"
+    assert synthetic.Automaton(length=4).consequence("0110") == "1101"  # 0^(0|1), 0^(1|1), 1^(1|0), 1^(0|0)
+    assert synthetic.Product().consequence("1836") == synthetic.Product().consequence("1254")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("coin,lenght=3", 'Did you mean "length"'),
+        ("coin,length=x", "no whole number"),
+        ("coin,flip=2", "0 < flip < 1"),
+        ("sums,length=99", "4 to 24"),
+        ("letter,length=3", "letter"),
+        ("product,length=6", "leave it out"),
+    ],
+)
+def test_a_faulty_setting_of_a_source_is_refused(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        synthetic.source(spec)

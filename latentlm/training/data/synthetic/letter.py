@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from latentlm.training.data.synthetic.source import Source
+from latentlm.training.data.synthetic.source import Source, uniform
 
 LETTERS, LENGTH, COPIES, FLIP = 26, 64, 8, 1 / 16
 STARTS = LENGTH - COPIES + 1
@@ -28,7 +28,7 @@ SPACE, NOISE, PROMPT = ord("_"), ord("!"), ord(">")
 _WINDOWS = np.arange(LENGTH) - np.arange(STARTS)[:, None]
 _INSIDE = (_WINDOWS >= 0) & (_WINDOWS < COPIES)  # (57, 64): the places of the copies by start
 _BLOCK = 4096
-"""Texts that are drawn, or evaluated, at a time."""
+"""Texts that are evaluated at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,12 @@ class Letter(Source):
     def texts(self, count: int, *, seed: int) -> list[bytes]:
         """66 bytes each."""
         found: list[bytes] = []
-        for block in range(-(-count // _BLOCK)):
-            words = np.random.Philox(key=(seed << 64) + block).random_raw(_BLOCK * (LENGTH + 2)).reshape(_BLOCK, -1)
-            uniform = (words >> np.uint64(11)) * 2.0**-53  # numpy promises the stream of words, not what it makes of them
-            letter = (ord("A") + np.floor(uniform[:, 0] * LETTERS)).astype(np.uint8)
-            inside = _INSIDE[np.floor(uniform[:, 1] * STARTS).astype(int)]
+        for drawn in uniform(count, LENGTH + 2, seed=seed):
+            letter = (ord("A") + np.floor(drawn[:, 0] * LETTERS)).astype(np.uint8)
+            inside = _INSIDE[np.floor(drawn[:, 1] * STARTS).astype(int)]
             filled = np.where(inside, letter[:, None], np.uint8(SPACE))
-            written = np.where(uniform[:, 2:] < FLIP, np.uint8(NOISE), filled)
-            prompt = np.full((_BLOCK, 1), PROMPT, dtype=np.uint8)
+            written = np.where(drawn[:, 2:] < FLIP, np.uint8(NOISE), filled)
+            prompt = np.full((len(drawn), 1), PROMPT, dtype=np.uint8)
             found += [row.tobytes() for row in np.concatenate((letter[:, None], prompt, written), axis=1)]
         return found[:count]
 

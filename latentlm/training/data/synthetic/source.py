@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
+
+_BLOCK = 4096
+"""Texts that are drawn at a time."""
 
 
 class Source(ABC):
@@ -28,3 +31,11 @@ class Source(ABC):
     @abstractmethod
     def nats(self, texts: Sequence[bytes]) -> np.ndarray:
         """-log p of each text, (N,) float64; infinite for what the source never writes."""
+
+
+def uniform(count: int, width: int, *, seed: int) -> Iterator[np.ndarray]:
+    """At least `count` rows of `width` uniform numbers in [0, 1), in blocks: a function of the seed alone. numpy promises the
+    words of its counter-based generator, not what it makes of them."""
+    for block in range(-(-count // _BLOCK)):
+        words = np.random.Philox(key=(seed << 64) + block).random_raw(_BLOCK * width).reshape(_BLOCK, width)
+        yield (words >> np.uint64(11)) * 2.0**-53
