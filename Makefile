@@ -2,8 +2,8 @@
 #
 #   make demo      train a vanilla and a Free Transformer decoder, compare them, write the report page
 #   make test      the test suite            make lint    ruff and mypy
-#   make conformance  the long half of the tests: every decoder compiled and killed, more combinations; a whole method begun; every
-#                     option of the lm-eval adapter run
+#   make conformance  the long half of the tests: every decoder compiled and killed, more combinations; a plugin begun in ten
+#                     minutes; every option of the lm-eval adapter run; the slowest benchmarks in their short form
 #   make numbers   the likelihoods of the docs measured again where weights changed, and their tables (hours on two cores; it can be
 #                  stopped). NUMBERS_OPTIONS="--device cuda --jobs 8" where there is a GPU, --jobs 16 where there are cores
 #   make bench     the benchmarks            make install the environment in .venv, with what developers need

@@ -66,6 +66,7 @@ def test_memory_of_a_step_is_the_growth_of_the_peak(monkeypatch: pytest.MonkeyPa
     assert steps.memory("vanilla", QUICK) == 30.0
 
 
+@pytest.mark.conformance
 def test_generation_compares_batches_and_temperatures() -> None:
     rows = generation.run(quick=True)
     assert {(row["batch"], row["temperature"]) for row in rows} == {(1, 0.0), (1, 1.0), (8, 0.0), (8, 1.0)}
@@ -73,6 +74,7 @@ def test_generation_compares_batches_and_temperatures() -> None:
     assert all(row["tokens_per_second"] > 0 for row in rows)
 
 
+@pytest.mark.conformance
 def test_scoring_compares_with_hf_and_counts_what_samples_take() -> None:
     rows = scoring.run(quick=True)
     assert {row["case"] for row in rows} == {case.name for case in scoring.cases(quick=True)}

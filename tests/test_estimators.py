@@ -517,6 +517,7 @@ def test_a_sampled_form_adds_variance_and_concrete_noise_draws_the_given_bits(ca
         assert torch.equal((noise.uniform(2, 3) < p).double(), drawing.latents)
 
 
+@pytest.mark.conformance
 def test_the_benchmark_runs_in_its_quick_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "call", lambda *arguments: 1.0)  # memory: each contender would start Python again
     monkeypatch.setattr(estimator_bias, "SETS", 100)
