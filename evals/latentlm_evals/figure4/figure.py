@@ -42,7 +42,7 @@ def draw(columns: Mapping[str, Mapping[str, Sequence[Group]]], *, width: int = 2
     rows = -(-len(columns) // width)
     groups = [[group for own in kinds.values() for group in own] for kinds in columns.values()]
     lines = max(sum(len(group.texts) * _LINE + _GAP for group in own) for own in groups)
-    figure = Figure(figsize=(5.0 * width, (0.14 * lines + 0.55) * rows), layout="constrained")
+    figure = Figure(figsize=(3.7 * width, (0.14 * lines + 0.55) * rows), layout="constrained")
     axes = figure.subplots(rows, width, squeeze=False).flat
     for panel, (title, kinds) in zip(axes, columns.items(), strict=False):
         _panel(panel, title, kinds, lines)
