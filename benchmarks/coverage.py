@@ -36,6 +36,8 @@ from latentlm_evals.measure import tokenized
 
 TRUTH_ERROR = 0.03
 """Nats that the truths are to be good to, on the mean."""
+RULE = 2
+"""Raised where `Score.interval` says something else: what was measured before is then no longer kept."""
 MOST = 8_192
 """Samples of a truth."""
 

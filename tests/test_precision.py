@@ -122,15 +122,21 @@ def test_a_quarter_is_the_mean_of_four_estimates() -> None:
 
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.25])
 def test_what_is_left_is_judged_by_how_gains_shrink(power: float) -> None:
-    """Values log p - K^-power at K = 16, 64, 256: what is left at 256 is found; of fast decay the last gain, which is more."""
+    """Values log p - K^-power at K = 16, 64, 256: what is left at 256 is found; of fast decay half the gain before, more."""
     sixteenth, quarter, value = (-(float(count) ** -power) for count in (16, 64, 256))
-    assert remaining(value, quarter, sixteenth) == pytest.approx(max(-value, value - quarter))
+    assert remaining(value, quarter, sixteenth) == pytest.approx(max(-value, (quarter - sixteenth) / 2))
+
+
+def test_a_last_gain_that_is_small_by_luck_counts_for_half_the_one_before() -> None:
+    assert remaining(-10.0, -10.0, -11.0) == pytest.approx(0.5)
+    assert remaining(-10.0, -9.0, -14.0) == pytest.approx(2.5), "a value below its quarter is luck too"
+    assert remaining(-10.0, -10.6, -11.6) == pytest.approx(0.6 * 0.6 / 0.4), "a larger one is taken as it is"
 
 
 def test_gains_that_do_not_shrink_or_are_not_known_count_fourfold() -> None:
     assert remaining(-10.0, -12.0, -14.0) == 8.0
     assert remaining(-10.0, -12.0, math.nan) == 8.0
-    assert remaining(-10.0, -9.0, -14.0) == 0.0
+    assert remaining(-10.0, -9.0, math.nan) == 0.0
     assert math.isnan(remaining(-10.0, math.nan, math.nan))
 
 
@@ -197,7 +203,7 @@ def test_error_and_bias_cover_the_truth_where_the_error_alone_does_not(count: in
 def test_auto_doubles_until_a_score_is_good_enough_and_is_what_that_many_samples_give(method: str) -> None:
     model = bits()
     tolerance = 0.6 if method == "prior" else 0.25
-    found = score_continuations(model, REQUESTS, method=method, samples="auto", tolerance=tolerance, max_samples=2048)  # type: ignore[arg-type]
+    found = score_continuations(model, REQUESTS, method=method, samples="auto", tolerance=tolerance, max_samples=8192)  # type: ignore[arg-type]
     assert all(score.converged for score in found)
     for request, score in zip(REQUESTS, found, strict=True):
         assert math.log2(score.samples / FIRST_SAMPLES) % 1 == 0

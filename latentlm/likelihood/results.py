@@ -135,11 +135,13 @@ class Score:
 
 def remaining(value: float, quarter: float, sixteenth: float) -> float:
     """Nats by which a value at K may lie below the truth, given those at K/4 and K/16: as many times what the last fourfold of
-    samples gained as a bias leaves that goes on falling as it fell, at least once and at most `MOST_GAINS` times. Where K/16 is
-    not known (NaN), the most. NaN where K/4 is not."""
+    samples gained as a bias leaves that goes on falling as it fell, at least once and at most `MOST_GAINS` times. A last gain
+    counts for half of the one before where it is less: it is a single draw's, may come out small by luck, and gains that shrink
+    faster than by half are not counted on. Where K/16 is not known (NaN), the most. NaN where K/4 is not."""
     if math.isnan(quarter):
         return math.nan
-    gained, before = max(0.0, value - quarter), quarter - sixteenth
+    before = quarter - sixteenth
+    gained = max(0.0, value - quarter, 0.0 if math.isnan(before) else before / 2)
     if not gained < before * MOST_GAINS / (1 + MOST_GAINS):
         return MOST_GAINS * gained
     return gained * max(1.0, gained / (before - gained))
