@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.errors import UserError, typed_path, unknown_name
+from latentlm.errors import UserError, typed_path
 
 app = typer.Typer(add_completion=False)
 
@@ -42,21 +41,18 @@ def study(
     """Run the arms of a study that are not finished, and lay all side by side."""
     from rich.console import Console
 
-    from latentlm_evals.study.plan import read_study, runs_of
+    from latentlm_evals.study.plan import chosen, read_study, runs_of
     from latentlm_evals.study.results import finished, read_lines, tabulated
 
     console = Console(stderr=as_json)
     console.width = max(console.width, 150) if not console.is_terminal else console.width
     path = typed_path(file)
     plan = read_study(path)
-    chosen = plan.arms if not only else [arm for arm in plan.arms if any(fnmatch.fnmatch(arm, one) for one in only)]
-    for pattern in only or []:
-        if not fnmatch.filter(plan.arms, pattern):
-            raise unknown_name("arm", pattern, plan.arms)
+    arms = chosen(plan, only or [])
     every = runs_of(plan, path.parent)
     kept = results or path.with_suffix(".jsonl")
     lines = finished(every, read_lines(kept))
-    runs = [run for run in every if run.arm in chosen]
+    runs = [run for run in every if run.arm in arms]
     if dry_run:
         waiting = [run for run in runs if run.name not in lines]
         tokens = sum(run.resolved.train.steps * run.resolved.train.batch * run.resolved.train.accumulate

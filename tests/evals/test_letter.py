@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from latentlm import zoo
 from latentlm.errors import UserError
+from latentlm.generation import generate
+from latentlm.interface import Generation
 from latentlm.training.data.synthetic import Letter
 from latentlm_evals.figure4 import experiment
 from latentlm_evals.figure4.arms import BUDGETS, KINDS, Seen, budget_of, kind_of, outcomes
@@ -136,16 +140,23 @@ def test_what_was_trained_is_shown_drawn_and_counted(
     assert (tmp_path / "figure4-full.svg").read_text(encoding="utf-8").count("full 1/64") == 2
 
 
-def test_a_shared_group_has_one_z_and_an_independent_one_has_not(shelf: Path) -> None:
-    model = zoo.load(shelf / "free-synthetic-full-1-64")
-    first = groups._continued(model, ["K"], seed=1, prefill="prior", samples=1)
-    same = groups._continued(model, ["K"], seed=0, prefill="prior", samples=3, latents=[first[0].latents])
-    apart = groups._continued(model, ["K"], seed=0, prefill="prior", samples=3)
-    shortest = min(len(made.tokens) for made in (*same, *apart, *first)) + 2
-    heads = {name: [made.latents.value[0, :shortest] for made in found] for name, found in (("same", same), ("apart", apart))}
-    assert all(bool((head == heads["same"][0]).all()) for head in heads["same"])
-    assert not bool((heads["apart"][0] == heads["apart"][1]).all())
-    assert len({made.text for made in same}) > 1, "tokens are drawn for each"
+def test_a_shared_group_has_one_z_and_an_independent_one_has_not(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = zoo.load(shelf / "free-synthetic-full-1-64"), []
+
+    def recorded(*arguments: Any, **settings: Any) -> list[Generation]:
+        found = generate(*arguments, **settings)
+        made.append(found)
+        return found
+
+    monkeypatch.setattr(groups, "generate", recorded)
+    for kind, alike in ((groups.shared, True), (groups.independent, False)):
+        (one, other) = kind(model, ["K", "Q"], prefill="prior", seed=0)
+        assert (one.letter, other.letter, len(one.texts), len(other.texts)) == ("K", "Q", 5, 5)
+        heads = [generation.latents.value[0, :3] for generation in made[-1]]  # end-of-text, the letter, ">"
+        assert all(torch.equal(head, heads[0]) is alike for head in heads[1:5])
+        assert all(torch.equal(head, heads[5]) is alike for head in heads[6:])
+        assert not torch.equal(heads[0], heads[5]), "groups differ"
+        assert len(set(one.texts)) > 1, "tokens are drawn for each"
 
 
 @pytest.mark.parametrize(

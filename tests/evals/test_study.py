@@ -122,8 +122,8 @@ def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
 
 def test_the_newest_line_of_a_run_counts(tmp_path: Path) -> None:
     run = runs_of(read_study(written(tmp_path)), tmp_path)[0]
-    lines = [{"facts": run.facts, "x": 1}, {"facts": "other", "x": 2}, {"facts": run.facts, "x": 3}]
-    assert finished([run], lines) == {run.name: {"facts": run.facts, "x": 3}}
+    lines = [{"facts": run.facts, "x": 1}, {"facts": run.facts, "x": 2}, {"facts": "other", "x": 3}]
+    assert finished([run], lines) == {run.name: {"facts": run.facts, "x": 2}}
 
 
 @pytest.mark.parametrize(

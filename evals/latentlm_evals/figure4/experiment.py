@@ -9,7 +9,6 @@ A run's likelihood is measured once, when it is trained; a card has those of all
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import statistics
 from collections.abc import Sequence
@@ -21,13 +20,13 @@ from rich.console import Console
 
 from latentlm import zoo
 from latentlm.config import as_yaml
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError
 from latentlm.zoo.files import write_text_atomically
 from latentlm.zoo.shelves import add_run
 from latentlm_evals.figure4.arms import BASELINE, BUDGETS, Seen, budget_of, label, outcomes
 from latentlm_evals.letter.groups import Group, Prefill
 from latentlm_evals.letter.measure import GROUPS, PREFILLS, Generated, generated, pictured
-from latentlm_evals.study.plan import Run, Study, read_study, runs_of
+from latentlm_evals.study.plan import Run, Study, chosen, read_study, runs_of
 from latentlm_evals.study.results import Line, estimate, finished, read_lines
 from latentlm_evals.study.running import likelihood_of, run_study
 
@@ -67,14 +66,6 @@ def the_study(texts: int | None = None) -> Study:
     """The study of this experiment, or one that measures fewer texts."""
     study = read_study(HERE / "study.yaml")
     return study if texts is None else study.model_copy(update={"measure": study.measure.model_copy(update={"texts": texts})})
-
-
-def chosen(study: Study, patterns: Sequence[str]) -> list[str]:
-    """The arms whose names fit, all where nothing is said. Raises UserError for a pattern that none fits."""
-    for pattern in patterns:
-        if not fnmatch.filter(study.arms, pattern):
-            raise unknown_name("model of the experiment", pattern, study.arms)
-    return [name for name in study.arms if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
 # ------------------------------------------------------------------------------------------------------------- showing

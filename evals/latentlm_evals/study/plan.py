@@ -21,13 +21,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from latentlm.config import Recipe, Strict, as_yaml, parse, read_yaml
-from latentlm.errors import UserError, did_you_mean
+from latentlm.errors import UserError, did_you_mean, unknown_name
 from latentlm.training.recipes import load_recipe
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -97,9 +100,20 @@ def read_study(path: Path) -> Study:
     """Read and check a study file. Raises UserError."""
     study = parse(Study, read_yaml(path), source=f"study {path}")
     for name in study.arms:
-        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in "-_.":
+        if not re.fullmatch(NAME, name):
             raise UserError(f'study {path}: "{name}" is no name for an arm: letters, digits, "-", "_", ".", first no mark.')
     return study
+
+
+def chosen(study: Study, patterns: Sequence[str]) -> list[str]:
+    """The arms whose names fit, in the file's order, or all. Raises UserError for a pattern that none fits."""
+    fitting: set[str] = set()
+    for pattern in patterns:
+        found = matching(study.arms, pattern)
+        if not found:
+            raise unknown_name("arm", pattern, study.arms)
+        fitting.update(found)
+    return [arm for arm in study.arms if arm in fitting or not patterns]
 
 
 def runs_of(study: Study, folder: Path) -> list[Run]:
