@@ -8,9 +8,13 @@ Two one-thread processes use two cores better than one process with two threads.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +45,21 @@ class Job:
         return [*train, "--out", str(self.out), "--quiet", *resume]
 
 
-def train_all(jobs: list[Job], *, parallel: int, console: Console) -> None:
-    """Train every job, `parallel` at a time. Raises UserError with the job's own message if one fails."""
+def train_all(
+    jobs: list[Job],
+    *,
+    parallel: int,
+    console: Console,
+    finished: Callable[[Job, Callable[[str], None]], None] = lambda job, say: None,
+) -> None:
+    """Train every job, `parallel` at a time. `finished(job, say)` is called for each that is done, while the others go on;
+    `say` writes beside its bar. Raises UserError with the job's own message if one fails."""
     waiting, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[str]]]()
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
         TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
+    with _terminable(), Progress(*columns, console=console) as progress:
         bars = {job.name: progress.add_task(job.name, total=job.steps, numbers="starting") for job in jobs}
         try:
             while waiting or running:
@@ -60,11 +71,29 @@ def train_all(jobs: list[Job], *, parallel: int, console: Console) -> None:
                     if process.poll() is not None:
                         del running[job.name]
                         _check(job, process)
+                        finished(job, _said(progress, bars[job.name]))
                 time.sleep(_POLL_SECONDS)
         finally:
             for _, process in running.values():
                 process.terminate()  # the trainer saves and says how to go on
                 process.wait()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within the block SIGTERM raises SystemExit, by way of the clean-up: what was started must not outlive its starter."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _said(progress: Progress, bar: TaskID) -> Callable[[str], None]:
+    return lambda text: progress.update(bar, numbers=text)
 
 
 def _start(job: Job, *, threads: int) -> subprocess.Popen[str]:

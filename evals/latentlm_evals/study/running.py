@@ -24,7 +24,6 @@ from latentlm.training.data import load_documents
 from latentlm.training.data.synthetic import PREFIX, source
 from latentlm.training.record import METRICS, read_metrics
 from latentlm.zoo.accounting import cost_of
-from latentlm.zoo.shelves import CARD
 from latentlm_evals.fingerprint import commit, machine_facts
 from latentlm_evals.jobs import Job, train_all
 from latentlm_evals.letter.measure import GROUPS, generated
@@ -44,20 +43,20 @@ def run_study(
     done = finished(runs, read_lines(results))
     waiting = [run for run in runs if run.name not in done]
     console.print(f"{len(waiting)} of {len(runs)} runs have no result yet; {jobs} at a time, in {folder}.")
-    for first in range(0, len(waiting), jobs):  # measured as they are finished, so that little is lost
-        some = waiting[first : first + jobs]
-        untrained = [run for run in some if not (folder / run.folder / CARD).is_file()]
-        train_all([_job(run, folder) for run in untrained], parallel=jobs, console=console)
-        for run in some:
-            with console.status(f"{run.name}: measuring") as status:
-                line = measured(study, run, folder / run.folder, progress=_progress(status.update, run.name))
-            add_line(results, line)
-            console.print(f"{run.name}: measured, in {results}")
+
+    by_name = {run.name: run for run in waiting}
+
+    def measure(job: Job, say: Callable[[str], None]) -> None:
+        run = by_name[job.name]
+        add_line(results, measured(study, run, folder / run.folder, progress=_progress(say)))
+        say("measured")
+
+    train_all([_job(run, folder) for run in waiting], parallel=jobs, console=console, finished=measure)
     return finished(runs, read_lines(results))
 
 
-def _progress(update: Callable[[str], None], name: str) -> Callable[[int, int], None]:
-    return lambda done, total: update(f"{name}: {done} of {total} windows")
+def _progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    return lambda done, total: say(f"measuring: {done} of {total} windows")
 
 
 def _job(run: Run, folder: Path) -> Job:

@@ -1,0 +1,61 @@
+"""Training side by side: what ends with its starter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from latentlm_evals.jobs import Job, train_all
+
+
+@dataclass
+class Sleeper(Job):
+    """A training that writes its number and then takes a minute."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", f"import os, time; print(os.getpid(), flush=True); time.sleep({self.steps})"]
+
+
+def sleeper(folder: Path, name: str, seconds: int) -> Sleeper:
+    return Sleeper(name, "", folder / name, seconds, [])
+
+
+def test_terminated_it_leaves_no_training_behind(tmp_path: Path) -> None:
+    log = tmp_path / "long.log"
+
+    def terminate() -> None:
+        while not (log.is_file() and log.read_text(encoding="utf-8").endswith("\n")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=terminate, daemon=True).start()
+    with pytest.raises(SystemExit) as stopped:
+        train_all([sleeper(tmp_path, "long", 60)], parallel=1, console=Console(quiet=True))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text(encoding="utf-8")), 0)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) -> None:
+    log, told = tmp_path / "long.log", list[str]()
+
+    def finished(job: Job, say: object) -> None:
+        told.append(job.name)
+        if job.name == "short":
+            os.kill(int(log.read_text(encoding="utf-8")), 0)  # the other still runs
+            os.kill(int(log.read_text(encoding="utf-8")), signal.SIGTERM)
+
+    long, short = sleeper(tmp_path, "long", 60), sleeper(tmp_path, "short", 1)
+    with pytest.raises(Exception, match="training long failed"):
+        train_all([long, short], parallel=2, console=Console(quiet=True), finished=finished)
+    assert told == ["short"]
