@@ -97,7 +97,8 @@ def _said(progress: Progress, bar: TaskID) -> Callable[[str], None]:
 
 
 def _start(job: Job, *, threads: int) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    """What the environment says of threads goes before ours: on a busy machine one is far faster than two."""
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # MKL follows it
     job.out.parent.mkdir(parents=True, exist_ok=True)
     log = (job.out.parent / f"{job.name}.log").open("a", encoding="utf-8")
     return subprocess.Popen(job.command(), env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)

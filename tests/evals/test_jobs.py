@@ -59,3 +59,24 @@ def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) ->
     with pytest.raises(Exception, match="training long failed"):
         train_all([long, short], parallel=2, console=Console(quiet=True), finished=finished)
     assert told == ["short"]
+
+
+@dataclass
+class Threads(Job):
+    """A training that writes what it was told of threads."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'], os.environ.get('MKL_NUM_THREADS'))"]
+
+
+@pytest.mark.parametrize(("set_by_user", "told"), [("3", "3 None"), (None, "4 None")])
+def test_threads_are_the_users_word_or_the_cores_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_by_user: str | None, told: str
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
+    train_all([Threads("one", "", tmp_path / "one", 1, [])], parallel=2, console=Console(quiet=True))
+    assert (tmp_path / "one.log").read_text(encoding="utf-8").strip() == told

@@ -9,7 +9,7 @@ that decides s first, in a latent, has only to compute. p(text) = 1 / (number of
     automaton   a ring of bits; y the next state of rule 30
     subset      a subset of fixed weights, as bits; y the sum of its weights, in digits
 
-Fillers ("." each) stand before y: tokens in which to decide.
+Fillers stand before y: tokens in which to decide. They are line breaks, so that a latent per line has its sites there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import numpy as np
 
 from latentlm.errors import UserError
 from latentlm.training.data.synthetic.source import Source, uniform
+
+FILLER = "\n"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Plan(Source):
 
     def text(self, secret: str) -> bytes:
         """What is written for a secret."""
-        return f"{'.' * self.fillers}{self.consequence(secret)}={secret}".encode()
+        return f"{FILLER * self.fillers}{self.consequence(secret)}={secret}".encode()
 
     def texts(self, count: int, *, seed: int) -> list[bytes]:
         """As Source has it."""
