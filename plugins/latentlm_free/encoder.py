@@ -31,6 +31,9 @@ class FreeEncoderConfig(Strict):
     zeta_residual: bool = Field(True, description="the residual stream of the block starts from zeta (otherwise from zero)")
     feed_forward: int | None = Field(None, ge=1, description="SwiGLU width of the block; default: the backbone's")
     readout_bias: bool = Field(False, description="a bias on the bit logits")
+    readout_std: float | None = Field(
+        None, gt=0, description="standard deviation of the readout's start; default: the backbone's init_std"
+    )
     dtype: Literal["float32", "model"] = Field("float32", description="precision of the readout and of all that follows it")
 
 
@@ -53,6 +56,8 @@ class FreeEncoder(Encoder):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """zeta like an embedding."""
         normal_(self.zeta, std=self.shape.backbone.init_std, generator=generator)
+        if self.config.readout_std is not None:
+            normal_(self.readout.weight, std=self.config.readout_std, generator=generator)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Bits:
         """Bit logits of every site, (B, S, H); a chunk's or a document's are averaged over its positions."""
