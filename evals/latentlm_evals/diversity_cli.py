@@ -41,7 +41,7 @@ def diversity(
     answers: Annotated[int, typer.Option(min=1, help="Right answers that a prompt has at least.")] = 2,
     samples: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 32,
     temperature: Annotated[float, typer.Option(help="Of the cells that are not greedy; above 0.")] = 1.0,
-    prefill: Annotated[str, typer.Option(help="Who draws the z of the prompt: the encoder (posterior), or prior.")] = "posterior",
+    prefill: Annotated[str, typer.Option(help="Who draws the z of the prompt: posterior or prior.")] = "posterior",
     seed: Annotated[int, typer.Option(min=0, help="Of prompts, latents, tokens and intervals.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Continuations at a time; changes no answer.")] = 512,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu.")] = None,

@@ -1,4 +1,5 @@
-"""The experiment as a picture: for each latent decoder pass@k against k, and how many different right answers were found."""
+"""The experiment as a picture: for each latent decoder pass@k against k, and how many different right answers were found. The
+names beside the bars are the legend of the lines, in the same colours."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LATENT = {(True, "fresh"): "#1c3fb7", (True, "shared"): "#868e96", (False, "fresh"): "#4c6ef5", (False, "shared"): "#adb5bd"}
+_LATENT = {(True, "fresh"): "#1c3fb7", (True, "shared"): "#495057", (False, "fresh"): "#5c8dff", (False, "shared"): "#9aa3ad"}
 """By whether decoding is greedy, and by where z is from."""
 _PLAIN = ("#e8590c", "#2b8a3e", "#9c36b5", "#c2255c")
 
@@ -63,6 +64,8 @@ def _colour(found: Found, cell: Cell) -> str:
     if cell.latents is not None:
         return _LATENT[cell.temperature == 0, cell.latents]
     names = list(dict.fromkeys(other.model for other in found.cells if other.latents is None))
+    if cell.temperature == 0 and cell.matched_to is None:
+        return _LATENT[True, "shared"]
     return _PLAIN[names.index(cell.model) % len(_PLAIN)]
 
 
@@ -71,19 +74,18 @@ def _pass(axes: Axes, found: Found, cells: list[Cell], model: str | None) -> Non
     ks = counts_of(found.settings.samples)
     for cell in cells:
         own = [cell.measures[at(k)] for k in ks]
-        style = "-" if cell.temperature == 0 or cell.latents is None else "--"
-        colour = _colour(found, cell)
-        axes.plot(ks, [one.value for one in own], style, marker="o", ms=4, lw=1.8, color=colour, label=_label(found, cell))
+        colour, style = _colour(found, cell), "-" if cell.temperature == 0 else "--"
+        axes.plot(ks, [one.value for one in own], style, marker="o", ms=4, lw=1.8, color=colour)
         axes.fill_between(ks, [one.low for one in own], [one.high for one in own], color=colour, alpha=0.1, lw=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xlabel("k, samples of a prompt", fontsize=9)
-    axes.set_ylabel("pass@k: one of k is right", fontsize=9)
+    axes.set_ylabel("pass@k: at least one of k is right", fontsize=9)
+    axes.set_ylim(0, 1.03)
     axes.set_title(f"{model or 'without latents'} on {found.task}", loc="left", fontsize=10.5, fontweight="bold")
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
 
 
 def _right_answers(axes: Axes, found: Found, cells: list[Cell]) -> None:
@@ -95,7 +97,10 @@ def _right_answers(axes: Axes, found: Found, cells: list[Cell]) -> None:
     ceiling = found.data["valid"].value
     axes.axvline(ceiling, color="#495057", lw=1, ls=":")
     axes.text(ceiling, -0.62, "the data itself ", ha="right", va="bottom", fontsize=8, color="#495057")
-    axes.set_yticks(range(len(cells)), [_label(found, cell) for cell in cells], fontsize=8)
+    axes.set_yticks(range(len(cells)), [_label(found, cell) for cell in cells], fontsize=8.5)
+    for label, cell in zip(axes.get_yticklabels(), cells, strict=True):
+        label.set_color(_colour(found, cell))
+        label.set_fontweight("bold")
     axes.set_ylim(len(cells) - 0.5, -0.9)
     axes.set_xlim(left=0)
     of = f"of {found.right_answers:.3g}"

@@ -33,8 +33,8 @@ def matched(pass_at_1: Callable[[float], float], goal: float) -> Match:
     for number, temperature in enumerate(TEMPERATURES):
         tried[temperature] = pass_at_1(temperature)
         if tried[temperature] >= goal:
-            reached = number > 0 or tried[temperature] == goal
-            if number > 0:
+            reached = number > 0
+            if reached:
                 _halve(pass_at_1, goal, TEMPERATURES[number - 1], temperature, tried)
             break
     best = min(tried, key=lambda temperature: (abs(tried[temperature] - goal), -temperature))

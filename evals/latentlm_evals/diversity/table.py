@@ -14,36 +14,47 @@ from latentlm_evals.diversity.measures import COUNTED, Estimate, at, counts_of
 
 
 def show(found: Found, *, console: Console) -> None:
-    """Both tables and what they say."""
-    console.print(_cells(found))
+    """A table for each latent decoder, with the plain ones at its pass@1 below it, one for the plain ones as they are; the
+    comparison, and what it says."""
+    settings = found.settings
+    console.print(
+        f"{found.task}: {settings.prompts} prompts with {found.right_answers:.3g} right answers each, {settings.samples} "
+        "samples of each prompt; means ± half of the 95% interval over prompts"
+    )
+    for name in dict.fromkeys(cell.model for cell in found.cells if cell.latents):
+        own = [cell for cell in found.cells if name in (cell.model, cell.matched_to)]
+        console.print(_cells(found, name, own))
+    if plain := [cell for cell in found.cells if cell.latents is None and cell.matched_to is None]:
+        console.print(_cells(found, "without latents", plain))
     if found.comparisons:
         console.print(_comparisons(found))
-    for one in found.comparisons:
-        console.print(verdict(one))
-    if not found.comparisons:
+    else:
         missing = "without latents" if any(cell.latents for cell in found.cells) else "with latents"
         console.print(f"No comparison at equal pass@1: it takes a model {missing} too.")
+    for sentence in (*dead(found), *map(verdict, found.comparisons)):
+        console.print(sentence)
 
 
-def _cells(found: Found) -> Table:
-    """A row for each model and way of decoding."""
-    settings = found.settings
-    table = _table(
-        f"{found.task}: {settings.prompts} prompts with {found.right_answers:.3g} right answers each, {settings.samples} "
-        "samples of each; mean ± half of the 95% interval over prompts",
-        ["model", "decoding", "z", *map(at, _shown(settings.samples)), "distinct", "right", "coverage", "entropy, bits"],
-    )
-    names = [*map(at, _shown(settings.samples)), *COUNTED]
-    for cell in found.cells:
-        table.add_row(cell.model, decoding(cell), cell.latents or "–", *(_around(cell.measures[name]) for name in names))
-    table.add_row("the data itself", "", "", *(_around(found.data[name]) for name in names), style="dim")
+def _cells(found: Found, title: str, cells: Sequence[Cell]) -> Table:
+    """A row for each way of decoding; last, what answers of the data's own distribution have."""
+    passes = [at(k) for k in _shown(found.settings.samples)]
+    table = _table(title, ["decoding", "z", *passes, "distinct", "right", "coverage", "entropy, bits"], left=2)
+    for cell in cells:
+        table.add_row(_decoding(cell), cell.latents or "–", *_numbers(cell.measures, passes))
+    table.add_row("the data itself", "", *_numbers(found.data, passes), style="dim")
     return table
 
 
-def decoding(cell: Cell) -> str:
+def _decoding(cell: Cell) -> str:
     """How a cell's tokens were drawn, in words."""
     how = "greedy" if cell.temperature == 0 else f"temperature {cell.temperature:.3g}"
-    return how if cell.matched_to is None else f"{how}, for {cell.matched_to}"
+    if cell.latents is not None:
+        return how
+    return f"{cell.model}, {how}" + (" (for equal pass@1)" if cell.matched_to else "")
+
+
+def _numbers(measures: dict[str, Estimate], passes: Sequence[str]) -> list[str]:
+    return [_around(measures[name], digits=1 if name in ("distinct", "valid") else 2) for name in (*passes, *COUNTED)]
 
 
 def _comparisons(found: Found) -> Table:
@@ -59,22 +70,43 @@ def _comparisons(found: Found) -> Table:
     return table
 
 
+def dead(found: Found) -> list[str]:
+    """A sentence for each latent decoder whose z changes no greedy answer."""
+    return [
+        f"{cell.model}: greedy answers are the same under every z, so nothing here is the latents' doing."
+        for cell in found.cells
+        if cell.latents == "fresh" and cell.temperature == 0 and cell.measures["distinct"].value == 1
+    ]
+
+
 def verdict(one: Comparison) -> str:
-    """Whether pass@1 is equal, and what pass@k then says, in a sentence."""
-    match, last = one.match, list(one.differences)[-len(COUNTED) - 1]
+    """Whether pass@1 is equal, and whose further samples are then worth more, in a sentence."""
+    match = one.match
     how = "greedy" if match.temperature == 0 else f"at temperature {match.temperature:.3g}"
+    if match.goal == 0:
+        return f"{one.model} has no right latent-only answer to a prompt for calibration: there is no pass@1 to make equal."
     if not match.reached:
         return (
             f"{one.baseline} has no temperature with {one.model}'s latent-only pass@1 of {match.goal:.3f}: the nearest is "
             f"{match.found:.3f}, {how}. Differences are not at equal pass@1."
         )
-    first, gain = one.differences[at(1)], one.differences[last]
-    text = f"{one.baseline} {how} against {one.model}: "
+    first, last = one.differences[at(1)], list(one.differences)[-len(COUNTED) - 1]
     if not first.low <= 0 <= first.high:
-        return text + "pass@1 was made equal on the other prompts, but is not on those measured: take more of --calibration."
-    if gain.low <= 0 <= gain.high:
-        return text + f"at equal pass@1 no difference in {last} can be told."
-    return text + f"at equal pass@1 latent-only {last} is {'higher' if gain.value > 0 else 'lower'}."
+        return (
+            f"{one.model} against {one.baseline} {how}: pass@1 was made equal on the prompts for calibration, but differs on "
+            "those measured: raise --calibration and --prompts."
+        )
+    return (
+        f"{one.model} latent-only against {one.baseline} {how}, at equal pass@1: {last} is {_told(one.differences[last], 3)}, "
+        f"the number of different right answers {_told(one.differences['valid'], 1)}."
+    )
+
+
+def _told(one: Estimate, digits: int) -> str:
+    """A difference, where its interval leaves out zero."""
+    if one.low <= 0 <= one.high:
+        return "not told apart"
+    return f"{'higher' if one.value > 0 else 'lower'} by {abs(one.value):.{digits}f}"
 
 
 def show_work(work: Sequence[Work], *, console: Console) -> None:
@@ -91,16 +123,17 @@ def _shown(samples: int) -> list[int]:
     return sorted({ks[0], ks[len(ks) // 2], ks[-1]})
 
 
-def _around(one: Estimate) -> str:
-    return "–" if math.isnan(one.value) else f"{one.value:.2f} ± {(one.high - one.low) / 2:.2f}"
+def _around(one: Estimate, *, digits: int) -> str:
+    return "–" if math.isnan(one.value) else f"{one.value:.{digits}f} ± {(one.high - one.low) / 2:.{digits}f}"
 
 
 def _interval(one: Estimate) -> str:
     return "–" if math.isnan(one.value) else f"{one.value:+.3f}\n[{one.low:+.2f}, {one.high:+.2f}]"
 
 
-def _table(title: str, columns: list[str]) -> Table:
+def _table(title: str, columns: list[str], *, left: int = 1) -> Table:
+    """Columns of words, then those of numbers, which fold rather than lose digits in a narrow terminal."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
     return table
