@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder, LatentShape, Shape
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals.diversity import experiment
-from latentlm_evals.diversity.matching import MOST_TRIES, matched
+from latentlm_evals.diversity.matching import MOST_TRIES, Match, matched
 from latentlm_evals.diversity.measures import estimate, measured, pass_at_k, resampled
 from latentlm_evals.diversity.sampling import Sampler, of_the_data
 from latentlm_evals.diversity.table import verdict
@@ -260,7 +261,14 @@ def _run(*arguments: str) -> Any:
 
 
 @pytest.mark.usefixtures("models")
-def test_the_command_measures_every_cell_and_compares(tmp_path: Path) -> None:
+def test_the_command_measures_every_cell_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goals: list[float] = []
+
+    def noted(pass_at_1: Callable[[float], float], goal: float) -> Match:
+        goals.append(goal)
+        return matched(pass_at_1, goal)
+
+    monkeypatch.setattr(experiment, "matched", noted)
     _run("plain", "decides", *SMALL, "--out", str(tmp_path))
     found = json.loads((tmp_path / "diversity.json").read_text(encoding="utf-8"))
     cells = {(cell["model"], cell["temperature"], cell["latents"]): cell for cell in found["cells"] if not cell["matched_to"]}
@@ -278,6 +286,8 @@ def test_the_command_measures_every_cell_and_compares(tmp_path: Path) -> None:
     gain = own["valid"]["value"] - matching["measures"]["valid"]["value"]
     assert compared["differences"]["valid"]["value"] == pytest.approx(gain)
     assert found["right_answers"] == 16
+    assert goals == [compared["match"]["goal"]]
+    assert goals[0] != own["pass@1"]["value"], "the goal is that of other prompts"
     assert "<svg" in (tmp_path / "pass-at-k.svg").read_text(encoding="utf-8")
 
 
@@ -303,7 +313,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path: Path) -> None
         (["plain", "decides", *SMALL[2:]], "name the task with --task"),
         (["plain", *SMALL, "--prefill", "postrior"], 'Did you mean "posterior"'),
         (["plain", *SMALL, "--temperature", "0"], "above it"),
-        (["plain", "--task", "subset,fillers=30", "--prompts", "6"], "plain: Prompt 0 has"),
+        (["plain", "--task", "subset,length=8,fillers=30", "--prompts", "6", "--answers", "1"], "plain: Prompt 0 has"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: list[str], message: str) -> None:
