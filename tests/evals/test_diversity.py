@@ -23,7 +23,7 @@ from latentlm.interface import LatentDecoder, LatentShape, Shape
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals.diversity import experiment
 from latentlm_evals.diversity.matching import MOST_TRIES, Match, matched
-from latentlm_evals.diversity.measures import estimate, measured, pass_at_k, resampled
+from latentlm_evals.diversity.measures import Estimate, estimate, measured, pass_at_k, resampled
 from latentlm_evals.diversity.sampling import Sampler, of_the_data
 from latentlm_evals.diversity.table import verdict
 from latentlm_evals.diversity.task import Prompt, make_task
@@ -244,6 +244,24 @@ def test_a_goal_out_of_reach_has_the_nearest_and_says_so(goal: float, nearest: f
     assert "has no temperature" in verdict(experiment.Comparison("free", "vanilla", found, {}))
 
 
+@pytest.mark.parametrize(
+    ("goal", "first", "last", "sentence"),
+    [
+        (0.5, 0.0, 0.2, "pass@8 is higher by 0.200"),
+        (0.5, 0.0, -0.2, "pass@8 is lower by 0.200"),
+        (0.5, 0.0, 0.01, "pass@8 is not told apart"),
+        (0.5, 0.2, 0.2, "differs on those measured"),
+        (0.0, 0.0, 0.0, "no right latent-only answer"),
+    ],
+)
+def test_the_verdict_is_that_of_the_intervals(goal: float, first: float, last: float, sentence: str) -> None:
+    values = {"pass@1": first, "pass@8": last, "distinct": 0.0, "valid": 3.0, "coverage": 0.0, "entropy": 0.0}
+    found = {name: Estimate(value, value - 0.1, value + 0.1) for name, value in values.items()}
+    said = verdict(experiment.Comparison("free", "vanilla", Match(0.8, goal, goal, reached=True), found))
+    assert sentence in said
+    assert ("different right answers higher by 3.0" in said) is ("pass@8" in said)
+
+
 # ------------------------------------------------------------------------------------------------------------- the command
 
 
@@ -313,6 +331,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path: Path) -> None
         (["plain", "decides", *SMALL[2:]], "name the task with --task"),
         (["plain", *SMALL, "--prefill", "postrior"], 'Did you mean "posterior"'),
         (["plain", *SMALL, "--temperature", "0"], "above it"),
+        (["no-such-model", "--task", "smus"], 'Did you mean "sums"'),  # before anything is loaded
         (["plain", "--task", "subset,length=8,fillers=30", "--prompts", "6", "--answers", "1"], "plain: Prompt 0 has"),
     ],
 )

@@ -24,7 +24,7 @@ from latentlm.training.data.synthetic import PREFIX
 from latentlm_evals.diversity.matching import MOST_TRIES, Match, matched
 from latentlm_evals.diversity.measures import Estimate, Values, at, estimate, measured, resampled
 from latentlm_evals.diversity.sampling import Sampler, Sharing, Source, of_the_data
-from latentlm_evals.diversity.task import Prompt, Task, make_task
+from latentlm_evals.diversity.task import Prompt, Task, make_task, plan_source
 from latentlm_evals.loading import load_model
 
 
@@ -215,6 +215,8 @@ def _ready(names: Sequence[str], settings: Settings, console: Console) -> _Ready
     """Load models and make the task; a continuation of each shows that they fit. Raises UserError."""
     if len(set(names)) < len(names):
         raise UserError(f"Name each model once, not: {', '.join(names)}.")
+    if settings.task is not None:
+        plan_source(settings.task)  # refused before anything is loaded
     short = [Path(name).name or name for name in names]
     labels = short if len(set(short)) == len(short) else list(names)
     with console.status("Loading"):

@@ -49,28 +49,29 @@ class Task:
 def make_task(spec: str, *, prompts: int, calibration: int, least: int, seed: int) -> Task:
     """Prompts of a plan-first source that have at least `least` right answers. Raises UserError for another source, for one
     with too many secrets to write down, and where there are not enough such prompts."""
-    spec = spec.removeprefix(PREFIX)
-    source = _plan(spec)
+    source = plan_source(spec)
     answers: dict[str, list[str]] = defaultdict(list)
     for number in range(source.secrets):
         secret = source.secret(number)
         answers[source.consequence(secret)].append(secret)
+    name = f"{PREFIX}{spec.removeprefix(PREFIX)}"
     fitting = [found for found in answers.values() if len(found) >= least]
     wanted = prompts + calibration
     if len(fitting) < wanted:
         most = max(map(len, answers.values()))
         raise UserError(
-            f"{PREFIX}{spec} has {len(fitting)} prompts with at least {least} right answers (none has more than {most}), but "
+            f"{name} has {len(fitting)} prompts with at least {least} right answers (none has more than {most}), but "
             f"{prompts} to measure and {calibration} to choose a temperature on are wanted: lower --prompts, --calibration or "
             "--answers, or take a task that has more, such as synthetic:sums,shown=6 or synthetic:subset."
         )
     chosen = _drawn([len(found) for found in fitting], wanted, seed)
     every = [_prompt(source, fitting[number]) for number in chosen]
-    return Task(f"{PREFIX}{spec}", source.length, every[:prompts], every[prompts:])
+    return Task(name, source.length, every[:prompts], every[prompts:])
 
 
-def _plan(spec: str) -> Plan:
-    """The source. Raises UserError."""
+def plan_source(spec: str) -> Plan:
+    """A plan-first source, "synthetic:" before its name or not. Raises UserError for another, and for one too large."""
+    spec = spec.removeprefix(PREFIX)
     plans = [name for name, kind in synthetic.SOURCES.items() if issubclass(kind, Plan)]
     name = spec.partition(",")[0]
     if name not in plans:
