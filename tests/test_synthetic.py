@@ -112,7 +112,8 @@ def test_an_unknown_source_names_the_nearest() -> None:
 # ------------------------------------------------------------------------------------------------------ the other sources
 
 SPECS = [
-    "letter", "coin", "coin,length=5,flip=0.1", "sums", "sums,length=5,fillers=3", "product", "automaton,length=6", "subset",
+    "letter", "coin", "coin,length=5,flip=0.1", "sums", "sums,length=5,fillers=3", "sums,shown=6",
+    "product", "automaton,length=6", "subset",
 ]  # fmt: skip
 
 
@@ -129,7 +130,9 @@ def test_every_source_draws_what_it_can_evaluate_and_its_entropy_is_the_mean(spe
     assert source.nats(wrong).tolist() == [math.inf] * 4
 
 
-@pytest.mark.parametrize("spec", ["coin,length=6", "sums,length=4", "product", "automaton,length=5", "subset,length=7"])
+@pytest.mark.parametrize(
+    "spec", ["coin,length=6", "sums,length=4", "sums,length=4,shown=2", "product", "automaton,length=5", "subset,length=7"]
+)
 def test_the_densities_of_small_sources_sum_to_one(spec: str) -> None:
     source = synthetic.source(spec)
     if isinstance(source, synthetic.Plan):
@@ -149,6 +152,7 @@ def test_the_coin_is_the_papers() -> None:
 
 def test_consequences_are_easy_forwards_and_several_secrets_may_share_one() -> None:
     assert synthetic.Sums(length=4).consequence("0123") == "0321"  # 0+1+3, 1+2+0, 2+3+1, 3+0+2, mod 4
+    assert synthetic.Sums(length=4, shown=2).consequence("0123") == "03"
     assert synthetic.Product().consequence("1299") == "1188"
     assert synthetic.Automaton(length=4).consequence("0110") == "1101"  # 0^(0|1), 0^(1|1), 1^(1|0), 1^(0|0)
     assert synthetic.Product().consequence("1836") == synthetic.Product().consequence("1254")
@@ -162,6 +166,7 @@ def test_consequences_are_easy_forwards_and_several_secrets_may_share_one() -> N
         ("coin,flip=2", "0 < flip < 1"),
         ("sums,length=99", "4 to 24"),
         ("letter,length=3", "letter"),
+        ("sums,shown=9", "1 to 8 sums"),
         ("product,length=6", "leave it out"),
     ],
 )

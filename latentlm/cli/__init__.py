@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "eval": "Run lm-eval tasks on a model.",
     "reproduce": "Repeat an experiment of the literature: the Free Transformer's Figure 4.",
     "study": "Train and compare the arms of a controlled study, several seeds each.",
+    "diversity": "Diversity and pass@k of samples: latents shared or fresh, greedy or temperature.",
     "schedules": "List KL schedules, plot what each does, see which revive a latent.",
 }
 

@@ -4,7 +4,7 @@ A secret s is uniform; the text is y = f(s), fillers, then s. f is easy to compu
 token by token has to weigh, while it writes y, all secrets that would lead there, and to invert f when it writes s. A decoder
 that decides s first, in a latent, has only to compute. p(text) = 1 / (number of secrets) where y = f(s), and 0 elsewhere.
 
-    sums        digits base 4 on a ring; y_i = s_i + s_{i+1} + s_{i+3} mod 4
+    sums        digits base 4 on a ring; y_i = s_i + s_{i+1} + s_{i+3} mod 4, all of them or the first `shown`
     product     two numbers of two digits, the first not above the second; y their product, four digits
     automaton   a ring of bits; y the next state of rule 30
     subset      a subset of fixed weights, as bits; y the sum of its weights, in digits
@@ -84,7 +84,16 @@ class Plan(Source):
 
 @dataclass(frozen=True)
 class Sums(Plan):
-    """Digits base 4 on a ring."""
+    """Digits base 4 on a ring. Of 8 digits the 8 sums tell the secret; the first `shown` of them leave 4^(8 - shown) that would
+    do. Up to length - 3 sums can be met digit by digit, from the left; more take a plan."""
+
+    shown: int = 0
+    """Sums that are written, from the first; 0 = all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shown <= self.length:
+            raise UserError(f"synthetic sums: shown={self.shown}: 1 to {self.length} sums can be shown, 0 shows all.")
 
     @property
     def secrets(self) -> int:
@@ -103,7 +112,8 @@ class Sums(Plan):
         """y_i = s_i + s_{i+1} + s_{i+3} mod 4."""
         digits = [int(digit) for digit in secret]
         count = len(digits)
-        return "".join(str((digits[i] + digits[(i + 1) % count] + digits[(i + 3) % count]) % 4) for i in range(count))
+        shown = range(self.shown or count)
+        return "".join(str((digits[i] + digits[(i + 1) % count] + digits[(i + 3) % count]) % 4) for i in shown)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Diversity and pass@k of generation, latents shared or fresh x greedy or temperature, on tasks with an exact checker."""
