@@ -156,6 +156,23 @@ def test_the_bit_logits_can_have_a_bias() -> None:
     torch.testing.assert_close(encoded(model), hand.bit_logits(model, hand.trunk(model, TOKENS, 2)), **CLOSE)
 
 
+def started(encoder: dict[str, object]) -> ComposedDecoder:
+    """A small Free Transformer as training begins with it."""
+    model = build(small_config("free", bits=4).model_copy(update={"encoder": PartSpec.model_validate(encoder)}))
+    assert isinstance(model, ComposedDecoder)
+    return model.eval()
+
+
+def test_a_wide_start_of_the_readout_tells_of_the_text_before_any_training() -> None:
+    """At the backbone's scale the bits are near coins; at 1 the same text has the same bits."""
+    coins, told = (started({"name": "free", "readout_std": std}) for std in (None, 1.0))
+    assert told.encoder.readout.weight.std() == pytest.approx(1.0, abs=0.3)
+    certain = [float((encoded(model).sigmoid() - 0.5).abs().mean()) for model in (coins, told)]
+    assert certain[0] < 0.2 < 0.35 < certain[1]
+    same = [name for name, weight in coins.named_parameters() if torch.equal(weight, told.get_parameter(name))]
+    assert len(same) >= len(list(coins.parameters())) - 2, "nothing else starts elsewhere but what is drawn after it"
+
+
 def test_the_encoder_can_read_an_earlier_block() -> None:
     model = free(encoder={"tap": 1})
     torch.testing.assert_close(encoded(model), hand.bit_logits(model, hand.trunk(model, TOKENS, 1)), **CLOSE)
