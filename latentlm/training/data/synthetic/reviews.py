@@ -9,8 +9,8 @@ eight words of the list. So
 
     p(text) = p(tosses of the coin) * prod over sentences of 1 / (templates * ways to fill the template)
 
-and a text is read back sentence by sentence. Opinion words come in pairs that begin alike, so that the intent shows in the word,
-not in its first letter.
+and a text is read back sentence by sentence. Opinion words come in pairs that begin alike, so that the intent shows in the
+word, not in its first letter.
 """
 
 from __future__ import annotations
