@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from latentlm_evals.letter.groups import MEMBERS
 from latentlm_evals.probe.generated import Groups, Swap
 from latentlm_evals.probe.intervals import Interval
 from latentlm_evals.probe.probing import ALL, Probed
@@ -26,33 +27,35 @@ def show(found: Probed, *, console: Console) -> None:
 
 def _known(found: Probed) -> Table:
     """What features say of the label."""
-    table = _table("What z knows: by a linear classifier, on texts that it has not seen",
-                   ["asked", "numbers", "bits, at least", "the same, labels shuffled", "right"])  # fmt: skip
+    table = _table("What z knows: bits of the label at least, by a linear classifier on unseen texts",
+                   ["", "bits", "labels shuffled", "share right"])  # fmt: skip
     for name, one in found.known.items():
-        called = name if name != ALL or len(found.known) == 1 else "z, all of it"
-        table.add_row(escape(called), str(one.features), _text(one.information), _text(one.shuffled), _text(one.accuracy))
-    table.add_row("the commoner label", "–", "0", "–", f"{found.majority:.2f}")
+        called = "z, all of it" if name == ALL and len(found.written.swaps) > 1 else name
+        table.add_row(escape(called), _text(one.information), _text(one.shuffled), _text(one.accuracy))
+    table.add_row("the commoner label", "0", "", f"{found.majority:.2f}")
     return table
 
 
 def _swaps(found: Probed) -> Table:
     """What exchanging z does."""
-    table = _table("What the decoder does with it: z of a positive text exchanged for z of a negative one",
-                   ["exchanged", "pairs", "flips", "the other way", "texts with z's label", "neither"])  # fmt: skip
+    pairs = found.written.swaps[0].pairs
+    table = _table(f"What the decoder does: z of a positive text for z of a negative one, {pairs} pairs",
+                   ["exchanged", "flips", "the other way", "z's own label", "neither"])  # fmt: skip
     for one in found.written.swaps:
         table.add_row(escape(one.name), *_swap(one))
     if found.baseline is not None:
-        table.add_row("baseline, drawn twice", *_swap(found.baseline.swaps[0]))
+        table.add_row("baseline, twice", *_swap(found.baseline.swaps[0]))
     return table
 
 
 def _swap(one: Swap) -> list[str]:
-    return [str(one.pairs), _text(one.flips), _text(one.other_way), _text(one.follows), f"{one.undecided:.2f}"]
+    return [_text(one.flips), _text(one.other_way), _text(one.follows), f"{one.undecided:.2f}"]
 
 
 def _groups(found: Probed) -> Table:
     """What texts under one z agree in."""
-    table = _table("Pairs of texts with one label", ["", "groups", "under one z", "under two", "neither"])
+    table = _table(f"Pairs of texts with the same label, {found.written.groups.groups} groups of {MEMBERS}",
+                   ["", "under one z", "under two", "neither"])  # fmt: skip
     table.add_row("z from the prior", *_group(found.written.groups))
     if found.baseline is not None:
         table.add_row("baseline, no z", *_group(found.baseline.groups))
@@ -60,11 +63,11 @@ def _groups(found: Probed) -> Table:
 
 
 def _group(one: Groups) -> list[str]:
-    return [str(one.groups), _text(one.within), _text(one.across), f"{one.undecided:.2f}"]
+    return [_text(one.within), _text(one.across), f"{one.undecided:.2f}"]
 
 
 def _text(one: Interval) -> str:
-    return escape(f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]")
+    return escape(f"{one.value:.2f} [{one.low:.2f} {one.high:.2f}]")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
