@@ -68,11 +68,11 @@ def coin_decoder(decoder: str) -> ComposedDecoder:
 def trained(model: ComposedDecoder) -> ComposedDecoder:
     """On tosses of the coin, for a second."""
     optimiser = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=0.02)
-    rows = [[256, *text, 256] for text in Coin(length=3, flip=0.1).texts(64 * 100, seed=0)]
-    for step in range(100):
-        here = rows[64 * step : 64 * (step + 1)]
+    rows = [[256, *text, 256] for text in Coin(length=3, flip=0.1).texts(32 * 80, seed=0)]
+    for step in range(80):
+        here = rows[32 * step : 32 * (step + 1)]
         batch = Batch.of([row[:-1] for row in here], [row[1:] for row in here])
-        loss = model.loss(batch, step=step, noise=Noise.keyed(0, list(range(64))))
+        loss = model.loss(batch, step=step, noise=Noise.keyed(0, list(range(32))))
         optimiser.zero_grad()
         loss.total.backward()
         optimiser.step()
@@ -115,7 +115,7 @@ def test_exchanging_it_flips_what_is_written(found: Probed) -> None:
     assert swap.flips.value == pytest.approx(RIGHT**2, abs=0.1)
     assert swap.other_way.value < 0.1
     assert swap.follows.value > 0.9
-    assert found.written.groups.within.low > found.written.groups.across.high
+    assert found.written.groups.more.low > 0.1
 
 
 def test_the_baseline_flips_either_way_and_its_groups_agree_by_chance(found: Probed) -> None:
@@ -124,7 +124,7 @@ def test_the_baseline_flips_either_way_and_its_groups_agree_by_chance(found: Pro
     assert swap.flips.value == pytest.approx(0.25, abs=0.15)
     assert swap.other_way.value == pytest.approx(0.25, abs=0.15)
     assert swap.follows.value == pytest.approx(0.5, abs=0.12)
-    assert found.baseline.groups.within.value == pytest.approx(found.baseline.groups.across.value, abs=0.12)
+    assert found.baseline.groups.more.value == pytest.approx(0.0, abs=0.12)
 
 
 def test_a_z_that_says_nothing_of_the_text_is_worth_nothing(knowing: ComposedDecoder) -> None:
@@ -200,7 +200,7 @@ def test_pairs_and_groups_are_counted_by_hand() -> None:
     assert swap.undecided == 1 / 8
     groups = agreement(np.array([[1, 1, 1], [-1, -1, 0]]))
     assert groups.within.value == pytest.approx((1 + 1 / 3) / 2)
-    assert groups.across.value == 0.0
+    assert (groups.across.value, groups.more.value) == (0.0, groups.within.value)
     assert groups.undecided == pytest.approx(1 / 6)
 
 
@@ -218,7 +218,8 @@ def test_ratings_of_a_file_are_parted_in_the_middle_or_where_it_is_said(tmp_path
     assert (found.threshold, found.left_out, len(found.texts)) == (3.0, 10, 40)
     assert found.labels.mean() == 0.5
     assert read_attribute(stars, count=1, threshold=4.5).labels.sum() == 10
-    signed = rated(tmp_path / "signed.jsonl", [{"text": "a", "rating": 3}, {"text": "b", "rating": -0.1}, {"text": "c", "rating": 0}])
+    rows = [{"text": "a", "rating": 3}, {"text": "b", "rating": -0.1}, {"text": "c", "rating": 0}]
+    signed = rated(tmp_path / "signed.jsonl", rows)
     assert read_attribute(signed, count=1).labels.tolist() == [True, False]
     words = rated(tmp_path / "words.jsonl", [{"text": "a", "rating": "Positive"}, {"text": "b", "rating": False}])
     assert read_attribute(words, count=1).labels.tolist() == [True, False]
@@ -291,7 +292,8 @@ def test_the_lexicon_adds_valences_and_words_are_learned_from_the_rated_texts(tm
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("leixcon", 'Did you mean "lexicon"'), ("rule", "take lexicon or words"), ("lexicon", "latentlm reviews")]
+    ("name", "message"),
+    [("leixcon", 'Did you mean "lexicon"'), ("rule", "take lexicon or words"), ("lexicon", "latentlm reviews")],
 )
 def test_a_judge_that_cannot_judge_is_refused(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,7 @@ import numpy as np
 from latentlm.generation import generate
 from latentlm.interface import Generation, Latent, LatentDecoder, Latents, Wanted
 from latentlm_evals.letter.groups import MEMBERS
-from latentlm_evals.probe.intervals import Interval, share
+from latentlm_evals.probe.intervals import Interval, bootstrapped, share
 from latentlm_evals.probe.judges import Judge
 
 _ROWS = 64
@@ -70,6 +70,8 @@ class Groups:
     groups: int
     within: Interval
     across: Interval
+    more: Interval
+    """Within less across."""
     undecided: float
 
 
@@ -123,7 +125,13 @@ def agreement(read: np.ndarray) -> Groups:
     groups, members = read.shape
     within = sum(count * (count - 1) for count in counts) / (members * (members - 1))
     across = sum(count * (count.sum() - count) for count in counts) / (members * members * (groups - 1))
-    return Groups(groups, share(within), share(across), float((read == 0).mean()))
+    return Groups(
+        groups=groups,
+        within=bootstrapped(within),
+        across=bootstrapped(across),
+        more=bootstrapped(within - across),
+        undecided=float((read == 0).mean()),
+    )
 
 
 def _generated(

@@ -55,7 +55,7 @@ def _swap(one: Swap) -> list[str]:
 def _groups(found: Probed) -> Table:
     """What texts under one z agree in."""
     table = _table(f"Pairs of texts with the same label, {found.written.groups.groups} groups of {MEMBERS}",
-                   ["", "under one z", "under two", "neither"])  # fmt: skip
+                   ["", "under one z", "under two", "more", "neither"])  # fmt: skip
     table.add_row("z from the prior", *_group(found.written.groups))
     if found.baseline is not None:
         table.add_row("baseline, no z", *_group(found.baseline.groups))
@@ -63,7 +63,7 @@ def _groups(found: Probed) -> Table:
 
 
 def _group(one: Groups) -> list[str]:
-    return [_text(one.within), _text(one.across), f"{one.undecided:.2f}"]
+    return [_text(one.within), _text(one.across), _text(one.more), f"{one.undecided:.2f}"]
 
 
 def _text(one: Interval) -> str:
