@@ -41,7 +41,7 @@ def probe(
     model: Annotated[str, typer.Argument(help="A model with latents: zoo name, run folder or card.", show_default=False)],
     attribute: Annotated[str, typer.Option(help="Texts and their labels; see below.", show_default=False)],
     baseline: Annotated[str | None, typer.Option(help="A decoder without latents, to lay beside.", show_default=False)] = None,
-    texts: Annotated[int, typer.Option(min=40, help="Rated texts, at most.")] = 400,
+    texts: Annotated[int, typer.Option(min=40, help="Rated texts, at most.")] = 1000,
     pairs: Annotated[int, typer.Option(min=2, help="Pairs of texts whose z are exchanged, at most.")] = 100,
     groups: Annotated[int, typer.Option(min=2, help="Groups of five texts under one z.")] = 40,
     prompt: Annotated[str, typer.Option(help="What generated texts begin with.", show_default=False)] = "",
@@ -74,6 +74,7 @@ def probe(
     found.check()
     judge_name(judge, found)
     settings = Settings(pairs=pairs, groups=groups, prompt=prompt, max_tokens=max_tokens, seed=seed, judge=judge)
+    _make(out)
     decoder = load_model(model, device=device)
     plain = None if baseline is None else load_model(baseline, device=device)
     found, seen = without_trained(found, [one for one in (model, baseline) if one is not None])
@@ -81,7 +82,6 @@ def probe(
         console.print(f"{seen} texts that were trained on are left out.")
     with _bars(console) as progress:
         result = probed(decoder, found.chosen(texts, seed=seed), settings, baseline=plain, progress=progress)
-    out.mkdir(parents=True, exist_ok=True)
     plainly = {"model": model, "baseline": baseline, "trained_on": seen, **asdict(result)}
     (out / "probe.json").write_text(as_json(plainly) + "\n", encoding="utf-8")
     (out / "probe.svg").write_text(picture(result, model), encoding="utf-8")
@@ -90,6 +90,14 @@ def probe(
         return
     table.show(result, console=console)
     console.print(f"Picture: {out / 'probe.svg'}   numbers: {out / 'probe.json'}", markup=False)
+
+
+def _make(folder: Path) -> None:
+    """The folder of the results. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be made: {error.strerror}. Choose another folder.") from None
 
 
 @contextmanager

@@ -36,6 +36,8 @@ COMMANDS: dict[str, str] = {
     "eval": "Run lm-eval tasks on a model.",
     "reproduce": "Repeat an experiment of the literature: the Free Transformer's Figure 4.",
     "study": "Train and compare the arms of a controlled study, several seeds each.",
+    "probe": "Ask what z knows of an attribute of a text, and whether the decoder uses it.",
+    "reviews": "Fetch rated sentences of movie reviews, to train on and to probe with.",
     "schedules": "List KL schedules, plot what each does, see which revive a latent.",
 }
 

@@ -30,7 +30,7 @@ from latentlm_evals.probe.features import encoded
 from latentlm_evals.probe.generated import Pair, agreement, judged
 from latentlm_evals.probe.intervals import bootstrapped, share
 from latentlm_evals.probe.picture import draw, picture
-from latentlm_evals.probe.probing import Probed, Settings, probe
+from latentlm_evals.probe.probing import Example, Probed, Settings, probe
 from latentlm_evals.probe.unseen import without_trained
 from latentlm_evals.probe_cli import app
 
@@ -307,7 +307,7 @@ def test_a_judge_that_cannot_judge_is_refused(
 
 
 def test_strange_text_reaches_the_picture_as_text(found: Probed) -> None:
-    odd = replace(found, examples=[("$x_1^", "\x1b[31m", Pair("$a$ costs $\\frac", "<&>\x00\ud800 " + "w" * 300))])
+    odd = replace(found, examples=[Example(("$x_1^", "\x1b[31m"), ("$a$ costs $\\frac", "<&>\x00\ud800" + "w" * 300), (1, 0))])
     text = picture(odd, "m_$y^")
     assert "\x1b" not in text
     assert "\x00" not in text
@@ -322,7 +322,7 @@ def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     numbers = json.loads(done.stdout)
     assert numbers == json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
-    assert set(numbers["known"]) == {"z", "intent", "bits", "words", "states of the baseline"}
+    assert set(numbers["known"]) == {"z", "intent", "bits", "words", "baseline states"}
     assert [swap["name"] for swap in numbers["written"]["swaps"]] == ["z", "intent", "bits"]
     assert len(numbers["scores"]) == numbers["texts"] == 60
     assert "<svg" in (tmp_path / "probe.svg").read_text(encoding="utf-8")

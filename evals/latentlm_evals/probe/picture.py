@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentlm_evals.probe.generated import Pair
 from latentlm_evals.probe.probing import ALL, Probed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POSITIVE, NEGATIVE, GREY = "#2b8a3e", "#c2255c", "#868e96"
-_WIDTH, _LINES = 54, 3
+POSITIVE, NEGATIVE, GREY = "#1c3fb7", "#e8590c", "#868e96"
+_WIDTH, _LINES = 68, 2
 _SHOWN = 3
 """Pairs of texts."""
 
@@ -40,7 +39,8 @@ def draw(found: Probed, model: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _texts(left, found)
     _written(right, found)
-    figure.suptitle(printable(f"{model}: what z knows of {found.attribute}"), x=0.01, ha="left", fontsize=12, fontweight="bold")
+    title = f"{model}: does its latent z know whether a text of {found.attribute} is positive, and write so?"
+    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
@@ -68,7 +68,7 @@ def _texts(axes: Axes, found: Probed) -> None:
     axes.set_xlabel("z says negative  ←   log odds, by a linear probe   →  z says positive", fontsize=9)
     z = found.known[ALL]
     axes.set_title(
-        f"Each dot is a text: its z tells its label in {z.accuracy.value:.0%} of {found.texts}\n", loc="left", fontsize=10.5,
+        f"A dot is a text. Its z tells {z.accuracy.value:.0%} of {found.texts} labels\n", loc="left", fontsize=10.5,
         fontweight="bold",
     )  # fmt: skip
     axes.text(
@@ -83,30 +83,27 @@ def _written(axes: Axes, found: Probed) -> None:
     """Pairs of texts, one below the other."""
     swap = found.written.swaps[0]
     axes.set_title(
-        f"What the model writes when z is exchanged: {swap.flips.value:.0%} of {swap.pairs} pairs flip\n", loc="left",
-        fontsize=10.5, fontweight="bold",
+        f"z exchanged: {swap.flips.value:.0%} of {swap.pairs} pairs flip with it, {swap.other_way.value:.0%} the other way\n",
+        loc="left", fontsize=10.5, fontweight="bold",
     )  # fmt: skip
     axes.text(
-        0, 1.02, f"from one start and the same random numbers; {swap.other_way.value:.0%} flip the other way", fontsize=9,
+        0, 1.02, "what is written, each pair from the same random numbers; blue reads positive, orange negative", fontsize=9,
         color=GREY, transform=axes.transAxes,
     )  # fmt: skip
     place = 0.0
-    for number, (positive, negative, pair) in enumerate(found.examples[:_SHOWN], 1):
-        for colour, sign, whose, text in _rows(positive, negative, pair):
-            lines = _wrapped(text)
-            axes.text(0.0, place, f"{number}{sign}", fontsize=9, va="top", color=colour, fontweight="bold")
-            axes.text(0.06, place, "\n".join(lines), fontsize=8.5, va="top", color=colour, family="monospace")
-            place += 0.95 * len(lines)
-            axes.text(0.06, place, f"under z of: {printable(whose, 70)}", fontsize=7.5, va="top", color=GREY)
-            place += 1.15
-        place += 0.35
+    for example in found.examples[:_SHOWN]:
+        for side, colour in ((0, POSITIVE), (1, NEGATIVE)):
+            axes.text(0.0, place, ("+", "–")[side], fontsize=11, va="top", color=colour, fontweight="bold")
+            axes.text(0.03, place, f"under z of:  {printable(example.texts[side], 80)}", fontsize=8, va="top", color=GREY)
+            place += 0.9
+            lines = _wrapped(example.written[side])
+            shown = {1: POSITIVE, -1: NEGATIVE, 0: "black"}[example.read[side]]
+            axes.text(0.03, place, "\n".join(lines), fontsize=8.5, va="top", color=shown, family="monospace")
+            place += 0.95 * len(lines) + 0.25
+        place += 0.5
     axes.set_xlim(0, 1)
     axes.set_ylim(max(place, 1.0), -0.3)
     axes.set_axis_off()
-
-
-def _rows(positive: str, negative: str, pair: Pair) -> list[tuple[str, str, str, str]]:
-    return [(POSITIVE, "+", positive, pair.positive), (NEGATIVE, "–", negative, pair.negative)]
 
 
 def _wrapped(text: str) -> list[str]:

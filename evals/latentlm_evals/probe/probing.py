@@ -82,6 +82,17 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A pair whose z were exchanged: of the positive text, then of the negative one."""
+
+    texts: tuple[str, str]
+    """Whose z."""
+    written: tuple[str, str]
+    read: tuple[int, int]
+    """By the judge."""
+
+
+@dataclass(frozen=True)
 class Probed:
     """Everything that the probe found."""
 
@@ -93,17 +104,18 @@ class Probed:
     """Bits of the intent that a text shows; None where that is not known."""
     judge: str
     judge_accuracy: Interval
-    """On the rated texts."""
+    """On the rated texts, out of fold where it was fitted on them; what it reads as neither is wrong."""
+    judge_undecided: float
+    """Share of the rated texts."""
     known: dict[str, Known]
-    """By what is asked: the latents together ("z"), each of several, "words", "states of the baseline"."""
+    """By what is asked: the latents together ("z"), each of several, "words", "baseline states"."""
     written: Written
     baseline: Written | None
     scores: list[float] = field(default_factory=list)
     """Log odds of each text by z, from the texts of the other folds."""
     ratings: list[float] = field(default_factory=list)
     threshold: float = 0.0
-    examples: list[tuple[str, str, Pair]] = field(default_factory=list)
-    """Texts whose z were exchanged, positive and negative, and what was written under each."""
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def majority(self) -> float:
@@ -125,13 +137,14 @@ def probe(
         raise UserError("The baseline has latents; it is there to show what a model without any does: give a vanilla decoder.")
     name = judges.judge_name(settings.judge, attribute)
     judge = judges.make_judge(name, attribute)
+    read = np.array([judge(text.decode(errors="replace")) for text in attribute.texts])
     labels, texts = attribute.labels, attribute.texts
     z = encoded(model, texts, seed=settings.seed, progress=_of(progress, "reading z"))
     answers = out_of_fold(z.joined, labels, seed=settings.seed)
     of_words = Vocabulary.of(texts).counts(texts)
     asked = {ALL: z.joined, **(z.pooled if len(z.pooled) > 1 else {}), "words": of_words}
     if baseline is not None:
-        asked["states of the baseline"] = states(baseline, texts, progress=_of(progress, "reading the baseline's states"))
+        asked["baseline states"] = states(baseline, texts, progress=_of(progress, "reading the baseline's states"))
     known = {}
     for number, (what, features) in enumerate(asked.items()):
         progress("fitting classifiers", number, len(asked))
@@ -144,16 +157,25 @@ def probe(
         positive=float(labels.mean()),
         ceiling=None if attribute.source is None else float(attribute.source.information / np.log(2)),
         judge=name,
-        judge_accuracy=_judge_accuracy(name, judge, attribute, known["words"]),
+        judge_accuracy=known["words"].accuracy if name == "words" else share(np.where(labels, read > 0, read < 0)),
+        judge_undecided=float((read == 0).mean()),
         known=known,
         written=written,
         baseline=None if baseline is None else _of_baseline(baseline, len(positive), settings, attribute, judge, progress),
         scores=answers.logits.tolist(),
         ratings=attribute.ratings.tolist(),
         threshold=attribute.threshold,
-        examples=[(texts[one].decode(errors="replace"), texts[other].decode(errors="replace"), pair)
+        examples=[_example(texts[one], texts[other], pair, judge)
                   for one, other, pair in zip(positive, negative, pairs, strict=True)],
     )  # fmt: skip
+
+
+def _example(positive: bytes, negative: bytes, pair: Pair, judge: judges.Judge) -> Example:
+    return Example(
+        texts=(positive.decode(errors="replace"), negative.decode(errors="replace")),
+        written=(pair.positive, pair.negative),
+        read=(judge(pair.positive), judge(pair.negative)),
+    )
 
 
 def _known(features: Features, labels: np.ndarray, answers: Answers | None, seed: int) -> Known:
@@ -207,14 +229,6 @@ def _writing(
         progress(what, done, total)
 
     return Writing(settings.prompt, settings.length(model, attribute), settings.seed, wrote)
-
-
-def _judge_accuracy(name: str, judge: judges.Judge, attribute: Attribute, words: Known) -> Interval:
-    """On the rated texts; of the judge that was fitted on them, out of fold."""
-    if name == "words":
-        return words.accuracy
-    read = np.array([judge(text.decode(errors="replace")) for text in attribute.texts])
-    return share(np.where(attribute.labels, read > 0, read < 0))
 
 
 def _of(progress: Progress, what: str) -> Callable[[int, int], None]:

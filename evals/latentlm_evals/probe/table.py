@@ -22,17 +22,20 @@ def show(found: Probed, *, console: Console) -> None:
     console.print(_known(found))
     console.print(_swaps(found))
     console.print(_groups(found))
-    console.print(f"Judge of what was written: {found.judge}, right about {_text(found.judge_accuracy)} of the rated texts.")
+    console.print(
+        f"Judge of what was written: {found.judge}. It is right about {_text(found.judge_accuracy)} of the rated texts, and "
+        f'reads {found.judge_undecided:.2f} as neither ("none").'
+    )
 
 
 def _known(found: Probed) -> Table:
     """What features say of the label."""
-    table = _table("What z knows: bits of the label at least, by a linear classifier on unseen texts",
+    table = _table("Bits of the label that z has at least, by a linear classifier on unseen texts",
                    ["", "bits", "labels shuffled", "share right"])  # fmt: skip
     for name, one in found.known.items():
         called = "z, all of it" if name == ALL and len(found.written.swaps) > 1 else name
         table.add_row(escape(called), _text(one.information), _text(one.shuffled), _text(one.accuracy))
-    table.add_row("the commoner label", "0", "", f"{found.majority:.2f}")
+    table.add_row("commoner label", "0", "", f"{found.majority:.2f}")
     return table
 
 
@@ -40,7 +43,7 @@ def _swaps(found: Probed) -> Table:
     """What exchanging z does."""
     pairs = found.written.swaps[0].pairs
     table = _table(f"What the decoder does: z of a positive text for z of a negative one, {pairs} pairs",
-                   ["exchanged", "flips", "the other way", "z's own label", "neither"])  # fmt: skip
+                   ["exchanged", "flips", "the other way", "z's own label", "none"])  # fmt: skip
     for one in found.written.swaps:
         table.add_row(escape(one.name), *_swap(one))
     if found.baseline is not None:
@@ -55,10 +58,10 @@ def _swap(one: Swap) -> list[str]:
 def _groups(found: Probed) -> Table:
     """What texts under one z agree in."""
     table = _table(f"Pairs of texts with the same label, {found.written.groups.groups} groups of {MEMBERS}",
-                   ["", "under one z", "under two", "more", "neither"])  # fmt: skip
-    table.add_row("z from the prior", *_group(found.written.groups))
+                   ["", "under one z", "under two", "more", "none"])  # fmt: skip
+    table.add_row("this model", *_group(found.written.groups))
     if found.baseline is not None:
-        table.add_row("baseline, no z", *_group(found.baseline.groups))
+        table.add_row("baseline", *_group(found.baseline.groups))
     return table
 
 
@@ -67,7 +70,8 @@ def _group(one: Groups) -> list[str]:
 
 
 def _text(one: Interval) -> str:
-    return escape(f"{one.value:.2f} [{one.low:.2f} {one.high:.2f}]")
+    value, low, high = (round(number, 2) + 0.0 for number in (one.value, one.low, one.high))  # no -0.00
+    return escape(f"{value:.2f} [{low:.2f} {high:.2f}]")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
