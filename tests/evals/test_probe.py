@@ -29,7 +29,7 @@ from latentlm_evals.probe.classify import out_of_fold, shuffled
 from latentlm_evals.probe.features import encoded
 from latentlm_evals.probe.generated import Pair, agreement, judged
 from latentlm_evals.probe.intervals import bootstrapped, share
-from latentlm_evals.probe.picture import draw, picture
+from latentlm_evals.probe.picture import NEGATIVE, POSITIVE, draw, picture
 from latentlm_evals.probe.probing import Example, Probed, Settings, probe
 from latentlm_evals.probe.unseen import without_trained
 from latentlm_evals.probe_cli import app
@@ -312,7 +312,16 @@ def test_strange_text_reaches_the_picture_as_text(found: Probed) -> None:
     assert "\x1b" not in text
     assert "\x00" not in text
     assert picture(odd, "m_$y^") == text
-    assert "flip the other way" in draw(odd, "m").axes[1].texts[0].get_text()
+
+
+def test_the_picture_says_the_numbers_and_what_each_text_reads_as(found: Probed) -> None:
+    left, right = draw(found, "m").axes
+    assert f"{found.known['z'].accuracy.value:.0%} of {found.texts} labels" in left.get_title(loc="left")
+    assert f"{found.written.swaps[0].flips.value:.0%} of {found.written.swaps[0].pairs} pairs" in right.get_title(loc="left")
+    assert sum(len(dots.get_offsets()) for dots in left.collections) == found.texts
+    written = [one for one in right.texts if one.get_family() == ["monospace"]]
+    reads = [{POSITIVE: 1, NEGATIVE: -1}.get(str(one.get_color()), 0) for one in written]
+    assert reads == [read for example in found.examples[:3] for read in example.read]
 
 
 def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:

@@ -38,4 +38,7 @@ def _documents(model: str) -> Iterable[bytes]:
     data = parse(Recipe, read_yaml(path), source=f"recipe {path}").data
     if not typed_path(data.path).exists():
         return ()
-    return (document.data for document in load_documents(data).train)
+    try:
+        return [document.data for document in load_documents(data).train]
+    except UserError:  # something else lies there now
+        return ()
