@@ -25,7 +25,7 @@ from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.data.synthetic import Coin
 from latentlm_evals.probe import judges
 from latentlm_evals.probe.attributes import Attribute, read_attribute
-from latentlm_evals.probe.classify import out_of_fold, shuffled
+from latentlm_evals.probe.classify import Answers, fitted, out_of_fold, shuffled
 from latentlm_evals.probe.features import encoded
 from latentlm_evals.probe.generated import Pair, agreement, judged
 from latentlm_evals.probe.intervals import bootstrapped, share
@@ -180,6 +180,16 @@ def test_many_features_that_mean_nothing_are_not_believed() -> None:
     assert -0.05 < shuffled(labels[:, None].astype(float), labels).information.value < 0.02
     constant = out_of_fold(np.zeros((200, 3)), labels)
     assert constant.accuracy.value == pytest.approx(1 - labels.mean())
+
+
+def test_what_a_classifier_has_learned_by_heart_does_not_count() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.random(150) < 0.5
+    seen = (labels ^ (rng.random(150) < 0.15)).astype(float)[:, None]
+    features = np.concatenate((4 * seen, rng.normal(size=(150, 60))), axis=1)
+    by_heart = fitted(features, labels).logits(features)
+    assert Answers(labels, by_heart, np.full(150, 0.5)).information.value > 0.45
+    assert out_of_fold(features, labels).information.value < 0.39, "what the channel has"
 
 
 def test_intervals_have_a_length_at_the_ends_and_hold_the_mean() -> None:
