@@ -37,6 +37,8 @@ COMMANDS: dict[str, str] = {
     "reproduce": "Repeat an experiment of the literature: the Free Transformer's Figure 4.",
     "study": "Train and compare the arms of a controlled study, several seeds each.",
     "diversity": "Diversity and pass@k of samples: latents shared or fresh, greedy or temperature.",
+    "probe": "Ask what z knows of an attribute of a text, and whether the decoder uses it.",
+    "reviews": "Fetch rated sentences of movie reviews, to train on and to probe with.",
     "schedules": "List KL schedules, plot what each does, see which revive a latent.",
 }
 

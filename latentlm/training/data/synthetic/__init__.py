@@ -17,12 +17,16 @@ from latentlm.errors import UserError, unknown_name
 from latentlm.training.data.synthetic.coin import Coin
 from latentlm.training.data.synthetic.letter import Letter
 from latentlm.training.data.synthetic.plans import Automaton, Plan, Product, Subset, Sums
-from latentlm.training.data.synthetic.source import Source
+from latentlm.training.data.synthetic.reviews import Reviews
+from latentlm.training.data.synthetic.source import Decided, Source
 
-__all__ = ["Automaton", "Coin", "Letter", "Plan", "Product", "Source", "Subset", "Sums", "source"]
+__all__ = [
+    "Automaton", "Coin", "Decided", "Letter", "Plan", "Product", "Reviews", "Source", "Subset", "Sums", "source",
+]  # fmt: skip
 
 SOURCES: dict[str, type[Source]] = {
     "letter": Letter, "coin": Coin, "sums": Sums, "product": Product, "automaton": Automaton, "subset": Subset,
+    "reviews": Reviews,
 }  # fmt: skip
 PREFIX = "synthetic:"
 """What a data path begins with that names a source."""

@@ -15,11 +15,11 @@ from functools import cached_property
 import numpy as np
 
 from latentlm.errors import UserError
-from latentlm.training.data.synthetic.source import Source, uniform
+from latentlm.training.data.synthetic.source import Decided, uniform
 
 
 @dataclass(frozen=True)
-class Coin(Source):
+class Coin(Decided):
     """Fleuret 2025, section 2."""
 
     length: int = 32
@@ -39,16 +39,35 @@ class Coin(Source):
 
     @cached_property
     def information(self) -> float:
-        """I(Z; X), nats: what a latent can hold, and all that it is worth."""
+        """As Decided has it: I(Z; X)."""
         return self.entropy + self.length * (self.flip * math.log(self.flip) + (1 - self.flip) * math.log(1 - self.flip))
 
     def texts(self, count: int, *, seed: int) -> list[bytes]:
         """As Source has it."""
         found: list[bytes] = []
         for drawn in uniform(count, self.length + 1, seed=seed):
-            heads = (drawn[:, :1] < 0.5) ^ (drawn[:, 1:] < self.flip)
-            found += [row.tobytes() for row in np.where(heads, np.uint8(ord("H")), np.uint8(ord("T")))]
+            found += [row.tobytes() for row in np.where(self.tosses(drawn), np.uint8(ord("H")), np.uint8(ord("T")))]
         return found[:count]
+
+    def tosses(self, drawn: np.ndarray) -> np.ndarray:
+        """(N, length) bool, heads, from uniform numbers (N, length + 1): the first decides Z, the others who lies."""
+        return self.sides(drawn) ^ (drawn[:, 1:] < self.flip)
+
+    @staticmethod
+    def sides(drawn: np.ndarray) -> np.ndarray:
+        """(N, 1) bool: Z, from the same numbers."""
+        heads: np.ndarray = drawn[:, :1] < 0.5
+        return heads
+
+    def intents(self, count: int, *, seed: int) -> np.ndarray:
+        """As Decided has it: Z."""
+        drawn = uniform(count, self.length + 1, seed=seed)
+        return np.concatenate([self.sides(block)[:, 0] for block in drawn])[:count]
+
+    def read(self, text: str) -> int:
+        """As Decided has it: the side that more tosses show, or fewer where the liar lies more often than not."""
+        more = int(np.sign(text.count("H") - text.count("T")))
+        return more if self.flip < 0.5 else -more if self.flip > 0.5 else 0
 
     def nats(self, texts: Sequence[bytes]) -> np.ndarray:
         """As Source has it."""

@@ -33,6 +33,24 @@ class Source(ABC):
         """-log p of each text, (N,) float64; infinite for what the source never writes."""
 
 
+class Decided(Source):
+    """A source that decides first: each text has an intent, one of two and equally likely, drawn before its words, which show
+    it. What a latent may hold of it is known."""
+
+    @abstractmethod
+    def intents(self, count: int, *, seed: int) -> np.ndarray:
+        """(N,) bool: the intents of `texts` of the same count and seed."""
+
+    @abstractmethod
+    def read(self, text: str) -> int:
+        """The likelier intent of any text, one that the source would never write too: 1, -1, or 0 where neither is."""
+
+    @property
+    @abstractmethod
+    def information(self) -> float:
+        """I(intent; text), nats: what a latent can hold of it, and all that it is worth."""
+
+
 def uniform(count: int, width: int, *, seed: int) -> Iterator[np.ndarray]:
     """At least `count` rows of `width` uniform numbers in [0, 1), in blocks: a function of the seed alone. numpy promises the
     words of its counter-based generator, not what it makes of them."""
