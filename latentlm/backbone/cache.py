@@ -45,6 +45,8 @@ class KVCache:
         """Of the pass under way."""
         self.prefixes: dict[int, dict[_Key, Prefix]] = {}
         self.crosses: dict[int, dict[_Key, Cross]] = {}
+        self.kept: dict[str, Tensor] = {}
+        """(B, ...) each: what else a decoder keeps of its rows from pass to pass, under names of its own."""
         self._begins: dict[str, Tensor] = {}  # of the pass under way
         self._joins: dict[tuple[str, tuple[int, ...]], _Join] = {}  # of the pass under way: blocks share who sees a prefix
         self._documents: Tensor | None = None  # (B, capacity)
@@ -161,6 +163,7 @@ class KVCache:
         chosen = KVCache(len(self._keys), capacity=self.capacity)
         chosen.start, chosen.length, chosen.plain = self.start, self.length, self.plain
         chosen._documents = None if self._documents is None else self._documents.index_select(0, rows)
+        chosen.kept = {name: tensor.index_select(0, rows) for name, tensor in self.kept.items()}
         picked: dict[int, tuple[Tensor, Tensor]] = {}
 
         def pick(tensor: Tensor) -> Tensor:

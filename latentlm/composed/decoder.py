@@ -30,6 +30,7 @@ from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
 from latentlm.interface import (
     Batch,
+    BlockCondition,
     Context,
     Distribution,
     Encoder,
@@ -129,7 +130,12 @@ class ComposedDecoder(LatentDecoder):
         turn = rotation(self.config.backbone, batch.positions)
         if cache is not None:
             cache.extend(batch.documents, rotation=turn, plain=bool((batch.documents == 0).all()))
-        return stages.trunk(self, stages.unrun(self, batch), cache)
+        return stages.trunk(self, stages.unrun(self, batch), cache, self.token_conditions(batch, cache))
+
+    def token_conditions(self, batch: Batch, cache: KVCache | None) -> Mapping[int, BlockCondition]:
+        """What the tokens themselves add to blocks of the trunk, whatever z is; nothing here. A decoder that looks at tokens of
+        earlier passes keeps them in `cache.kept`."""
+        return {}
 
     def shared_context(self, batch: Batch, stems: Stems) -> Context:
         """The trunk of each beginning once, and the rest of each row after it."""

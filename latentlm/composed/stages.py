@@ -25,6 +25,7 @@ from latentlm.composed.sockets import Sockets, needs
 from latentlm.errors import PluginError, UserError
 from latentlm.interface import (
     Batch,
+    BlockCondition,
     Condition,
     Context,
     Latents,
@@ -87,11 +88,21 @@ def _no_sites(batch: Batch) -> SiteMap:
     return SiteMap(torch.full_like(batch.inputs, -1), none)
 
 
-def trunk(decoder: Staged, context: Context, cache: KVCache | None) -> Context:
-    """The context, which has the embedding alone, with the blocks below the first injected one run."""
+def trunk(
+    decoder: Staged, context: Context, cache: KVCache | None, conditions: Mapping[int, BlockCondition] | None = None
+) -> Context:
+    """The context, which has the embedding alone, with the blocks below the first injected one run, under conditions that are
+    free of z."""
     mask, turn = _mask(decoder, context, cache)
     _, taps = decoder.backbone.run(
-        context.taps[0], start=0, stop=decoder.cut, mask=mask, rotation=turn, cache=cache, taps=decoder.taps
+        context.taps[0],
+        start=0,
+        stop=decoder.cut,
+        mask=mask,
+        rotation=turn,
+        conditions=conditions,
+        cache=cache,
+        taps=decoder.taps,
     )
     return replace(context, taps={**context.taps, **taps})
 

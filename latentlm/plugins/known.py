@@ -17,6 +17,7 @@ KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "chunk": ("latentlm", ("chunk", "chunk_codes", "fsq", "causal_codes", "causal_levels", "uniform_levels")),
     "ltm": ("latentlm", ("ltm", "fitted_thoughts", "thoughts")),
     "della": ("latentlm", ("della",)),
+    "ngram": ("latentlm", ("ngram",)),
     "granularities": ("latentlm", ("line", "sentence")),
     "schedules": (
         "latentlm",
