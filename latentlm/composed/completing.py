@@ -34,8 +34,8 @@ def complete(config: ModelConfig, *, plugin_names: list[str] | None = None) -> M
         return filled.model_copy(update={**specs, "granularity": granularity})
     if decoder is not ComposedDecoder:
         raise UserError(
-            f'The decoder "{config.decoder_name}" is a method of its own; several latents are those of decoder "composed", each '
-            f"of which may be `like: {config.decoder_name}`."
+            f'The decoder "{config.decoder_name}" is a method of its own; several latents are those of decoder "composed", '
+            f"each of which may be `like: {config.decoder_name}`."
         )
     latents: dict[str, LatentConfig] = {}
     for name, latent in config.latents.items():

@@ -97,7 +97,8 @@ class NgramDecoder(ComposedDecoder):
             before = cache.kept.get(_KEPT, before)
             cache.kept[_KEPT] = newest(batch.inputs, batch.documents, before)
         rows = self.rows_of(batch.inputs, batch.positions, before)
-        return {self.block: BlockCondition(**{self.settings.slot: rows})}
+        keyed = self.settings.slot == "kv"
+        return {self.block: BlockCondition(kv=rows) if keyed else BlockCondition(residual=rows)}
 
     def rows_of(self, tokens: Tensor, positions: Tensor, before: Tensor) -> Tensor:
         """The sum of the rows of all orders at each position, (B, T, D), from tokens and positions (B, T) and the m tokens

@@ -3,8 +3,8 @@
     h = n;  h = ((h ^ id) 16777619) mod 2^32   for each id, the oldest first
     h = ((h ^ (h >> 16)) 2146121005) mod 2^32;  h = h ^ (h >> 15);  row = h mod rows
 
-n begins the hash, so that 2-grams and 3-grams that share rows lie apart. All factors are below 2^31 and h below 2^32: no product
-leaves int64. Before a document's first token stand ids of its own, V.
+n begins the hash, so that 2-grams and 3-grams that share rows lie apart. All factors are below 2^31 and h below 2^32: no
+product leaves int64. What lies before a document's first token has an id of its own, V.
 
 Legend: B rows of a batch, T tokens, m tokens looked back at, V vocabulary.
 """
