@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from latentlm.composed import build
@@ -18,6 +20,7 @@ from latentlm.training.data.synthetic import Letter
 from latentlm.training.setup import resolve
 from latentlm_evals.study.plan import read_study, runs_of
 from latentlm_evals.study.results import add_line, estimate, finished, read_lines, tabulated
+from latentlm_evals.study.table import tables
 from latentlm_evals.study_cli import app
 
 SMALL = {
@@ -53,6 +56,9 @@ def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> 
     assert call(path, "--dry-run")["waiting"] == ["plain-0", "free-0", "plain-1"]
     plain, free = call(path)
     lines = read_lines(tmp_path / "tiny.jsonl")
+    assert free["means"]["peak_memory_mib"] > 50, "torch alone takes that"
+    assert lines[1]["bits_per_byte"] == pytest.approx(free["bits_per_byte"])
+    assert lines[0]["converged"], "a plain decoder's score is exact"
     assert [(line["arm"], line["seed"]) for line in lines] == [("plain", 0), ("free", 0), ("plain", 1)]
     assert lines[0]["scores"] != lines[2]["scores"], "seeds differ"
     assert (plain["runs"], free["runs"]) == (2, 1)
@@ -71,6 +77,36 @@ def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> 
     changed = written(tmp_path, arms=arms)
     assert call(changed, "--dry-run")["waiting"] == ["free-0"], "an arm that changed is run anew"
     assert [one["arm"] for one in call(changed, "--table")] == ["plain"]
+
+
+def test_a_dry_run_says_what_each_arm_is_before_anything_is_trained(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    found = {one["arm"]: one for one in call(path, "--dry-run")["arms"]}
+    assert {arm: (one["waiting"], one["runs"]) for arm, one in found.items()} == {"plain": (2, 2), "free": (1, 1)}
+    assert found["plain"]["tokens"] == 2 * 4 * 67
+    for run in runs_of(read_study(path), tmp_path):
+        model = build(resolve(run.resolved, tokenizer=ByteTokenizer()).model, device="meta")
+        assert found[run.arm]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["free"]["operations"] > found["plain"]["operations"]
+
+
+def test_the_tables_show_every_control_and_leave_out_what_nothing_has(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path))
+    entropy = {"posterior": 0.5, "shuffled": 0.9, "prior": 0.8, "constant": 0.7}
+    training = {"tokens_per_second": 10.0, "parameters": 1234, "peak_memory_mib": 512.0}
+    found = tabulated(study, {
+        "plain-0": line("plain", 0, [-10.0], training=training),
+        "free-0": line("free", 0, [-10.5], cross_entropy=entropy, training=training),
+    })  # fmt: skip
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(*tables(study, found), sep="\n")
+    said = console.export_text()
+    for cell in ("1,234", "512", "0.5000", "0.9000", "0.8000", "0.7000", "0.40", "persistence", "recovery"):
+        assert cell in said, cell
+    assert "above exact" not in said
+    assert "valid" not in said
+    plain = tables(study, tabulated(study, {"plain-0": line("plain", 0, [-10.0], training=training)}))
+    assert len(plain) == 1, "nothing has a latent"
 
 
 def line(arm: str, seed: int, scores: list[float], **more: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from latentlm_evals.jobs import Job, train_all
 from latentlm_evals.letter.measure import GROUPS, generated
 from latentlm_evals.measure import Precision, Text, held_out_texts, tokenized
 from latentlm_evals.study.plan import Measures, Run, Study
-from latentlm_evals.study.results import Line, add_line, finished, read_lines
+from latentlm_evals.study.results import Line, add_line, estimate, finished, read_lines
 
 _LETTER = f"{PREFIX}letter"
 HELD_OUT_SEED = 1_000_000
@@ -72,7 +72,7 @@ def measured(
 ) -> Line:
     """The line of a trained run."""
     model = zoo.load(out, device="cuda" if torch.cuda.is_available() else "cpu")
-    return {
+    line = {
         "study": study.name,
         "arm": run.arm,
         "seed": run.seed,
@@ -83,6 +83,8 @@ def measured(
         **likelihood_of(model, run.resolved, study.measure, progress=progress),
         **({"groups": asdict(generated(model, groups=GROUPS, seed=0))} if run.resolved.data.path == _LETTER else {}),
     }
+    found = estimate(line)
+    return line | {"bits_per_byte": found.value, "converged": found.converged(study.measure.tolerance)}
 
 
 def likelihood_of(
@@ -126,6 +128,7 @@ def _training(model: LatentDecoder, out: Path) -> dict[str, Any]:
         "tokens": lines[-1]["tokens"],
         "seconds": lines[-1]["elapsed"],
         "tokens_per_second": speeds[len(speeds) // 2],
+        "peak_memory_mib": model.card.training.get("peak_memory_mib") if model.card else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "operations_per_token": cost_of(model, dtype=torch.float32).training_flops_per_token,
     }
