@@ -59,14 +59,16 @@ class KVCache:
         """(B, C) long, -1 in holes."""
         return None if self._documents is None else self._documents[:, : self.length]
 
-    def extend(self, documents: Tensor, *, rotation: Rotation, plain: bool) -> None:
-        """Begin a pass over new columns: their document numbers (B, T), and whether each row goes on without a hole."""
+    def extend(self, documents: Tensor, *, rotation: Rotation, plain: bool, given: Tensor | None = None) -> None:
+        """Begin a pass over new columns: their document numbers (B, T), whether each row goes on without a hole, and how many
+        of the first pass's columns see one another both ways (B,), none by default."""
         self.start, self.length = self.length, self.length + documents.shape[1]
         while self.capacity < self.length:
             self.capacity *= 2
         self._documents = _written(self._documents, documents, self.start, self.capacity, dim=1)
         self.plain = self.plain and plain
-        self.mask = Mask(documents, self._documents[:, : self.length], start=self.start, plain=self.plain)
+        given = given if self.start == 0 else None
+        self.mask = Mask(documents, self._documents[:, : self.length], start=self.start, plain=self.plain, given=given)
         self.rotation = rotation
         self._begins, self._joins = {}, {}
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Staged(Protocol):
     backbone: Transformer
     latents: Mapping[str, Sockets]
     cut: int
+    prompt_both_ways: ClassVar[bool]
 
     @property
     def taps(self) -> frozenset[int]:
@@ -239,4 +240,6 @@ def _mask(decoder: Staged, context: Context, cache: KVCache | None) -> tuple[Mas
         return cache.mask, cache.rotation
     # A single document without padding needs no document mask; `before` contexts have a mask of their own.
     plain = bool((context.documents == 0).all())
-    return Mask(context.documents, context.documents, plain=plain), rotation(decoder.config.backbone, context.positions)
+    prompt = context.given if decoder.prompt_both_ways else None
+    mask = Mask(context.documents, context.documents, plain=plain, given=prompt)
+    return mask, rotation(decoder.config.backbone, context.positions)

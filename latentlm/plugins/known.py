@@ -8,7 +8,7 @@ from latentlm.errors import did_you_mean
 from latentlm.plugins.discovery import ALLOWED, SOCKETS, Plugin
 
 KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "vanilla": ("latentlm", ("vanilla",)),
+    "vanilla": ("latentlm", ("vanilla", "prefix")),
     "free": ("latentlm", ("free", "uniform_bits")),
     "gaussian": (
         "latentlm", ("gaussian", "gaussian_tower", "gaussian_memory", "standard_normal", "mog", "vamp", "prompt_normal"),

@@ -1,6 +1,6 @@
 """The family tree of the zoo: cards by how many latents a text has, then by decoder.
 
-    vanilla, ngram               no latents
+    vanilla, prefix, ngram       no latents
     free, causal                 one latent per token
     chunk                        one latent per chunk of tokens
     gaussian, ltm, della         one latent per document
