@@ -27,7 +27,8 @@ class VanillaDecoder(ComposedDecoder):
         sockets = ("encoder", "prior", "injection", "kl_schedule")
         if filled := [socket for socket in sockets if getattr(config, socket) is not None]:
             raise UserError(
-                f'The decoder "{config.decoder_name}" has no {", ".join(filled)}. Use decoder "composed" to combine parts freely.'
+                f'The decoder "{config.decoder_name}" has no {", ".join(filled)}. Use decoder "composed" to combine parts '
+                "freely."
             )
         if config.event_dims or config.latents:
             raise UserError(

@@ -14,12 +14,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from latentlm.composed import build
+from latentlm.config import BackboneConfig, ModelConfig, Recipe
 from latentlm.errors import UserError
 from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.data.synthetic import Letter
 from latentlm.training.setup import resolve
-from latentlm_evals.study.plan import read_study, runs_of
+from latentlm_evals.study.plan import Measures, read_study, runs_of
 from latentlm_evals.study.results import add_line, estimate, finished, read_lines, tabulated
+from latentlm_evals.study.running import likelihood_of
 from latentlm_evals.study.table import tables
 from latentlm_evals.study_cli import app
 
@@ -140,6 +142,30 @@ def test_an_arm_is_compared_with_the_baseline_text_by_text(tmp_path: Path) -> No
     assert free.means["persistence"] == 0.4
 
 
+def test_what_follows_a_prompt_is_scored_given_it(tmp_path: Path) -> None:
+    """Bits per byte of the rest alone; a plain decoder's scores of prompt and rest add up to that of the text."""
+    for length in (5, 15, 20, 25, 40, 45):  # of the whole ones, the end counts as well
+        (tmp_path / f"{length}.txt").write_text("abcde" * (length // 5), encoding="utf-8")
+    recipe = Recipe.model_validate({"data": {"path": str(tmp_path), "held_out": 0.8}})
+    model = build(ModelConfig(backbone=BackboneConfig(width=16, blocks=1, heads=1, context=64)), seed=1)
+    model.tokenizer = ByteTokenizer()
+
+    def found(size: int, given: int) -> dict[str, Any]:
+        return likelihood_of(model.eval(), recipe, Measures(texts=4, bytes=size, given=given))
+
+    rest, all_of_it, start = found(30, 4), found(30, 0), found(4, 0)
+    assert [both - first for both, first in zip(all_of_it["scores"], start["scores"], strict=True)] == pytest.approx(
+        rest["scores"], abs=1e-4
+    )
+    assert rest["bytes"] == [size - 4 for size in all_of_it["bytes"]]
+    assert rest["targets"] == [number - 4 for number in all_of_it["targets"]]
+
+
+def test_lines_from_before_there_were_prompts_stay_good(tmp_path: Path) -> None:
+    assert "given" not in read_study(written(tmp_path)).measure.facts
+    assert Measures(given=3).facts["given"] == 3
+
+
 def test_a_score_that_has_not_converged_marks_its_arm(tmp_path: Path) -> None:
     study = read_study(written(tmp_path))
     bad = line("free", 0, [-10.0], quarters=[-12.0], sixteenths=[-14.0], standard_errors=[0.5], samples=64, method="iwae")
@@ -171,6 +197,8 @@ def test_the_newest_line_of_a_run_counts(tmp_path: Path) -> None:
         ({"arms": {"a": {"recipe": "vanila-synthetic"}}}, "vanilla-synthetic"),
         ({"arms": {"../a": {"recipe": "vanilla-synthetic"}}}, "no name for an arm"),
         ({"sedes": 3}, "sedes"),
+        ({"measure": {"bytes": 64, "given": 64}}, "nothing is left to score"),
+        ({"measure": {"given": 3}}, "density of synthetic:letter is that of whole texts"),
     ],
 )
 def test_a_faulty_study_is_refused_before_anything_is_trained(

@@ -18,7 +18,7 @@ from rich.console import Console
 from latentlm import zoo
 from latentlm.config import Recipe
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood import score_texts
+from latentlm.likelihood import score_continuations, score_texts
 from latentlm.likelihood.diagnostics import Diagnostics, diagnose
 from latentlm.training.data import load_documents
 from latentlm.training.data.synthetic import PREFIX, source
@@ -94,7 +94,14 @@ def likelihood_of(
     texts, exact = texts_of(recipe, measures)
     tokens = [tokenized(model, text) for text in texts]
     precision = Precision(tolerance=measures.tolerance, max_samples=measures.max_samples)
-    scores = score_texts(model, tokens, **asdict(precision), keys=[text.id for text in texts], progress=progress)
+    keys = [text.id for text in texts]
+    if measures.given:
+        requests = [in_two(model, text, measures.given) for text in texts]
+        scores = score_continuations(model, requests, **asdict(precision), keys=keys, progress=progress)
+        targets = [len(continuation) for _, continuation in requests]
+    else:
+        scores = score_texts(model, tokens, **asdict(precision), keys=keys, progress=progress)
+        targets = [len(text) - 1 for text in tokens]
     return {
         "method": scores[0].method if model.has_latents else "exact",
         "samples": max(score.samples for score in scores),
@@ -104,10 +111,16 @@ def likelihood_of(
         "sixteenths": [_finite(score.sixteenth) for score in scores],
         "freedoms": [_finite(score.freedom) for score in scores],
         **({} if exact is None else {"exact": exact}),
-        "bytes": [len(text.data) for text in texts],
-        "targets": [len(text) - 1 for text in tokens],
+        "bytes": [len(text.data) - measures.given for text in texts],
+        "targets": targets,
         **_latents(model, diagnose(model, tokens, batch_size=32)),
     }
+
+
+def in_two(model: LatentDecoder, text: Text, given: int) -> tuple[list[int], list[int]]:
+    """The tokens of a text's first `given` bytes, and those of the rest, which are encoded by themselves."""
+    start = tokenized(model, Text(text.id, text.data[:given], whole=False))
+    return start, tokenized(model, Text(text.id, text.data[given:], text.whole))[1:]
 
 
 def texts_of(recipe: Recipe, measures: Measures) -> tuple[list[Text], list[float] | None]:
@@ -116,7 +129,7 @@ def texts_of(recipe: Recipe, measures: Measures) -> tuple[list[Text], list[float
         made = source(recipe.data.path.removeprefix(PREFIX))
         drawn = made.texts(measures.texts, seed=HELD_OUT_SEED)
         return [Text(str(number), text, whole=True) for number, text in enumerate(drawn)], (-made.nats(drawn)).tolist()
-    documents = load_documents(recipe.data).held_out
+    documents = [document for document in load_documents(recipe.data).held_out if len(document.data) > measures.given]
     return held_out_texts(documents, count=measures.texts, limit=measures.bytes, seed=0), None
 
 
