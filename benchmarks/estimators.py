@@ -25,8 +25,9 @@ from rich.console import Console
 from benchmarks import estimator_bias
 from benchmarks.outputs import writable
 from benchmarks.report import Table
-from benchmarks.timing import Row, call, interleaved, peak_mib, summary
+from benchmarks.timing import Row, call, interleaved, summary
 from latentlm.interface import Noise
+from latentlm.training.record.memory import peak_mib
 from latentlm_free.estimators import Estimator
 from latentlm_free.table import make_table
 

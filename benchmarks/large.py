@@ -11,9 +11,10 @@ import warnings
 
 import torch
 
-from benchmarks.timing import Row, peak_mib
+from benchmarks.timing import Row
 from latentlm import zoo
 from latentlm.interface import Batch, Noise
+from latentlm.training.record.memory import peak_mib
 from latentlm.zoo import memory
 
 NAME, NEEDED_GIB, TOKENS = "free-8b", 20, 8

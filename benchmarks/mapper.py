@@ -32,7 +32,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.outputs import writable
-from benchmarks.timing import call, peak_mib
+from benchmarks.timing import call
+from latentlm.training.record.memory import peak_mib
 from latentlm_free.mapper import codes, lookup
 from latentlm_free.table import make_table
 

@@ -34,8 +34,9 @@ from benchmarks.contenders import (
     parameters,
     vanilla,
 )
-from benchmarks.timing import Row, call, interleaved, peak_mib, summary
+from benchmarks.timing import Row, call, interleaved, summary
 from latentlm.interface import Batch, LatentDecoder, Noise
+from latentlm.training.record.memory import peak_mib
 from latentlm_free.mapper import CPU_SIZES, _scores
 
 Step = Callable[[], object]

@@ -12,8 +12,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -72,17 +70,6 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
-
-
-def peak_mib() -> float:
-    """The largest resident set of this process so far.
-
-    Linux's own count is read where there is one: `ru_maxrss` of a process also holds its parent's size when it was started."""
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) / 2**10
-    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def call(module: str, *arguments: str) -> Any:

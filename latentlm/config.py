@@ -80,8 +80,7 @@ class BackboneConfig(Strict):
     @model_validator(mode="after")
     def _resolve(self) -> Self:
         """Fill the derived sizes and check that they divide."""
-        if self.kv_heads is None:
-            self.kv_heads = self.heads
+        self.kv_heads = self.kv_heads or self.heads
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads}).")
         if self.head_dim is None:
@@ -166,7 +165,7 @@ class ModelConfig(Strict):
 
     The flat form (sockets, event_dims and granularity at the top) means one latent, called `z`; `latents` names any number."""
 
-    decoder: str = Field("vanilla", description="by name; `latentlm parts --socket decoder` lists them")
+    decoder: str | PartSpec = Field("vanilla", description="a name, or {name: ..., setting: ...}; see `latentlm parts`")
     backbone: BackboneConfig = BackboneConfig()
     granularity: GranularitySpec = Field(
         "token", description='"token", "chunk:n", "document", "line", "sentence" or a plugin\'s; with settings as a mapping'
@@ -198,6 +197,11 @@ class ModelConfig(Strict):
         for key in ("latents",) if not self.latents else ("granularity", "event_dims", *SOCKETS):
             data.pop(key, None)
         return data
+
+    @property
+    def decoder_name(self) -> str:
+        """Of the decoder, without settings of its own, which few have; settings without a name are the default one's."""
+        return self.decoder if isinstance(self.decoder, str) else self.decoder.name or "vanilla"
 
     @property
     def by_latent(self) -> dict[str, LatentConfig]:
@@ -248,9 +252,7 @@ class TrainConfig(Strict):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean square")
     clip: float = Field(1.0, gt=0, description="largest global gradient norm")
-    prompts: float = Field(
-        0.0, ge=0, le=1, description="share of rows whose first tokens, a random number, are given (needs data.packing=false)"
-    )
+    prompts: float = Field(0.0, ge=0, le=1, description="share of rows that begin with a given prompt (data.packing=false)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
@@ -271,9 +273,7 @@ class Recipe(Strict):
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and its card; default: the file's name"
     )
     description: str = Field("", description="for the card")
-    plugins: list[str] = Field(
-        default_factory=list, description="plugins the recipe needs, by name; their parts win where another claims a name"
-    )
+    plugins: list[str] = Field(default_factory=list, description="plugins it needs; their parts win where another has the name")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -125,6 +125,41 @@ def test_a_decoder_without_a_default_says_so() -> None:
         complete(model("composed", event_dims=4, encoder=part(tap=1), prior="uniform_bits", injection="free"))
 
 
+# -------------------------------------------------------------------------------------- settings of the decoder itself
+
+
+def with_decoder(decoder: Any) -> ModelConfig:
+    return complete(ModelConfig(decoder=decoder, backbone=model("vanilla").backbone))
+
+
+def test_a_decoders_own_settings_are_filled_and_stay() -> None:
+    whole = with_decoder(part(name="ngram", rows=7))
+    assert isinstance(whole.decoder, PartSpec)
+    assert whole.decoder_name == "ngram"
+    assert whole.decoder.settings == {"rows": 7, "orders": [2, 3], "block": None, "slot": "kv", "init_std": None}
+    assert complete(whole) == whole
+    assert with_decoder("ngram").decoder == with_decoder(part(name="ngram")).decoder
+
+
+def test_a_decoder_without_settings_is_its_name() -> None:
+    assert with_decoder(part(name="vanilla")).decoder == "vanilla"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "words"),
+    [
+        (part(name="ngram", rosw=7), r'settings of decoder "ngram": unknown key "rosw". Did you mean "rows"'),
+        (part(name="vanilla", rows=7), r'settings of decoder "vanilla": unknown key "rows"'),
+        (part(rows=7), r'settings of decoder "vanilla": unknown key "rows"'),
+        (part(name="ngram", above=["intent"]), r'settings of decoder "ngram": unknown key "above"'),
+        (part(name="ngarm"), r'"ngarm".*Did you mean "ngram"'),
+    ],
+)
+def test_what_a_decoder_does_not_take_is_refused_by_name(decoder: PartSpec, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        with_decoder(decoder)
+
+
 # --------------------------------------------------------------------------------------- a part that cannot be made
 
 

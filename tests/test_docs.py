@@ -4,8 +4,8 @@ Blocks of a page run in order in one empty folder. ```console: each line that be
 ```python: the blocks of a page are one script. A block whose info string has `file=NAME` is written to that file. Any other
 block (text, yaml without a file) is prose. Commands see a virtual environment of their own, so `pip install` leaves no trace.
 
-A plain `latentlm ...` of a page that installs nothing is called in a process forked from one that has imported everything, which
-saves the four seconds that torch takes.
+A plain `latentlm ...` of a page that installs nothing is called in a process forked from one that has imported torch, which
+saves four seconds each.
 """
 
 from __future__ import annotations

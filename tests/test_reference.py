@@ -35,7 +35,7 @@ def test_every_key_is_on_the_page_and_says_what_it_does(prefix: str) -> None:
     [
         ("train.min_learning_rate", "float | `0.1` | `>= 0, <= 1` |"),
         ("data.max_documents", "int or none | `null` | `>= 2` |"),
-        ("model.decoder", "str | `vanilla` |"),
+        ("model.decoder", "str or mapping | `vanilla` |"),
     ],
 )
 def test_a_key_has_its_type_default_and_range(key: str, row: str) -> None:

@@ -84,7 +84,7 @@ def measure(
     honest = bits_per_byte(scores, sizes)
     result = ModelResult(
         name=name,
-        decoder=model.config.decoder,
+        decoder=model.config.decoder_name,
         has_latents=model.has_latents,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         method=_method(scores),

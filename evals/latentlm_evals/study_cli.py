@@ -54,15 +54,16 @@ def study(
     lines = finished(every, read_lines(kept))
     runs = [run for run in every if run.arm in arms]
     if dry_run:
-        waiting = [run for run in runs if run.name not in lines]
-        tokens = sum(run.resolved.train.steps * run.resolved.train.batch * run.resolved.train.accumulate
-                     * (run.resolved.train.context or run.resolved.model.backbone.context) for run in waiting)  # fmt: skip
-        plain = {"runs": len(runs), "waiting": [run.name for run in waiting], "tokens": tokens}
+        from latentlm_evals.study.planned import planned, planned_table
+
+        arms_planned = planned(plan, runs, lines)
         if as_json:
-            emit(plain)
+            waiting = [run.name for run in runs if run.name not in lines]
+            tokens = sum(one.waiting * one.tokens for one in arms_planned)
+            arms_plain = [asdict(one) for one in arms_planned]
+            emit({"runs": len(runs), "waiting": waiting, "tokens": tokens, "arms": arms_plain})
         else:
-            names = ", ".join(run.name for run in waiting) or "none"
-            console.print(f"{len(waiting)} of {len(runs)} runs to do, {tokens / 1e6:,.1f}M tokens: {names}")
+            console.print(planned_table(plan, arms_planned))
         return
     if not show:
         from latentlm_evals.study.running import run_study
@@ -75,6 +76,6 @@ def study(
     if as_json:
         emit([asdict(one) for one in found])
         return
-    from latentlm_evals.study.table import table
+    from latentlm_evals.study.table import tables
 
-    console.print(table(plan, found))
+    console.print(*tables(plan, found), sep="\n")

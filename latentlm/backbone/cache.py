@@ -45,6 +45,8 @@ class KVCache:
         """Of the pass under way."""
         self.prefixes: dict[int, dict[_Key, Prefix]] = {}
         self.crosses: dict[int, dict[_Key, Cross]] = {}
+        self.kept: dict[str, Tensor] = {}
+        """(B, ...) each: what else a decoder keeps of its rows from pass to pass, under names of its own."""
         self._begins: dict[str, Tensor] = {}  # of the pass under way
         self._joins: dict[tuple[str, tuple[int, ...]], _Join] = {}  # of the pass under way: blocks share who sees a prefix
         self._documents: Tensor | None = None  # (B, capacity)
@@ -57,14 +59,16 @@ class KVCache:
         """(B, C) long, -1 in holes."""
         return None if self._documents is None else self._documents[:, : self.length]
 
-    def extend(self, documents: Tensor, *, rotation: Rotation, plain: bool) -> None:
-        """Begin a pass over new columns: their document numbers (B, T), and whether each row goes on without a hole."""
+    def extend(self, documents: Tensor, *, rotation: Rotation, plain: bool, given: Tensor | None = None) -> None:
+        """Begin a pass over new columns: their document numbers (B, T), whether each row goes on without a hole, and how many
+        of the first pass's columns see one another both ways (B,), none by default."""
         self.start, self.length = self.length, self.length + documents.shape[1]
         while self.capacity < self.length:
             self.capacity *= 2
         self._documents = _written(self._documents, documents, self.start, self.capacity, dim=1)
         self.plain = self.plain and plain
-        self.mask = Mask(documents, self._documents[:, : self.length], start=self.start, plain=self.plain)
+        given = given if self.start == 0 else None
+        self.mask = Mask(documents, self._documents[:, : self.length], start=self.start, plain=self.plain, given=given)
         self.rotation = rotation
         self._begins, self._joins = {}, {}
 
@@ -161,6 +165,7 @@ class KVCache:
         chosen = KVCache(len(self._keys), capacity=self.capacity)
         chosen.start, chosen.length, chosen.plain = self.start, self.length, self.plain
         chosen._documents = None if self._documents is None else self._documents.index_select(0, rows)
+        chosen.kept = {name: tensor.index_select(0, rows) for name, tensor in self.kept.items()}
         picked: dict[int, tuple[Tensor, Tensor]] = {}
 
         def pick(tensor: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def find(recipe: Recipe, place: str) -> Place:
         raise unknown_name("socket", socket, SOCKETS, remedy="The other parts are in `latentlm parts`.")
     names = list(complete(recipe.model, plugin_names=recipe.plugins or None).by_latent)
     if not names:
-        what = f'has a model without latents ("{recipe.model.decoder}")'
+        what = f'has a model without latents ("{recipe.model.decoder_name}")'
         raise UserError(f'The recipe "{recipe.name}" {what}: no {socket} fits it.')
     if latent and latent not in names:
         raise unknown_name("latent", latent, names)

@@ -36,7 +36,7 @@ def build(
     Raises UserError for unknown parts or settings, and for parts that do not fit together.
     """
     config = complete(config, plugin_names=plugin_names)
-    decoder_class = plugins.get("decoder", config.decoder, plugins=plugin_names)
+    decoder_class = plugins.get("decoder", config.decoder_name, plugins=plugin_names)
     with torch.device("meta"):
         model = _assemble(decoder_class, config, plugin_names)
         model = model if dtype is None else model.to(dtype)

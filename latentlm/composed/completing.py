@@ -25,16 +25,17 @@ from latentlm.interface import Granularity, LatentDecoder, parse_granularity
 def complete(config: ModelConfig, *, plugin_names: list[str] | None = None) -> ModelConfig:
     """Fill the open sockets with defaults, and every part's settings with theirs. `plugin_names` says whose part is meant where
     several plugins have one of that name. Raises UserError for unknown parts and settings, and for what does not fit."""
-    decoder: type[LatentDecoder] = plugins.get("decoder", config.decoder, plugins=plugin_names)
+    decoder: type[LatentDecoder] = plugins.get("decoder", config.decoder_name, plugins=plugin_names)
+    config = config.model_copy(update={"decoder": _with_own_settings(config, decoder)})
     if not config.latents:
         filled = decoder.complete(_with_scale(config, decoder))
-        specs = _with_settings(filled, plugin_names, decoder=config.decoder)
+        specs = _with_settings(filled, plugin_names, decoder=config.decoder_name)
         granularity = _granularity(filled.granularity, plugin_names) if filled.event_dims else filled.granularity
         return filled.model_copy(update={**specs, "granularity": granularity})
     if decoder is not ComposedDecoder:
         raise UserError(
-            f'The decoder "{config.decoder}" is a method of its own; several latents are those of decoder "composed", each of '
-            f"which may be `like: {config.decoder}`."
+            f'The decoder "{config.decoder_name}" is a method of its own; several latents are those of decoder "composed", '
+            f"each of which may be `like: {config.decoder_name}`."
         )
     latents: dict[str, LatentConfig] = {}
     for name, latent in config.latents.items():
@@ -47,6 +48,13 @@ def complete(config: ModelConfig, *, plugin_names: list[str] | None = None) -> M
         granularity = _granularity(filled_latent.granularity, plugin_names)
         latents[name] = filled_latent.model_copy(update={**specs, "granularity": granularity})
     return config.model_copy(update={"latents": latents})
+
+
+def _with_own_settings(config: ModelConfig, decoder: type[LatentDecoder]) -> str | PartSpec:
+    """The decoder's name, with every setting of its own where it has any."""
+    given = {} if isinstance(config.decoder, str) else config.decoder.model_dump(exclude={"name"})  # `above` too: it is none
+    settings = parse(decoder.Config, given, source=f'settings of decoder "{config.decoder_name}"').model_dump(mode="json")
+    return PartSpec(name=config.decoder_name, **settings) if settings else config.decoder_name
 
 
 def _like(latent: LatentConfig, config: ModelConfig, name: str, plugin_names: list[str] | None) -> LatentConfig:

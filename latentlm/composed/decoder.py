@@ -30,6 +30,7 @@ from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
 from latentlm.interface import (
     Batch,
+    BlockCondition,
     Context,
     Distribution,
     Encoder,
@@ -58,6 +59,8 @@ class ComposedDecoder(LatentDecoder):
     """Socket -> the part that an open one takes."""
     default_event_dims: ClassVar[int] = 0
     default_granularity: ClassVar[str] = "token"
+    prompt_both_ways: ClassVar[bool] = False
+    """The tokens that are given see one another both ways, in the trunk and above it."""
 
     encoder: Encoder | None
     """Of the only latent; None in a decoder of several, as the other two."""
@@ -128,8 +131,14 @@ class ComposedDecoder(LatentDecoder):
         """Embed and run the trunk. With a cache, the batch's tokens continue it."""
         turn = rotation(self.config.backbone, batch.positions)
         if cache is not None:
-            cache.extend(batch.documents, rotation=turn, plain=bool((batch.documents == 0).all()))
-        return stages.trunk(self, stages.unrun(self, batch), cache)
+            prompt = batch.given if self.prompt_both_ways else None
+            cache.extend(batch.documents, rotation=turn, plain=bool((batch.documents == 0).all()), given=prompt)
+        return stages.trunk(self, stages.unrun(self, batch), cache, self.token_conditions(batch, cache))
+
+    def token_conditions(self, batch: Batch, cache: KVCache | None) -> Mapping[int, BlockCondition]:
+        """What the tokens themselves add to blocks of the trunk, whatever z is; nothing here. A decoder that looks at tokens of
+        earlier passes keeps them in `cache.kept`."""
+        return {}
 
     def shared_context(self, batch: Batch, stems: Stems) -> Context:
         """The trunk of each beginning once, and the rest of each row after it."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from latentlm.composed.sockets import Sockets, needs
 from latentlm.errors import PluginError, UserError
 from latentlm.interface import (
     Batch,
+    BlockCondition,
     Condition,
     Context,
     Latents,
@@ -47,6 +48,7 @@ class Staged(Protocol):
     backbone: Transformer
     latents: Mapping[str, Sockets]
     cut: int
+    prompt_both_ways: ClassVar[bool]
 
     @property
     def taps(self) -> frozenset[int]:
@@ -87,11 +89,21 @@ def _no_sites(batch: Batch) -> SiteMap:
     return SiteMap(torch.full_like(batch.inputs, -1), none)
 
 
-def trunk(decoder: Staged, context: Context, cache: KVCache | None) -> Context:
-    """The context, which has the embedding alone, with the blocks below the first injected one run."""
+def trunk(
+    decoder: Staged, context: Context, cache: KVCache | None, conditions: Mapping[int, BlockCondition] | None = None
+) -> Context:
+    """The context, which has the embedding alone, with the blocks below the first injected one run, under conditions that are
+    free of z."""
     mask, turn = _mask(decoder, context, cache)
     _, taps = decoder.backbone.run(
-        context.taps[0], start=0, stop=decoder.cut, mask=mask, rotation=turn, cache=cache, taps=decoder.taps
+        context.taps[0],
+        start=0,
+        stop=decoder.cut,
+        mask=mask,
+        rotation=turn,
+        conditions=conditions,
+        cache=cache,
+        taps=decoder.taps,
     )
     return replace(context, taps={**context.taps, **taps})
 
@@ -228,4 +240,6 @@ def _mask(decoder: Staged, context: Context, cache: KVCache | None) -> tuple[Mas
         return cache.mask, cache.rotation
     # A single document without padding needs no document mask; `before` contexts have a mask of their own.
     plain = bool((context.documents == 0).all())
-    return Mask(context.documents, context.documents, plain=plain), rotation(decoder.config.backbone, context.positions)
+    prompt = context.given if decoder.prompt_both_ways else None
+    mask = Mask(context.documents, context.documents, plain=plain, given=prompt)
+    return mask, rotation(decoder.config.backbone, context.positions)

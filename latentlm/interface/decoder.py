@@ -8,11 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
+from latentlm.config import Strict
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface.batches import Batch, Context, Stems
 from latentlm.interface.distributions import Distribution, Latent
@@ -122,6 +124,8 @@ class LatentDecoder(nn.Module, ABC):
         nats = posterior.kl(model.prior(context, latents=latents), latents["z"])  # (1, 4, 4)
     """
 
+    Config: ClassVar[type[BaseModel]] = Strict
+    """Settings of the decoder itself, which stand beside its name: `decoder: {name: ..., setting: ...}`. Most have none."""
     config: ModelConfig
     latents: Mapping[str, LatentInfo]
     """By name, in order; empty for a plain decoder, whose likelihood is exact under every method."""

@@ -215,8 +215,6 @@ def check_part(plugin: Plugin, socket: str, name: object, cls: object) -> None:
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise PluginError(f"{where}: {cls.__name__} does not implement {missing}.")
-    if socket == "decoder":
-        return
     config = getattr(cls, "Config", None)
     if not isinstance(config, type) or not issubclass(config, BaseModel) or config.model_config.get("extra") != "forbid":
         raise PluginError(f"{where} needs a class attribute Config that derives from latentlm.config.Strict.")

@@ -8,7 +8,7 @@ from latentlm.errors import did_you_mean
 from latentlm.plugins.discovery import ALLOWED, SOCKETS, Plugin
 
 KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "vanilla": ("latentlm", ("vanilla",)),
+    "vanilla": ("latentlm", ("vanilla", "prefix")),
     "free": ("latentlm", ("free", "uniform_bits")),
     "gaussian": (
         "latentlm", ("gaussian", "gaussian_tower", "gaussian_memory", "standard_normal", "mog", "vamp", "prompt_normal"),
@@ -17,6 +17,7 @@ KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "chunk": ("latentlm", ("chunk", "chunk_codes", "fsq", "causal_codes", "causal_levels", "uniform_levels")),
     "ltm": ("latentlm", ("ltm", "fitted_thoughts", "thoughts")),
     "della": ("latentlm", ("della",)),
+    "ngram": ("latentlm", ("ngram",)),
     "granularities": ("latentlm", ("line", "sentence")),
     "schedules": (
         "latentlm",

@@ -17,6 +17,7 @@ from latentlm.training.plan import parameters_by_socket
 from latentlm.training.record.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_newer
 from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, write_recipe
 from latentlm.training.record.manifest import make_manifest, now, read_manifest, write_manifest
+from latentlm.training.record.memory import peak_mib
 from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read_metrics, rewind
 from latentlm.training.record.reporting import Reporter, TensorBoard
 from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
@@ -172,6 +173,7 @@ class Run:
             "steps": self.trainer.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
+            "peak_memory_mib": round(peak_mib(self.trainer.model.device), 1),
             "finished": now(),
             "device": read_manifest(self.out).get("device", {}).get("name", self.trainer.model.device.type),
         }

@@ -61,7 +61,7 @@ def resolve(recipe: Recipe, *, vocabulary: int | None = None, tokenizer: Tokeniz
 def _plugins_of(model: ModelConfig, named: list[str]) -> list[str]:
     """The plugins that the recipe names, then the other installed ones that the model's parts come from. What is built in or
     registered in this process has none."""
-    wanted: dict[tuple[str, str], None] = {("decoder", model.decoder): None}
+    wanted: dict[tuple[str, str], None] = {("decoder", model.decoder_name): None}
     for latent in model.by_latent.values():
         for socket in SOCKETS:
             if (spec := getattr(latent, socket)) is not None:

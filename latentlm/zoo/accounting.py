@@ -114,6 +114,10 @@ def _blocks(module: nn.Module | None) -> list[Block]:
     return [] if module is None else [inner for inner in module.modules() if isinstance(inner, Block)]
 
 
+_COUNTED = ("backbone", "encoder", "prior_part", "injection", "latents")
+"""Modules of a composed decoder that are counted by what is in them; others are a decoder's own."""
+
+
 def _parts(model: LatentDecoder) -> dict[str, int]:
     """Parameters by part; everything under "model" for a decoder that is not composed."""
     backbone = getattr(model, "backbone", None)
@@ -125,6 +129,7 @@ def _parts(model: LatentDecoder) -> dict[str, int]:
         "norm": count(backbone.norm),
         "readout": count(backbone.readout),
         **_by_socket(model),
+        **{name: count(child) for name, child in model.named_children() if name not in _COUNTED},
     }
 
 

@@ -1,6 +1,6 @@
 """The family tree of the zoo: cards by how many latents a text has, then by decoder.
 
-    vanilla                      no latents
+    vanilla, prefix, ngram       no latents
     free, causal                 one latent per token
     chunk                        one latent per chunk of tokens
     gaussian, ltm, della         one latent per document
@@ -37,7 +37,7 @@ def tree(cards: Iterable[Card]) -> dict[str, list[Member]]:
     found: dict[str, dict[str, list[tuple[Card, ModelConfig]]]] = {branch: {} for branch in _BRANCHES}
     for card in cards:
         config = _completed(card)
-        found[_branch(config)].setdefault(config.decoder, []).append((card, config))
+        found[_branch(config)].setdefault(config.decoder_name, []).append((card, config))
     return {
         branch: [
             Member(decoder, _parts(group[0][1]), tuple(card for card, _ in group))

@@ -25,6 +25,8 @@ NO_LATENTS: Settings = {"event_dims": 0}
 OVERRIDES: dict[str, Setting] = {
     "vanilla": Setting("vanilla", NO_LATENTS),
     "composed": Setting("composed", NO_LATENTS),
+    "ngram": Setting("ngram", NO_LATENTS),
+    "prefix": Setting("prefix", NO_LATENTS),
     "chunk": Setting("chunk", {"granularity": "chunk:3"}, {"granularity": "chunk:2"}),
     # A slot in each block: vectors of width 1. Few steps, since every pass of the encoder takes them: they start at the prior,
     # for from the paper's start (log variance -5) four steps do not lead anywhere near it.

@@ -69,5 +69,5 @@ def test_a_third_party(case: Case) -> None:
 
 def test_every_decoder_of_this_repository_is_among_them() -> None:
     """One whose plugin failed to load would leave without a word."""
-    assert {"vanilla", "composed", "free", "causal", "chunk", "gaussian", "ltm", "della"} <= set(REGISTERED)
+    assert {"vanilla", "composed", "free", "causal", "chunk", "gaussian", "ltm", "della", "ngram", "prefix"} <= set(REGISTERED)
     assert set(REGISTERED) >= REPRESENTATIVE

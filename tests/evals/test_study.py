@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from latentlm.composed import build
+from latentlm.config import BackboneConfig, ModelConfig, Recipe
 from latentlm.errors import UserError
 from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.data.synthetic import Letter
 from latentlm.training.setup import resolve
-from latentlm_evals.study.plan import read_study, runs_of
+from latentlm_evals.study.plan import Measures, read_study, runs_of
 from latentlm_evals.study.results import add_line, estimate, finished, read_lines, tabulated
+from latentlm_evals.study.running import likelihood_of
+from latentlm_evals.study.table import tables
 from latentlm_evals.study_cli import app
 
 SMALL = {
@@ -53,8 +58,11 @@ def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> 
     assert call(path, "--dry-run")["waiting"] == ["plain-0", "free-0", "plain-1"]
     plain, free = call(path)
     lines = read_lines(tmp_path / "tiny.jsonl")
+    assert free["means"]["peak_memory_mib"] > 50, "torch alone takes that"
     by_run = {(line["arm"], line["seed"]): line for line in lines}
     assert by_run.keys() == {("plain", 0), ("free", 0), ("plain", 1)}
+    assert by_run["free", 0]["bits_per_byte"] == pytest.approx(free["bits_per_byte"])
+    assert by_run["plain", 0]["converged"], "a plain decoder's score is exact"
     assert by_run["plain", 0]["scores"] != by_run["plain", 1]["scores"], "seeds differ"
     assert (plain["runs"], free["runs"]) == (2, 1)
     assert plain["difference"] is None
@@ -72,6 +80,36 @@ def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> 
     changed = written(tmp_path, arms=arms)
     assert call(changed, "--dry-run")["waiting"] == ["free-0"], "an arm that changed is run anew"
     assert [one["arm"] for one in call(changed, "--table")] == ["plain"]
+
+
+def test_a_dry_run_says_what_each_arm_is_before_anything_is_trained(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    found = {one["arm"]: one for one in call(path, "--dry-run")["arms"]}
+    assert {arm: (one["waiting"], one["runs"]) for arm, one in found.items()} == {"plain": (2, 2), "free": (1, 1)}
+    assert found["plain"]["tokens"] == 2 * 4 * 67
+    for run in runs_of(read_study(path), tmp_path):
+        model = build(resolve(run.resolved, tokenizer=ByteTokenizer()).model, device="meta")
+        assert found[run.arm]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["free"]["operations"] > found["plain"]["operations"]
+
+
+def test_the_tables_show_every_control_and_leave_out_what_nothing_has(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path))
+    entropy = {"posterior": 0.5, "shuffled": 0.9, "prior": 0.8, "constant": 0.7}
+    training = {"tokens_per_second": 10.0, "parameters": 1234, "peak_memory_mib": 512.0}
+    found = tabulated(study, {
+        "plain-0": line("plain", 0, [-10.0], training=training),
+        "free-0": line("free", 0, [-10.5], cross_entropy=entropy, training=training),
+    })  # fmt: skip
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(*tables(study, found), sep="\n")
+    said = console.export_text()
+    for cell in ("1,234", "512", "0.5000", "0.9000", "0.8000", "0.7000", "0.40", "persistence", "recovery"):
+        assert cell in said, cell
+    assert "above exact" not in said
+    assert "valid" not in said
+    plain = tables(study, tabulated(study, {"plain-0": line("plain", 0, [-10.0], training=training)}))
+    assert len(plain) == 1, "nothing has a latent"
 
 
 def line(arm: str, seed: int, scores: list[float], **more: Any) -> dict[str, Any]:
@@ -105,6 +143,30 @@ def test_an_arm_is_compared_with_the_baseline_text_by_text(tmp_path: Path) -> No
     assert free.means["persistence"] == 0.4
 
 
+def test_what_follows_a_prompt_is_scored_given_it(tmp_path: Path) -> None:
+    """Bits per byte of the rest alone; a plain decoder's scores of prompt and rest add up to that of the text."""
+    for length in (5, 15, 20, 25, 40, 45):  # of the whole ones, the end counts as well
+        (tmp_path / f"{length}.txt").write_text("abcde" * (length // 5), encoding="utf-8")
+    recipe = Recipe.model_validate({"data": {"path": str(tmp_path), "held_out": 0.8}})
+    model = build(ModelConfig(backbone=BackboneConfig(width=16, blocks=1, heads=1, context=64)), seed=1)
+    model.tokenizer = ByteTokenizer()
+
+    def found(size: int, given: int) -> dict[str, Any]:
+        return likelihood_of(model.eval(), recipe, Measures(texts=4, bytes=size, given=given))
+
+    rest, all_of_it, start = found(30, 4), found(30, 0), found(4, 0)
+    assert [both - first for both, first in zip(all_of_it["scores"], start["scores"], strict=True)] == pytest.approx(
+        rest["scores"], abs=1e-4
+    )
+    assert rest["bytes"] == [size - 4 for size in all_of_it["bytes"]]
+    assert rest["targets"] == [number - 4 for number in all_of_it["targets"]]
+
+
+def test_lines_from_before_there_were_prompts_stay_good(tmp_path: Path) -> None:
+    assert "given" not in read_study(written(tmp_path)).measure.facts
+    assert Measures(given=3).facts["given"] == 3
+
+
 def test_a_score_that_has_not_converged_marks_its_arm(tmp_path: Path) -> None:
     study = read_study(written(tmp_path))
     bad = line("free", 0, [-10.0], quarters=[-12.0], sixteenths=[-14.0], standard_errors=[0.5], samples=64, method="iwae")
@@ -136,6 +198,8 @@ def test_the_newest_line_of_a_run_counts(tmp_path: Path) -> None:
         ({"arms": {"a": {"recipe": "vanila-synthetic"}}}, "vanilla-synthetic"),
         ({"arms": {"../a": {"recipe": "vanilla-synthetic"}}}, "no name for an arm"),
         ({"sedes": 3}, "sedes"),
+        ({"measure": {"bytes": 64, "given": 64}}, "nothing is left to score"),
+        ({"measure": {"given": 3}}, "density of synthetic:letter is that of whole texts"),
     ],
 )
 def test_a_faulty_study_is_refused_before_anything_is_trained(

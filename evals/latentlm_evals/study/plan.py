@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 
 from latentlm.config import Recipe, Strict, as_yaml, parse, read_yaml
 from latentlm.errors import UserError, did_you_mean, unknown_name
+from latentlm.training.data.synthetic import PREFIX
 from latentlm.training.recipes import load_recipe
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -50,8 +51,20 @@ class Measures(Strict):
 
     texts: int = Field(24, ge=2, description="held-out texts")
     bytes: int = Field(256, ge=1, description="of each, from its start; a synthetic source's are whole")
+    given: int = Field(0, ge=0, description="of them, a prompt: what follows is scored given these")
     max_samples: int = Field(1024, ge=1, description="importance samples of a window, at most")
     tolerance: float = Field(0.01, gt=0, description="bits per byte that the likelihood is to be good to")
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.given >= self.bytes:
+            raise ValueError(f"of {self.bytes} bytes, {self.given} are given: nothing is left to score; give fewer.")
+        return self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results depend on; without a prompt as before there were any, so that lines of then stay good."""
+        return self.model_dump(exclude=None if self.given else {"given"})
 
 
 class Study(Strict):
@@ -87,7 +100,7 @@ class Run:
         self.resolved: Recipe = load_recipe(recipe, overrides)
         self.folder = f"{self.name}-{_hash(as_yaml(self.resolved))[:8]}"
         """Where it is trained: another recipe has another folder."""
-        self.facts = _hash(as_yaml(self.resolved) + json.dumps(study.measure.model_dump(), sort_keys=True))
+        self.facts = _hash(as_yaml(self.resolved) + json.dumps(study.measure.facts, sort_keys=True))
         """Of everything that the results depend on but the code."""
 
     @property
@@ -127,10 +140,20 @@ def runs_of(study: Study, folder: Path) -> list[Run]:
             settings = {**study.set, **arm.set, "train.seed": seed, "name": f"{name}-{seed}"}
             overrides = [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
             try:
-                found.append(Run(study, name, seed, recipe, overrides))
+                found.append(_checked(Run(study, name, seed, recipe, overrides), study))
             except UserError as error:
                 raise UserError(f'study {study.name}, arm "{name}": {error}') from None
     return sorted(found, key=lambda run: run.seed)
+
+
+def _checked(run: Run, study: Study) -> Run:
+    """The run, if it can be measured as the study asks. Raises UserError."""
+    if study.measure.given and run.resolved.data.path.startswith(PREFIX):
+        raise UserError(
+            f"measure.given is {study.measure.given}, but the density of {run.resolved.data.path} is that of whole texts: "
+            "leave it out."
+        )
+    return run
 
 
 def _hash(text: str) -> str:

@@ -2,10 +2,11 @@
 
     study, arm, seed, facts     which run; `facts` is a hash of its recipe and of how it was measured
     commit, machine             of the code, and where it ran
-    training                    steps, tokens, tokens_per_second, seconds, parameters, operations per token
+    training                    steps, tokens, tokens_per_second, seconds, parameters, operations per token, peak memory (MiB)
     scores                      nats of each text, honest, in order; `exact` beside them where the source's density is known
     standard_errors, quarters, sixteenths, bytes, targets    of each text
     groups                      of the synthetic letter: what continuations under one z agree in (letter/measure.py)
+    bits_per_byte, converged    what the scores come to, and whether they are good to the tolerance
     samples, kl_bits, information_bits, live_bits, units, persistence, cross_entropy (nats per token under z from elsewhere)
 """
 
@@ -70,7 +71,8 @@ class ArmResult:
     recovery: float | None
     """Cross-entropy gained on the baseline under the posterior's z, per KL spent; None without a KL."""
     means: dict[str, float]
-    """Over runs: kl_bits, information_bits, live_bits, persistence, tokens_per_second, and ce_* (nats per token)."""
+    """Over runs: kl_bits, information_bits, live_bits, persistence, tokens_per_second, peak_memory_mib, and ce_* (nats per
+    token)."""
     parameters: int
     groups: dict[str, float] | None
     """Of the synthetic letter, z from the prior: `near` and `masks` within groups under one z, `across` different ones, `valid`
@@ -90,6 +92,8 @@ def _result(study: Study, arm: str, runs: list[Line], baseline: list[Line]) -> A
     means = {key: float(np.mean([line[key] for line in runs])) for key in ("kl_bits", "information_bits", "live_bits")}
     means["persistence"] = float(np.mean([max(line["persistence"], default=0.0) for line in runs]))
     means["tokens_per_second"] = float(np.mean([line["training"]["tokens_per_second"] for line in runs]))
+    if all(line["training"].get("peak_memory_mib") for line in runs):
+        means["peak_memory_mib"] = float(np.mean([line["training"]["peak_memory_mib"] for line in runs]))
     for source in runs[0]["cross_entropy"]:
         means[f"ce_{source}"] = float(np.mean([line["cross_entropy"][source] for line in runs]))
     return ArmResult(

@@ -18,7 +18,7 @@ from rich.console import Console
 from latentlm import zoo
 from latentlm.config import Recipe
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood import score_texts
+from latentlm.likelihood import score_continuations, score_texts
 from latentlm.likelihood.diagnostics import Diagnostics, diagnose
 from latentlm.training.data import load_documents
 from latentlm.training.data.synthetic import PREFIX, source
@@ -29,7 +29,7 @@ from latentlm_evals.jobs import Job, train_all
 from latentlm_evals.letter.measure import GROUPS, generated
 from latentlm_evals.measure import Precision, Text, held_out_texts, tokenized
 from latentlm_evals.study.plan import Measures, Run, Study
-from latentlm_evals.study.results import Line, add_line, finished, read_lines
+from latentlm_evals.study.results import Line, add_line, estimate, finished, read_lines
 
 _LETTER = f"{PREFIX}letter"
 HELD_OUT_SEED = 1_000_000
@@ -71,7 +71,7 @@ def measured(
 ) -> Line:
     """The line of a trained run."""
     model = zoo.load(out, device="cuda" if torch.cuda.is_available() else "cpu")
-    return {
+    line = {
         "study": study.name,
         "arm": run.arm,
         "seed": run.seed,
@@ -82,6 +82,8 @@ def measured(
         **likelihood_of(model, run.resolved, study.measure, progress=progress),
         **({"groups": asdict(generated(model, groups=GROUPS, seed=0))} if run.resolved.data.path == _LETTER else {}),
     }
+    found = estimate(line)
+    return line | {"bits_per_byte": found.value, "converged": found.converged(study.measure.tolerance)}
 
 
 def likelihood_of(
@@ -91,7 +93,14 @@ def likelihood_of(
     texts, exact = texts_of(recipe, measures)
     tokens = [tokenized(model, text) for text in texts]
     precision = Precision(tolerance=measures.tolerance, max_samples=measures.max_samples)
-    scores = score_texts(model, tokens, **asdict(precision), keys=[text.id for text in texts], progress=progress)
+    keys = [text.id for text in texts]
+    if measures.given:
+        requests = [in_two(model, text, measures.given) for text in texts]
+        scores = score_continuations(model, requests, **asdict(precision), keys=keys, progress=progress)
+        targets = [len(continuation) for _, continuation in requests]
+    else:
+        scores = score_texts(model, tokens, **asdict(precision), keys=keys, progress=progress)
+        targets = [len(text) - 1 for text in tokens]
     return {
         "method": scores[0].method if model.has_latents else "exact",
         "samples": max(score.samples for score in scores),
@@ -101,10 +110,16 @@ def likelihood_of(
         "sixteenths": [_finite(score.sixteenth) for score in scores],
         "freedoms": [_finite(score.freedom) for score in scores],
         **({} if exact is None else {"exact": exact}),
-        "bytes": [len(text.data) for text in texts],
-        "targets": [len(text) - 1 for text in tokens],
+        "bytes": [len(text.data) - measures.given for text in texts],
+        "targets": targets,
         **_latents(model, diagnose(model, tokens, batch_size=32)),
     }
+
+
+def in_two(model: LatentDecoder, text: Text, given: int) -> tuple[list[int], list[int]]:
+    """The tokens of a text's first `given` bytes, and those of the rest, which are encoded by themselves."""
+    start = tokenized(model, Text(text.id, text.data[:given], whole=False))
+    return start, tokenized(model, Text(text.id, text.data[given:], text.whole))[1:]
 
 
 def texts_of(recipe: Recipe, measures: Measures) -> tuple[list[Text], list[float] | None]:
@@ -113,7 +128,7 @@ def texts_of(recipe: Recipe, measures: Measures) -> tuple[list[Text], list[float
         made = source(recipe.data.path.removeprefix(PREFIX))
         drawn = made.texts(measures.texts, seed=HELD_OUT_SEED)
         return [Text(str(number), text, whole=True) for number, text in enumerate(drawn)], (-made.nats(drawn)).tolist()
-    documents = load_documents(recipe.data).held_out
+    documents = [document for document in load_documents(recipe.data).held_out if len(document.data) > measures.given]
     return held_out_texts(documents, count=measures.texts, limit=measures.bytes, seed=0), None
 
 
@@ -125,6 +140,7 @@ def _training(model: LatentDecoder, out: Path) -> dict[str, Any]:
         "tokens": lines[-1]["tokens"],
         "seconds": lines[-1]["elapsed"],
         "tokens_per_second": speeds[len(speeds) // 2],
+        "peak_memory_mib": model.card.training.get("peak_memory_mib") if model.card else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "operations_per_token": cost_of(model, dtype=torch.float32).training_flops_per_token,
     }

@@ -1,4 +1,4 @@
-"""A study in a table: a row for each arm."""
+"""A study in two tables: a row for each arm."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ from rich.table import Table
 from latentlm_evals.study.plan import Study
 from latentlm_evals.study.results import ArmResult
 
-HEAD = ("arm", "seeds", "honest, bits/byte", "good to", "from the baseline", "above exact, nats", "KL, bits", "information",
-        "own z", "another's", "prior's", "recovery", "near, one z / across", "masks, one z", "valid", "tokens/s")  # fmt: skip
+SCORES = ("arm", "seeds", "parameters", "honest, bits/byte", "good to", "from the baseline", "above exact, nats", "tokens/s",
+          "memory, MiB")  # fmt: skip
+LATENTS = ("arm", "KL, bits", "information", "live", "persistence", "own z", "another's", "prior's", "constant", "recovery",
+           "near, one z / across", "masks, one z", "valid")  # fmt: skip
 
 
-def rows(found: Sequence[ArmResult]) -> list[list[str]]:
-    """The cells of each arm."""
+def scores(found: Sequence[ArmResult]) -> list[list[str]]:
+    """The cells of each arm: how well it predicts, and what it took."""
     return [
         [
             one.arm,
             str(one.runs),
+            f"{one.parameters:,}",
             f"{one.bits_per_byte:.4f}" + ("" if one.spread is None else f" ± {one.spread:.4f}"),
             "exact" if one.uncertainty == 0 else f"{one.uncertainty:.4f}" + ("" if one.converged else ", no"),
             _difference(one),
             "–" if one.excess_nats is None else f"{one.excess_nats:+.4f}",
-            *_latent(one),
-            *_groups(one.groups),
             f"{one.means['tokens_per_second']:,.0f}",
+            f"{one.means['peak_memory_mib']:,.0f}" if "peak_memory_mib" in one.means else "–",
         ]
         for one in found
-    ]  # fmt: skip
+    ]
+
+
+def latents(found: Sequence[ArmResult]) -> list[list[str]]:
+    """The cells of each arm: what z carries, and what texts under one z share."""
+    return [[one.arm, *_latent(one), *_groups(one.groups)] for one in found]
 
 
 def _difference(one: ArmResult) -> str:
@@ -40,9 +47,10 @@ def _difference(one: ArmResult) -> str:
 
 def _latent(one: ArmResult) -> list[str]:
     if "ce_posterior" not in one.means:
-        return ["–"] * 6
-    entropies = [f"{one.means[f'ce_{source}']:.4f}" for source in ("posterior", "shuffled", "prior")]
-    return [f"{one.means['kl_bits']:.3f}", f"{one.means['information_bits']:.3f}", *entropies,
+        return ["–"] * 9
+    entropies = [f"{one.means[f'ce_{source}']:.4f}" for source in ("posterior", "shuffled", "prior", "constant")]
+    return [f"{one.means['kl_bits']:.3f}", f"{one.means['information_bits']:.3f}", f"{one.means['live_bits']:.1f}",
+            f"{one.means['persistence']:.2f}", *entropies,
             "–" if one.recovery is None else f"{one.recovery:.0%}"]  # fmt: skip
 
 
@@ -53,14 +61,22 @@ def _groups(found: dict[str, float] | None) -> list[str]:
     return [*shared, f"{found['valid']:.2f}"]
 
 
-def table(study: Study, found: Sequence[ArmResult]) -> Table:
-    """For a terminal."""
-    made = Table(title=f"{escape(study.name)}: held-out texts, z's cross-entropies in nats per token", title_justify="left",
-                 box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
-    cells = rows(found)
-    kept = [number for number in range(len(HEAD)) if any(row[number] != "–" for row in cells)]
+def tables(study: Study, found: Sequence[ArmResult]) -> list[Table]:
+    """For a terminal; the second only where some arm has a latent, or makes texts that are measured."""
+    title = f"{escape(study.name)}: held-out texts"
+    made = [_table(title, SCORES, scores(found))]
+    said = latents(found)
+    if any(cell != "–" for row in said for cell in row[1:]):
+        made.append(_table("What z carries; cross-entropies in nats per token", LATENTS, said))
+    return made
+
+
+def _table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """Without columns that say nothing."""
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    kept = [number for number in range(len(head)) if any(row[number] != "–" for row in cells)]
     for number in kept:
-        made.add_column(HEAD[number], justify="right" if number else "left")
+        made.add_column(head[number], justify="right" if number else "left")
     for row in cells:
         made.add_row(*(escape(row[number]) for number in kept))
     return made

@@ -49,7 +49,7 @@ def cached_equals_uncached(subject: Subject) -> None:
             cached.append(state.logits)
         for row, length in enumerate(_LENGTHS):
             text = [*prompts[row, :length].tolist(), *fed[row].tolist()]
-            context = model.context(Batch.of([text]))
+            context = model.context(Batch.of([text], given=[length]))
             full = model.logits(model.hidden(context, _met(state, row, context)))[0, length - 1 :]
             stepped = torch.stack([step[row] for step in cached])
             assert_close(stepped, full, f"logits of row {row} from the cache ({source} prompt latents)")

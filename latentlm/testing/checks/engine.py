@@ -196,7 +196,7 @@ def _crashing(*, at: int) -> Iterator[None]:
 def _installed(subject: Subject) -> bool:
     """Every part comes from an installed plugin."""
     full = subject.complete
-    wanted = {("decoder", full.decoder)}
+    wanted = {("decoder", full.decoder_name)}
     for latent in full.by_latent.values():
         specs = {socket: getattr(latent, socket) for socket in SOCKETS}
         wanted |= {(socket, str(spec.name)) for socket, spec in specs.items() if spec is not None}

@@ -2,6 +2,7 @@
 
     folder        who may write into it, and whether a recipe continues what is there
     manifest      what the run was made with
+    memory        how much the process took
     metrics       a line of numbers now and then
     checkpoint    whole or not there
     result        the finished model and its card
