@@ -131,7 +131,7 @@ def test_the_answers_of_a_prompt_are_those_that_the_source_writes_after_it() -> 
     weights = [1000 + 37 * place * place % 997 for place in range(9)]
     bits = ["".join(one) for one in itertools.product("01", repeat=9)]
     sums = {one: sum(weight for weight, bit in zip(weights, one, strict=True) if bit == "1") for one in bits}
-    assert prompt.text.startswith("..")
+    assert prompt.text.startswith("\n\n")
     assert prompt.text.endswith("=")
     assert prompt.answers == {one for one in bits if sums[one] == int(prompt.text[2:-1])}
 
