@@ -10,10 +10,8 @@ A rating above `threshold` is positive, one below negative, one equal to it is l
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlm.errors import UserError, did_you_mean, typed_path
+from latentlm.training.data import numbered_lines
 from latentlm.training.data.synthetic import PREFIX, SOURCES, Decided, source
 from latentlm_evals.probe.fetching import cached
 
@@ -152,17 +151,11 @@ def _tabbed(path: Path) -> Iterator[tuple[str, float]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """(where, line) of each line that is not blank."""
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path.name}, line {number}", line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}, line {number}: no text in UTF-8. Save the file as UTF-8.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read after line {number}: {error}.") from None
+    for number, line in numbered_lines(path):
+        try:
+            yield f"{path.name}, line {number}", line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: no text in UTF-8. Save the file as UTF-8.") from None
 
 
 def _rating(value: Any, where: str) -> float:

@@ -7,12 +7,12 @@
     prompted    a share of the rows with a prompt
 """
 
-from latentlm.training.data.corpora import Document, read_corpus
+from latentlm.training.data.corpora import Document, numbered_lines, read_corpus
 from latentlm.training.data.packing import PackedStream, TokenStore, Window
 from latentlm.training.data.prepared import EVALUATED, Corpus, HeldOut, Prepared, load_documents, prepare
 from latentlm.training.data.prompted import with_prompts
 
 __all__ = [
     "EVALUATED", "Corpus", "Document", "HeldOut", "PackedStream", "Prepared", "TokenStore", "Window", "load_documents",
-    "prepare", "read_corpus", "with_prompts",
+    "numbered_lines", "prepare", "read_corpus", "with_prompts",
 ]  # fmt: skip

@@ -213,19 +213,29 @@ def _missing_column(source: str, field: str, columns: list[str]) -> UserError:
     return UserError(f'{source} has no column "{field}".{near} It has: {", ".join(columns)}. Set data.text_field.')
 
 
-def _json_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value of the field) of each line that is not blank."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes) of each line that is not blank, of a plain file or a gzip one (.gz). Raises UserError where it
+    cannot be read on."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     number = 0
     try:
         with opener(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, _field(json.loads(line), field, where=f"{path}, line {number}")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, line {number}: not JSON: {error}. A .jsonl file holds one JSON object per line.") from None
+                    yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read after line {number}: {error}.") from None
+
+
+def _json_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value of the field) of each line that is not blank."""
+    for number, line in numbered_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: not JSON: {error}. A .jsonl file holds one JSON object per line.") from None
+        yield number, _field(row, field, where=where)
 
 
 def _field(row: Any, field: str, *, where: str) -> Any:
