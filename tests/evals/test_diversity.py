@@ -23,11 +23,12 @@ from latentlm.interface import LatentDecoder, LatentShape, Shape
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals.diversity import experiment
 from latentlm_evals.diversity.matching import MOST_TRIES, Match, matched
-from latentlm_evals.diversity.measures import Estimate, estimate, measured, pass_at_k, resampled
+from latentlm_evals.diversity.measures import estimate, measured, pass_at_k
 from latentlm_evals.diversity.sampling import Sampler, of_the_data
 from latentlm_evals.diversity.table import verdict
 from latentlm_evals.diversity.task import Prompt, make_task
 from latentlm_evals.diversity_cli import app
+from latentlm_evals.intervals import Interval
 from likelihood_parts import FairBits, LinearInjection
 
 _BACKBONE = BackboneConfig(vocabulary=257, width=4, blocks=2, heads=2, context=32, tie_embeddings=False)
@@ -106,14 +107,14 @@ def test_measures_count_different_right_answers_of_those_there_are() -> None:
 
 def test_intervals_are_those_of_a_mean_and_leave_out_what_has_no_value() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    found = estimate(values, resampled(400, seed=1))
+    found = estimate(values, seed=1)
     half = 1.96 * values.std() / 20
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
     assert found.value == pytest.approx(values.mean())
     assert found.low < found.value < found.high
     holes = np.where(np.arange(400) % 2, values, np.nan)
-    assert estimate(holes, resampled(400, seed=1)).value == pytest.approx(values[1::2].mean())
-    assert math.isnan(estimate(np.full(3, np.nan), resampled(3, seed=0)).value)
+    assert estimate(holes, seed=1).value == pytest.approx(values[1::2].mean())
+    assert math.isnan(estimate(np.full(3, np.nan), seed=0).value)
 
 
 # ----------------------------------------------------------------------------------------------------------------- task
@@ -256,7 +257,7 @@ def test_a_goal_out_of_reach_has_the_nearest_and_says_so(goal: float, nearest: f
 )
 def test_the_verdict_is_that_of_the_intervals(goal: float, first: float, last: float, sentence: str) -> None:
     values = {"pass@1": first, "pass@8": last, "distinct": 0.0, "valid": 3.0, "coverage": 0.0, "entropy": 0.0}
-    found = {name: Estimate(value, value - 0.1, value + 0.1) for name, value in values.items()}
+    found = {name: Interval(value, value - 0.1, value + 0.1) for name, value in values.items()}
     said = verdict(experiment.Comparison("free", "vanilla", Match(0.8, goal, goal, reached=True), found))
     assert sentence in said
     assert ("different right answers higher by 3.0" in said) is ("pass@8" in said)

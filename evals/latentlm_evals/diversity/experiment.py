@@ -22,9 +22,10 @@ from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.training.data.synthetic import PREFIX
 from latentlm_evals.diversity.matching import MOST_TRIES, Match, matched
-from latentlm_evals.diversity.measures import Estimate, Values, at, estimate, measured, resampled
+from latentlm_evals.diversity.measures import Values, at, estimate, measured
 from latentlm_evals.diversity.sampling import Sampler, Sharing, Source, of_the_data
 from latentlm_evals.diversity.task import Prompt, Task, make_task, plan_source
+from latentlm_evals.intervals import Interval
 from latentlm_evals.loading import load_model
 
 
@@ -57,7 +58,7 @@ class Cell:
     """None: the model has none."""
     matched_to: str | None
     """The model whose latent-only pass@1 the temperature was chosen for."""
-    measures: dict[str, Estimate]
+    measures: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Comparison:
     baseline: str
     match: Match
     """On the prompts for calibration."""
-    differences: dict[str, Estimate]
+    differences: dict[str, Interval]
     """The model's measures minus the baseline's, on the measured prompts, paired."""
 
 
@@ -80,7 +81,7 @@ class Found:
     settings: Settings
     right_answers: float
     """Of a measured prompt, on the mean."""
-    data: dict[str, Estimate]
+    data: dict[str, Interval]
     """Measures of as many answers drawn from the data's own distribution."""
     cells: list[Cell]
     comparisons: list[Comparison]
@@ -121,7 +122,7 @@ class _Ready:
 def run(names: Sequence[str], settings: Settings, *, console: Console) -> Found:
     """Generate and measure. Raises UserError for what cannot be meant, before anything is generated."""
     ready = _ready(names, settings, console)
-    prompts, resamples = ready.task.measured, resampled(settings.prompts, seed=settings.seed)
+    prompts, seed = ready.task.measured, settings.seed
     cells: list[Cell] = []
     comparisons: list[Comparison] = []
     latent_only: dict[str, dict[str, Values]] = {}
@@ -132,7 +133,7 @@ def run(names: Sequence[str], settings: Settings, *, console: Console) -> Found:
             sampler = ready.samplers[name]
             values = measured(prompts, draw(name, sampler, prompts, temperature, sharing))
             latents = sharing if sampler.model.has_latents else None
-            cells.append(Cell(name, temperature, latents, matched_to, _estimates(values, resamples)))
+            cells.append(Cell(name, temperature, latents, matched_to, _estimates(values, seed)))
             return values
 
         for name in ready.latent:
@@ -146,14 +147,14 @@ def run(names: Sequence[str], settings: Settings, *, console: Console) -> Found:
             for name, match in _matches(ready, baseline, draw).items():
                 values = cell(baseline, match.temperature, "fresh", matched_to=name)
                 gains = {measure: latent_only[name][measure] - values[measure] for measure in values}
-                comparisons.append(Comparison(name, baseline, match, _estimates(gains, resamples)))
-    own = measured(prompts, of_the_data(prompts, settings.samples, seed=settings.seed))
+                comparisons.append(Comparison(name, baseline, match, _estimates(gains, seed)))
+    own = measured(prompts, of_the_data(prompts, settings.samples, seed=seed))
     right = sum(len(prompt.answers) for prompt in prompts) / len(prompts)
-    return Found(ready.task.name, settings, right, _estimates(own, resamples), cells, comparisons)
+    return Found(ready.task.name, settings, right, _estimates(own, seed), cells, comparisons)
 
 
-def _estimates(values: dict[str, Values], resamples: Values) -> dict[str, Estimate]:
-    return {name: estimate(own, resamples) for name, own in values.items()}
+def _estimates(values: dict[str, Values], seed: int) -> dict[str, Interval]:
+    return {name: estimate(own, seed=seed) for name, own in values.items()}
 
 
 @dataclass

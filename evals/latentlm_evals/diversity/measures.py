@@ -8,10 +8,9 @@
     entropy     bits, of the right answers among the samples, as often as each comes up: at most log2 of their number. A prompt
                 without a right answer has none
 
-Intervals are percentiles of a bootstrap over prompts. Everything measured on the same prompts is resampled together, so a
-difference of two is paired.
+Intervals are percentiles of a bootstrap over prompts, those of a difference over its values prompt by prompt: they are paired.
 
-Legend: P prompts, R resamples, n samples of a prompt.
+Legend: P prompts, n samples of a prompt.
 """
 
 from __future__ import annotations
@@ -19,28 +18,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentlm_evals.diversity.task import Prompt
+from latentlm_evals.intervals import Interval, bootstrapped
 
 Values = NDArray[np.float64]
 """(P,), not a number where a prompt has none."""
 Answers = Sequence[Sequence[str]]
 """Of each prompt its n samples."""
-RESAMPLES = 2000
 COUNTED = ("distinct", "valid", "coverage", "entropy")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def at(k: int) -> str:
@@ -78,19 +67,6 @@ def _of_prompt(prompt: Prompt, answers: Sequence[str]) -> dict[str, float]:
     }
 
 
-def resampled(prompts: int, *, seed: int) -> Values:
-    """How often each prompt is in each resample, (R, P)."""
-    drawn = np.random.default_rng(seed).integers(prompts, size=(RESAMPLES, prompts))
-    return np.stack([np.bincount(row, minlength=prompts) for row in drawn]).astype(np.float64)
-
-
-def estimate(values: Values, resamples: Values) -> Estimate:
+def estimate(values: Values, *, seed: int) -> Interval:
     """Mean and interval of the prompts that have a value; of none, not a number."""
-    there = np.isfinite(values)
-    if not there.any():
-        return Estimate(math.nan, math.nan, math.nan)
-    weights = resamples[:, there]
-    sizes = weights.sum(1)
-    means = (weights @ values[there])[sizes > 0] / sizes[sizes > 0]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(values[there].mean()), float(low), float(high))
+    return bootstrapped(values[np.isfinite(values)], seed=seed)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from latentlm_evals.diversity.experiment import Cell, Comparison, Found, Work
-from latentlm_evals.diversity.measures import COUNTED, Estimate, at, counts_of
+from latentlm_evals.diversity.measures import COUNTED, at, counts_of
+from latentlm_evals.intervals import Interval
 
 
 def show(found: Found, *, console: Console) -> None:
@@ -53,7 +54,7 @@ def _decoding(cell: Cell) -> str:
     return f"{cell.model}, {how}" + (" (for equal pass@1)" if cell.matched_to else "")
 
 
-def _numbers(measures: dict[str, Estimate], passes: Sequence[str]) -> list[str]:
+def _numbers(measures: dict[str, Interval], passes: Sequence[str]) -> list[str]:
     return [_around(measures[name], digits=1 if name in ("distinct", "valid") else 2) for name in (*passes, *COUNTED)]
 
 
@@ -102,7 +103,7 @@ def verdict(one: Comparison) -> str:
     )
 
 
-def _told(one: Estimate, digits: int) -> str:
+def _told(one: Interval, digits: int) -> str:
     """A difference, where its interval leaves out zero."""
     if one.low <= 0 <= one.high:
         return "not told apart"
@@ -123,11 +124,11 @@ def _shown(samples: int) -> list[int]:
     return sorted({ks[0], ks[len(ks) // 2], ks[-1]})
 
 
-def _around(one: Estimate, *, digits: int) -> str:
+def _around(one: Interval, *, digits: int) -> str:
     return "–" if math.isnan(one.value) else f"{one.value:.{digits}f} ± {(one.high - one.low) / 2:.{digits}f}"
 
 
-def _interval(one: Estimate) -> str:
+def _interval(one: Interval) -> str:
     return "–" if math.isnan(one.value) else f"{one.value:+.3f}\n[{one.low:+.2f}, {one.high:+.2f}]"
 
 

@@ -1,6 +1,6 @@
 """A linear classifier, and what it says of features that it has not been fitted on.
 
-Logistic regression with a ridge on standardised features, by Newton's method; the ridge is chosen on a fourth of the texts at
+scikit-learn's logistic regression with a ridge on standardised features, the ridge chosen by cross-validation of the texts at
 hand. `out_of_fold` fits it on four fifths of the texts and asks it about the rest, five times.
 
     information    mean of log2 p(label | features) - log2 p(label), both from the other four fifths: in expectation a *lower*
@@ -19,29 +19,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from latentlm_evals.probe.intervals import Interval, bootstrapped, share
+from latentlm_evals.intervals import Interval, bootstrapped, share
 
 Features = NDArray[np.float64]
 Labels = NDArray[np.bool_]
 FOLDS = 5
-RIDGES = (0.003, 0.03, 0.3, 3.0, 30.0)
-"""Per text; the largest leaves next to nothing but the frequency of the labels."""
-_STEPS = 25
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A fitted classifier."""
-
-    centre: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    """(F + 1,), the constant last."""
-
-    def logits(self, features: Features) -> NDArray[np.float64]:
-        """(N,): log odds of the label."""
-        return _with_one((features - self.centre) / self.scale) @ self.weights
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0)
+"""Inverse ridges; the smallest leaves next to nothing but the frequency of the labels."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +55,11 @@ class Answers:
 
 
 def out_of_fold(features: Features, labels: Labels, *, seed: int = 0) -> Answers:
-    """Answers for every text; both labels are among the texts of every fold's complement."""
-    fold = np.empty(len(labels), dtype=int)
-    rng = np.random.default_rng(seed)
-    for kind in (True, False):  # either label as often in each fold as can be
-        own = rng.permutation(np.flatnonzero(labels == kind))
-        fold[own] = np.arange(len(own)) % FOLDS
+    """Answers for every text; either label is as often in each fold as can be."""
     logits, frequencies = np.empty(len(labels)), np.empty(len(labels))
-    for number in range(FOLDS):
-        here = fold == number
-        logits[here] = fitted(features[~here], labels[~here]).logits(features[here])
-        frequencies[here] = labels[~here].mean()
+    for there, here in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels):
+        logits[here] = fitted(features[there], labels[there]).decision_function(features[here])
+        frequencies[here] = labels[there].mean()
     return Answers(labels, logits, frequencies)
 
 
@@ -85,45 +68,10 @@ def shuffled(features: Features, labels: Labels, *, seed: int = 0) -> Answers:
     return out_of_fold(features, np.random.default_rng(seed + 1).permutation(labels), seed=seed)
 
 
-def fitted(features: Features, labels: Labels) -> Linear:
-    """A classifier, its ridge chosen on every fourth text."""
-    spread = features.std(0)
-    centre, scale = features.mean(0), np.where(spread > 1e-9, spread, 1.0)
-    known = _with_one((features - centre) / scale)
-    kept = np.arange(len(labels)) % 4 != 3
-    found = [_newton(known[kept], labels[kept], ridge) for ridge in RIDGES]
-    losses = [float(_nats(known[~kept] @ weights, labels[~kept]).mean()) for weights in found]
-    return Linear(centre, scale, _newton(known, labels, RIDGES[int(np.argmin(losses))]))
-
-
-def _newton(known: Features, labels: Labels, ridge: float) -> NDArray[np.float64]:
-    """The minimum of the nats and half of the ridge times N times the squared weights, the constant's apart; halved steps where
-    a whole one leads up."""
-    count, width = known.shape
-    penalty = np.full(width, ridge * count)
-    penalty[-1] = 1e-6
-    weights = np.zeros(width)
-
-    def loss(at: NDArray[np.float64]) -> float:
-        return float(_nats(known @ at, labels).sum() + 0.5 * (penalty * at**2).sum())
-
-    here = loss(weights)
-    for _ in range(_STEPS):
-        chance = 0.5 * (1 + np.tanh(0.5 * (known @ weights)))
-        slope = known.T @ (chance - labels) + penalty * weights
-        curve = (known * (chance * (1 - chance))[:, None]).T @ known + np.diag(penalty)
-        step = np.linalg.solve(curve, slope)
-        size = 1.0
-        while (there := loss(weights - size * step)) > here and size > 1e-4:
-            size /= 2
-        if here - there < 1e-9 * count:
-            break
-        weights, here = weights - size * step, there
-    return weights
-
-
-def _with_one(features: Features) -> Features:
-    return np.concatenate((features, np.ones((len(features), 1))), axis=1)
+def fitted(features: Features, labels: Labels) -> GridSearchCV:
+    """A classifier; its `decision_function(features)` is (N,), log odds of the label."""
+    steps = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return GridSearchCV(steps, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss", cv=4).fit(features, labels)
 
 
 def _nats(logits: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:

@@ -22,8 +22,8 @@ import numpy as np
 
 from latentlm.generation import generate
 from latentlm.interface import Generation, Latent, LatentDecoder, Latents, Wanted
+from latentlm_evals.intervals import Interval, bootstrapped, share
 from latentlm_evals.letter.groups import MEMBERS
-from latentlm_evals.probe.intervals import Interval, bootstrapped, share
 from latentlm_evals.probe.judges import Judge
 
 _ROWS = 64

@@ -61,7 +61,7 @@ def words(attribute: Attribute) -> Judge:
     """By the words of the attribute's own texts."""
     vocabulary = Vocabulary.of(attribute.texts)
     model = fitted(vocabulary.counts(attribute.texts), attribute.labels)
-    return lambda text: _sign(float(model.logits(vocabulary.counts([text.encode()]))[0]))
+    return lambda text: _sign(float(model.decision_function(vocabulary.counts([text.encode()]))[0]))
 
 
 def _sign(value: float) -> int:

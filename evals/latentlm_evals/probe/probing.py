@@ -16,13 +16,13 @@ import numpy as np
 
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
+from latentlm_evals.intervals import Interval, share
 from latentlm_evals.letter.groups import MEMBERS
 from latentlm_evals.probe import judges
 from latentlm_evals.probe.attributes import Attribute
 from latentlm_evals.probe.classify import Answers, Features, out_of_fold, shuffled
 from latentlm_evals.probe.features import Encoded, Vocabulary, encoded, states, tokens_of
 from latentlm_evals.probe.generated import Groups, Pair, Swap, Writing, grouped, judged, swapped, unswapped
-from latentlm_evals.probe.intervals import Interval, share
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

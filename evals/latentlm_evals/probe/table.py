@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from latentlm_evals.intervals import Interval
 from latentlm_evals.letter.groups import MEMBERS
 from latentlm_evals.probe.generated import Groups, Swap
-from latentlm_evals.probe.intervals import Interval
 from latentlm_evals.probe.probing import ALL, Probed
 
 

@@ -1,4 +1,4 @@
-"""95% intervals, over texts, pairs or groups that are independent of each other.
+"""95% intervals, over texts, pairs, groups or prompts that are independent of each other.
 
 Legend: N units.
 """
