@@ -21,7 +21,8 @@ class Sleeper(Job):
     """A training that writes its number and then takes a minute."""
 
     def command(self) -> list[str]:
-        return [sys.executable, "-c", f"import os, time; print(os.getpid(), flush=True); time.sleep({self.steps})"]
+        said = f"import os, time; print(os.getpid(), flush=True); time.sleep({self.steps}); print('to the end')"
+        return [sys.executable, "-c", said]
 
 
 def sleeper(folder: Path, name: str, seconds: int) -> Sleeper:
@@ -39,8 +40,9 @@ def test_terminated_it_leaves_no_training_behind(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=terminate, daemon=True).start()
     with pytest.raises(SystemExit) as stopped:
-        train_all([sleeper(tmp_path, "long", 60)], parallel=1, console=Console(quiet=True))
+        train_all([sleeper(tmp_path, "long", 20)], parallel=1, console=Console(quiet=True))
     assert stopped.value.code == 128 + signal.SIGTERM
+    assert "to the end" not in log.read_text(encoding="utf-8")
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text(encoding="utf-8")), 0)
     assert signal.getsignal(signal.SIGTERM) is before
