@@ -215,7 +215,8 @@ def _verdict(score: Score, bits: Estimate) -> str:
     exact_to = f"good to {score.uncertainty:.2f} nats, {bits.uncertainty:.4f} bits per byte"
     if score.converged:
         return f"converged: {exact_to}"
-    return f"not converged: {exact_to} (its error, and what more samples may gain); take more samples, or smc"
+    other = "iwae" if score.method == "smc" else "smc"
+    return f"not converged: {exact_to} (its error, and what more samples may gain); take more samples, or {other}"
 
 
 def _nats(value: float) -> str:
