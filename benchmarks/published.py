@@ -178,7 +178,9 @@ def _refining(name: str, model: LatentDecoder, console: Console) -> dict[str, An
 
 _COVERAGE = {"texts": 20, "size": 64, "estimates": 50, "samples": 2048}
 KINDS: dict[str, Kind] = {
-    "likelihood": Kind(_likelihood, {"documents": DOCUMENTS, "bytes": BYTES, **asdict(PRECISION)}, lambda card: True),
+    "likelihood": Kind(
+        _likelihood, {"documents": DOCUMENTS, "bytes": BYTES, **asdict(PRECISION), "rule": coverage.RULE}, lambda card: True
+    ),
     "coverage": Kind(_coverage, {**_COVERAGE, "rule": coverage.RULE}, lambda card: card.model.by_latent),
     "shares": Kind(_shares, asdict(convergence.Sizes()), lambda card: card.name in convergence.BITS),
     "refining": Kind(_refining, asdict(convergence.Sizes()), lambda card: card.name in convergence.VECTORS),
