@@ -1,4 +1,4 @@
-"""Every likelihood that the pages print, measured by one command, and the tables made from what it found.
+"""Every likelihood that the pages and the cards print, measured by one command, and the tables made from what it found.
 
     python docs/build_numbers.py --measure    measure what is not in docs/numbers yet, then write the tables (`make numbers`)
     python docs/build_numbers.py              write the tables from docs/numbers
@@ -13,20 +13,24 @@ between the lines
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks.kit_intervals import FILE as KIT
 from benchmarks.pages import filled, markdown
 from benchmarks.published import BASELINE, KINDS, PRECISION, kept, measure_missing, models
+from latentlm.config import as_yaml
 from latentlm.errors import UserError
 from latentlm.likelihood import Estimate, Score, bits_per_byte, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "comparison.md", ROOT / "docs" / "latents.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/comparison.md", "docs/latents.md", "docs/conformance.md"))
+CARDS = ROOT / "zoo" / "latentlm_zoo" / "cards"
 SEEDS = 0.03
 """Bits per byte by which two seeds of one vanilla decoder differ (docs/log.md)."""
 EQUAL = 0.01
@@ -193,6 +197,21 @@ def refining() -> str:
     ] for row in found["rows"]])  # fmt: skip
 
 
+def kit_intervals() -> str:
+    """How often intervals hold the truth on decoders that can be summed (benchmarks/kit_intervals.py)."""
+    found = json.loads(KIT.read_text(encoding="utf-8"))
+    shares = {(row["decoder"], row["encoder"], row["method"], row["samples"]): row["share"] for row in found["rows"]}
+    cells = list(dict.fromkeys(key[1:] for key in shares))
+    decoders = list(dict.fromkeys(key[0] for key in shares))
+    head = ["encoder, estimator, samples", *(f"`{decoder}`" for decoder in decoders)]
+    said = {"own": "the decoder's own", "planted": "planted"}
+    lines = [
+        [f"{said[cell[0]]}, `{cell[1]}`, {cell[2]}", *(f"{shares[decoder, *cell]:.1%}" for decoder in decoders)]
+        for cell in cells
+    ]
+    return markdown(head, lines)
+
+
 def machine() -> str:
     """Where it was measured."""
     rows = [row for kind in KINDS for row in kept(kind).values() if row is not None]
@@ -209,8 +228,32 @@ def _table(head: list[str], found: dict[str, Row | None], lines: Callable[[str, 
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (machine, summary, likelihoods, use, reading, cost, intervals, shares, refining)
+    made.__name__: made
+    for made in (machine, summary, likelihoods, use, reading, cost, intervals, shares, refining, kit_intervals)
 }
+
+
+def cards() -> Iterator[tuple[Path, str]]:
+    """The cards with their likelihoods, as of `likelihoods`; one that is not measured loses what it said of other weights."""
+    for name, row in kept("likelihood").items():
+        path, card = CARDS / name / "card.yaml", models()[name]
+        others = {key: value for key, value in card.scores.items() if key != "likelihood"}
+        scores = others if row is None else {**others, "likelihood": _likelihood(row)}
+        yield path, as_yaml(card.model_copy(update={"scores": scores}), exclude_none=True)
+
+
+def _likelihood(row: Row) -> Row:
+    """What a card says of it."""
+    found = _estimate(row)
+    return {
+        "bits_per_byte": found.value,
+        "standard_error": row["bits_per_byte"]["standard_error"],
+        "good_to": found.uncertainty,
+        "converged": found.converged(PRECISION.tolerance),
+        "documents": len(row["sizes"]),
+        "bytes": sum(row["sizes"]),
+        "method": f"{row['method']}; honest, held-out documents (make numbers)",
+    }
 
 
 def written(page: str) -> str:
@@ -239,13 +282,11 @@ def main() -> None:
         except UserError as error:
             sys.exit(f"error: {error}")
     stale = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        new = written(text)
-        if new != text:
-            stale.append(page.name)
+    for path, new in [*((page, written(page.read_text(encoding="utf-8"))) for page in PAGES), *cards()]:
+        if new != path.read_text(encoding="utf-8"):
+            stale.append(str(path.relative_to(ROOT)))
             if not options.check:
-                page.write_text(new, encoding="utf-8")
+                path.write_text(new, encoding="utf-8")
     if failures:
         sys.exit("\n\n".join(failures))
     if options.check and stale:

@@ -56,6 +56,16 @@ def test_pages_hold_what_was_measured(numbers: ModuleType) -> None:
         assert numbers.written(text) == text, f"{page.name}: run python docs/build_numbers.py"
 
 
+def test_cards_hold_what_was_measured_of_their_weights(numbers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, text in numbers.cards():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run python docs/build_numbers.py"
+    monkeypatch.setattr(numbers, "kept", lambda kind: {"chunk-tiny": kept(2.0, converged=False), "free-tiny": None})
+    measured, not_measured = (text for _, text in numbers.cards())
+    assert "converged: false" in measured
+    assert "held_out_bound" in not_measured
+    assert "  likelihood:" not in not_measured, "of other weights"
+
+
 def test_tables_say_what_has_not_converged_and_pair_documents(
     numbers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def compare(
     ] = "auto",
     tolerance: Annotated[float, typer.Option(help="Bits per byte that the likelihoods are to be good to.")] = 0.01,
     max_samples: Annotated[int, typer.Option(min=1, help='Where "auto" gives up, and the table says so.')] = 64,
-    task_samples: Annotated[int, typer.Option(min=1, help="Latent samples per lm-eval request.")] = 16,
+    task_samples: Annotated[str, typer.Option(help='Latent samples per lm-eval request, or "auto", to 0.01 nats.')] = "16",
     documents: Annotated[int, typer.Option(min=2, help="Held-out documents to score.")] = 48,
     document_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each that are scored, from its start.")] = 2048,
     tasks: Annotated[
@@ -109,7 +109,7 @@ def compare(
 
     settings = Settings(
         precision=Precision(method, samples_of(samples), tolerance, max_samples),  # type: ignore[arg-type]
-        task_samples=task_samples,
+        task_samples=samples_of(task_samples),
         documents=documents,
         document_bytes=document_bytes,
         tasks="short" if tasks is None else tasks,

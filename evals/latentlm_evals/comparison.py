@@ -15,7 +15,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
@@ -37,6 +37,7 @@ from latentlm_evals.logged import Evaluation, write_evaluation
 from latentlm_evals.measure import Precision, Text, add_differences, held_out_texts, measure, tokenized
 from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.results import Comparison, ModelResult
+from latentlm_evals.scored import verdict
 from latentlm_evals.task_comparison import Model, compare_tasks
 
 
@@ -45,7 +46,7 @@ class Settings:
     """How models are measured; see `latentlm compare --help`."""
 
     precision: Precision = field(default_factory=Precision)
-    task_samples: int = 16
+    task_samples: int | Literal["auto"] = 16
     """Of each lm-eval request."""
     documents: int = 48
     document_bytes: int = 2048
@@ -104,8 +105,9 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
 
 
 def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> dict[str, Plan]:
-    """What the likelihoods of each model will take; nothing is trained or written. A model that is yet to be trained is timed
-    with the weights that it begins with, a byte standing for a token. Raises UserError."""
+    """What the likelihoods of each model will take, and those of its tasks ("MODEL, tasks"; not what generating answers takes);
+    nothing is trained or written. A model that is yet to be trained is timed with the weights that it begins with, a byte
+    standing for a token. Raises UserError."""
     chosen = _chosen(names, overrides, folder, settings)
     held_out = load_documents(chosen.data).held_out
     texts = held_out_texts(held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
@@ -121,7 +123,19 @@ def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
             tokens = [tokenized(model, text) for text in texts]
             requests, _, how = texts_to_score(model, tokens, **asdict(settings.precision), seed=settings.seed)
             plans[entry.name] = plan(model, requests, how)
+            if chosen.tasks and (tasks := _tasks_plan(model, chosen.tasks, settings)) is not None:
+                plans[f"{entry.name}, tasks"] = tasks
     return plans
+
+
+def _tasks_plan(model: LatentDecoder, tasks: list[str], settings: Settings) -> Plan | None:
+    """Of the likelihoods that the tasks ask for; None where they ask for none."""
+    from latentlm_evals.dry_run import DryLM
+    from latentlm_evals.evaluation import run_tasks
+
+    adapter = DryLM(model, samples=settings.task_samples, seed=settings.seed)
+    run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
+    return adapter.plan() if adapter.asked else None
 
 
 def _chosen(names: list[str], overrides: list[str], folder: Path, settings: Settings) -> _Chosen:
@@ -251,6 +265,7 @@ def _measure(
         adapter = LatentLM(model, samples=settings.task_samples, seed=settings.seed)
         answered = run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
         result.tasks = task_results(answered)
+        result.tasks_verdict = verdict(answered["config"]["latentlm"], remedy="--task-samples auto brings them nearer.")
         evaluations[entry.name] = Evaluation.of(entry.name, answered)
         write_evaluation(answered, folder / "evaluations" / entry.name)
     console.print(f"Measured {entry.name} in {time.monotonic() - started:.0f} s.")

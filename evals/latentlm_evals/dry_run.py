@@ -32,9 +32,14 @@ class DryLM(LatentLM):
         super().set_cache_hook(cache_hook)
         seal(cache_hook.dbdict)
 
+    @property
+    def asked(self) -> bool:
+        """Whether there was anything to score."""
+        return bool(self._pairs)
+
     def plan(self) -> Plan:
         """Of all likelihoods asked for. Raises UserError where there were none."""
-        if not self._pairs:
+        if not self.asked:
             raise UserError(
                 "These tasks ask for no likelihood, or for none that the --use-cache database has not: what is left is what "
                 "generating their answers takes."

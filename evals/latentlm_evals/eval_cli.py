@@ -185,7 +185,10 @@ def _write(output: Path, results: dict[str, Any]) -> None:
 
 def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from latentlm_evals.scored import verdict
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
     table = Table(title=f"{model} ({how}, seed {facts['seed']})", title_justify="left", show_edge=False, pad_edge=False)
@@ -202,3 +205,5 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
             table.add_row(*words, f"{row.value:.4f}", error, chance, str(row.items))
         table.add_section()
     Console().print(table)
+    if (found := verdict(facts, remedy="--samples auto brings them nearer.")) is not None:
+        Console().print(f"[yellow]* {escape(found)}[/yellow]")

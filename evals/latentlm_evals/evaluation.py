@@ -40,6 +40,17 @@ class Tasks(TaskManager):
     shots: int | None = None
     """What `--num-fewshot` says; of tasks whose file says 0, lm-eval takes no notice of it."""
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._building: str | None = None
+        build = self._factory.build  # no public place says which task of a group could not be built
+
+        def noted(entry: Any, **how: Any) -> Any:
+            self._building = entry.name
+            return build(entry, **how)
+
+        self._factory.build = noted  # type: ignore[method-assign]
+
     def load(self, task_list: Any) -> Any:
         """The tasks, with their data. Raises UserError."""
         try:
@@ -47,7 +58,10 @@ class Tasks(TaskManager):
         except UserError:
             raise
         except Exception as error:  # a task brings code and a data source of its own: anything may come
-            raise UserError(f"{_listed(task_list)} cannot be loaded ({_reason(error)}){_remedy(error)}") from error
+            asked = [*task_list] if isinstance(task_list, list) else [task_list]
+            of = "" if self._building in asked or self._building is None else f", of {', '.join(map(str, asked))},"
+            name = self._building or ", ".join(map(str, asked))
+            raise UserError(f"the task {name}{of} cannot be loaded ({_reason(error)}){_remedy(error)}") from error
         unsafe = [name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
         if unsafe and not self.runs_code:
             raise UserError(
@@ -59,10 +73,6 @@ class Tasks(TaskManager):
                 "latentlm: %s: no example is put first, whatever --num-fewshot says: the task's file says 0.", ", ".join(fixed)
             )
         return loaded
-
-
-def _listed(tasks: Any) -> str:
-    return "the task " + ", ".join(map(str, tasks)) if isinstance(tasks, list) and len(tasks) == 1 else "the tasks"
 
 
 def _reason(error: Exception) -> str:

@@ -193,7 +193,8 @@ def _tasks(models: list[ModelResult], scoring: str) -> str:
         name = f'{escape(task)} <span class="se">{escape(metric)}, n={first.items}</span>'
         rows.append(f"<tr><td>{name}</td>{cells}<td>{chance}</td></tr>")
     table = f"<table><tr><th>task</th>{head}<th>chance</th></tr>{''.join(rows)}</table>"
-    return f'<h2>lm-eval tasks</h2><p>{escape(scoring)}</p><div class="wide">{table}</div>'
+    said = "".join(_warning(f"{model.name}: {model.tasks_verdict}") for model in models if model.tasks_verdict is not None)
+    return f'<h2>lm-eval tasks</h2><p>{escape(scoring)}</p><div class="wide">{table}</div>{said}'
 
 
 def _task_cell(result: TaskResult | None) -> str:

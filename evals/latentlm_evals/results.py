@@ -161,6 +161,8 @@ class ModelResult:
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     """Name -> [[x, y], ...]; of one of several latents, "name/latent"."""
     tasks: list[TaskResult] = field(default_factory=list)
+    tasks_verdict: str | None = None
+    """How many likelihoods of the tasks have not converged; None where all have."""
     samples: list[Sample] = field(default_factory=list)
     bits: BitsView | None = None
     """A look at the first latent that is bits of a token; None where there is none."""

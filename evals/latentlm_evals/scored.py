@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,16 @@ class Scored:
             "recalled": self.recalled,
             "tasks": {task: _of_task(items) for task, items in tasks.items()},
         }
+
+
+def verdict(facts: Mapping[str, Any], *, remedy: str) -> str | None:
+    """What must be said of an evaluation's likelihoods, by the adapter's facts: how many are not good to the tolerance; None
+    where all are."""
+    counted = facts["likelihoods"]
+    if not counted["unconverged"]:
+        return None
+    good = f"{facts['tolerance']:g} nats (of a whole text: bits per byte)"
+    return f"{counted['unconverged']:,} of {counted['requests']:,} likelihoods are not good to {good}; {remedy}"
 
 
 def _of_task(items: dict[str, list[float | None]]) -> dict[str, Any]:

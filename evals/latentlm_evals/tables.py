@@ -31,6 +31,9 @@ def show(comparison: Comparison, *, console: Console) -> None:
     )
     if any(model.tasks for model in comparison.models):
         console.print(_tasks(comparison.models, comparison.task_scoring))
+    for model in comparison.models:
+        if model.tasks_verdict is not None:
+            console.print(f"[yellow]* {escape(model.name)}: {escape(model.tasks_verdict)}[/yellow]")
     if comparison.paired_tasks is not None:
         show_tasks(comparison.paired_tasks, console=console)
 

@@ -17,7 +17,7 @@ from latentlm.config import ModelConfig
 from latentlm.errors import UserError
 from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data import Document
-from latentlm_evals.comparison import Settings, run
+from latentlm_evals.comparison import Settings, dry, run
 from latentlm_evals.logged_comparison import compare_folders
 from latentlm_evals.measure import Precision, held_out_texts, tokenized
 
@@ -44,6 +44,23 @@ def texts(tmp_path: Path) -> str:
     for number in range(12):
         (folder / f"{number}.txt").write_text(f"document number {number} says {number * number}.\n" * 4, encoding="utf-8")
     return str(folder)
+
+
+def test_a_dry_run_counts_the_likelihoods_of_the_tasks_too(tmp_path: Path, texts: str) -> None:
+    names = [recipe(tmp_path, "hidden", "free", path=texts, event_dims=3, backbone={**BACKBONE, "context": 512})]
+
+    def planned(tasks: str) -> dict[str, Any]:
+        settings = dataclasses.replace(QUICK, tasks=tasks, limit=2, task_samples="auto")
+        return dry(names, [], tmp_path / "none", settings=settings, console=Console(quiet=True))
+
+    assert list(planned("none")) == ["hidden"]
+    assert list(planned("latentlm_copy")) == ["hidden"], "it generates"
+    found = planned("latentlm_next_line,latentlm_copy")
+    assert list(found) == ["hidden", "hidden, tasks"]
+    assert found["hidden, tasks"].requests == 8, "two questions of four answers"
+    assert found["hidden, tasks"].samples == (32, 256)
+    assert found["hidden"].samples == (2, 2)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
@@ -96,6 +113,11 @@ def test_tasks_of_several_runs_are_paired_with_the_spread_over_seeds(tmp_path: P
     assert {one.runs for one in found.paired_tasks.differences} == {(1, 2)}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "hidden minus plain" in page
+    said = [model.tasks_verdict for model in found.models]
+    assert said[0] is None, "exact"
+    assert said[1] is not None
+    assert said[1].startswith("5 of 5 likelihoods are not good to 0.01 nats"), "two samples each"
+    assert f"hidden-0: {said[1]}" in page
     assert page.count("<svg") == 2
     saved = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert len(saved["paired_tasks"]["differences"]) == 2

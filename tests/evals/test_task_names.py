@@ -60,6 +60,14 @@ def test_a_task_without_its_data_is_refused_by_name(tmp_path: Path) -> None:
         resolve_tasks(["mine"], tmp_path)
 
 
+def test_of_a_group_the_task_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    task(tmp_path, "mine")
+    task(tmp_path, "other", data="/nowhere.jsonl")
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [mine, other]\n")
+    with pytest.raises(UserError, match=r"the task other, of both, cannot be loaded \(FileNotFoundError"):
+        resolve_tasks(["both"], tmp_path)
+
+
 def test_a_task_that_runs_the_models_code_is_refused(tmp_path: Path) -> None:
     task(tmp_path, "mine", more="unsafe_code: true\n")
     with pytest.raises(UserError, match="mine runs code that a model wrote"):
