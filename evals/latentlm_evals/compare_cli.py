@@ -45,7 +45,7 @@ Folders of lm_eval --log_samples, of any model type:
 """
 _MEASURING = (
     "jobs", "method", "samples", "tolerance", "max_samples", "task_samples", "dry_run", "documents", "document_bytes",
-    "include_path", "limit", "seed",
+    "include_path", "limit", "seed", "picture",
 )  # fmt: skip
 """Options of models, which mean nothing where the answers are logged."""
 
@@ -81,6 +81,7 @@ def compare(
     include_path: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw in the measurements.")] = 0,
+    picture: Annotated[list[Path] | None, typer.Option(help="SVG or PNG files for the end of the page.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what measuring will take.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -117,6 +118,7 @@ def compare(
         limit=limit,
         seed=seed,
         jobs=jobs,
+        pictures=tuple(picture or ()),
         command=command,
     )
     if dry_run:

@@ -55,6 +55,8 @@ class Settings:
     limit: int | None = None
     seed: int = 0
     jobs: int = 2
+    pictures: tuple[Path, ...] = ()
+    """Shown at the end of the page."""
     command: str = "latentlm compare"
 
 
@@ -88,6 +90,8 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     """Compare; writes comparison.json, report.html and the evaluations, as lm-eval logs them, into `folder`. Raises UserError
     before any long work."""
     chosen = _chosen(names, overrides, folder, settings)
+    for picture in settings.pictures:
+        report.check_picture(picture)
     prepare_folder(folder)
     corpus = load_documents(chosen.data)
     _train(chosen.entries, chosen.recipes, overrides, folder, settings, console)
@@ -100,7 +104,7 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
         labels = shared_name([[run.name for run in own] for own in runs])
         comparison.paired_tasks = compare_tasks([Model(label, own) for label, own in zip(labels, runs, strict=True)])
     comparison.save(folder / "comparison.json")
-    report.write(comparison, folder / "report.html")
+    report.write(comparison, folder / "report.html", settings.pictures)
     return comparison
 
 

@@ -5,9 +5,12 @@ Table, what each number is, curves, lm-eval tasks with their chance level, and s
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from latentlm.errors import UserError
 from latentlm_evals import bits_html, paired_tables, plots
 from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskComparison, TaskDifference, TaskResult
 
@@ -23,7 +26,7 @@ pre{background:var(--wash);padding:.7rem .9rem;border-radius:6px;overflow-x:auto
 pre b{font-weight:600;color:#0b7285} dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.2rem}
 dt{font-weight:600} dd{margin:0;color:var(--soft)} .grid{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
 .grid>div{min-width:0} pre{white-space:pre-wrap;overflow-wrap:anywhere}
-svg{width:100%;height:auto} code{background:var(--wash);padding:.1em .35em;border-radius:4px;overflow-wrap:anywhere}
+svg,img{width:100%;height:auto} code{background:var(--wash);padding:.1em .35em;border-radius:4px;overflow-wrap:anywhere}
 @media(max-width:760px){.grid{grid-template-columns:1fr}dl{grid-template-columns:1fr}}
 """
 
@@ -50,12 +53,16 @@ _TERMS = (
 )
 
 
-def write(comparison: Comparison, path: Path) -> None:
-    """Write the page."""
-    path.write_text(page(comparison), encoding="utf-8")
+PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
+"""Kinds of picture that the page takes, by the end of their names."""
 
 
-def page(comparison: Comparison) -> str:
+def write(comparison: Comparison, path: Path, pictures: Sequence[Path] = ()) -> None:
+    """Write the page, with pictures at its end."""
+    path.write_text(page(comparison, pictures), encoding="utf-8")
+
+
+def page(comparison: Comparison, pictures: Sequence[Path] = ()) -> str:
     """The whole page as HTML."""
     held_out = comparison.held_out
     *firsts, last = (escape(model.name) for model in comparison.models)
@@ -68,10 +75,12 @@ def page(comparison: Comparison) -> str:
         "<dl>" + "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in _TERMS) + "</dl>",
         "<h2>Curves</h2>" + plots.curves(comparison.models),
         _use_of_latents(comparison.models),
+        _balance(comparison.models),
         _bits(comparison.models),
         _tasks(comparison.models, comparison.task_scoring),
         _differences(comparison.paired_tasks),
         _samples(comparison.models),
+        *map(_picture, pictures),
         _provenance(comparison),
     ]
     return "\n".join(parts) + "\n</html>\n"
@@ -170,6 +179,46 @@ def _use_of_latents(models: list[ModelResult]) -> str:
         "latents from elsewhere. Equal columns mean that the decoder ignores z.</p>"
         f'<div class="wide"><table><tr><th>model</th>{head}</tr>{rows}</table></div>'
     )
+
+
+def _balance(models: list[ModelResult]) -> str:
+    """What z gives where it is known, and what it costs where it is not, beside a first model that has none."""
+    first, *others = models
+    latent = [(index, model) for index, model in enumerate(others, 1) if model.has_latents and model.difference is not None]
+    if first.has_latents or not latent:
+        return ""
+    rows = ""
+    for index, model in latent:
+        assert model.difference is not None
+        known = first.bits_per_byte.value - model.posterior_bits_per_byte
+        paid = model.elbo_bits_per_byte - model.posterior_bits_per_byte
+        verdict = "converged" if model.converged else "<b>not converged</b>: the cost is less"
+        cells = (f"{known:+.4f}", f"{paid:.4f}", _estimate(model.difference, signed=True), f"{verdict}, {model.good_to}")
+        rows += f"<tr><td>{_dot(index)}{escape(model.name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    columns = ("gained under its own z", "KL paid for it", "the tax", "estimate of the tax")
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    return (
+        "<h2>What z gives, and what it costs</h2><p>In bits per byte of the held-out documents, beside "
+        f"{escape(first.name)}. A z that the encoder has read off the text makes it cheaper (gained), but z has to be told too "
+        "(KL). What is left on the honest likelihood, where z is not known, is the <b>tax</b> of a used latent: positive is "
+        "worse.</p>"
+        f'<div class="wide"><table><tr><th>model</th>{head}</tr>{rows}</table></div>'
+    )
+
+
+def check_picture(path: Path) -> None:
+    """Raise UserError unless the page can take this picture."""
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"--picture {path} is neither an SVG nor a PNG file.")
+    if not path.is_file():
+        raise UserError(f"--picture {path} does not exist.")
+
+
+def _picture(path: Path) -> str:
+    """A picture inside the page. An image runs no scripts, whatever is in it."""
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    name = escape(path.stem)
+    return f'<h2>{name}</h2><img alt="{name}" src="data:{PICTURES[path.suffix.lower()]};base64,{data}">'
 
 
 def _bits(models: list[ModelResult]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from latentlm.errors import UserError
 from latentlm_evals import report, tables
 from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskResult
 
@@ -71,6 +72,30 @@ def test_texts_of_users_and_models_are_escaped(comparison: Comparison) -> None:
     assert "plain<1>" not in page.replace("plain&lt;1&gt;", "")
     assert "def &lt;x&gt;" in page
     assert "return &#x27;&amp;&#x27;" in page
+
+
+def test_the_page_says_what_z_gives_and_costs(comparison: Comparison) -> None:
+    page = report.page(comparison)
+    gained, paid = 2.3456 - (2.4012 - 0.07), 0.11 + 0.07
+    row = re.search(r"What z gives, and what it costs.*?<td>.*?hidden</td>(.*?)</tr>", page, re.DOTALL)
+    assert row is not None
+    assert [f"{gained:+.4f}", f"{paid:.4f}"] == re.findall(r"<td>([+\d.]+)</td>", row[1])
+    assert "+0.0456" in row[1], "the tax"
+    assert "not converged" in row[1]
+    backwards = report.page(replace(comparison, models=comparison.models[::-1]))
+    assert "What z gives" not in backwards, "no plain model to compare with"
+
+
+def test_pictures_are_inside_the_page_as_images(comparison: Comparison, tmp_path: Path) -> None:
+    picture = tmp_path / "a<b>.svg"
+    picture.write_text("<svg><script>alert(1)</script></svg>", encoding="utf-8")
+    page = report.page(comparison, [picture])
+    assert "<script" not in page
+    assert 'alt="a&lt;b&gt;" src="data:image/svg+xml;base64,' in page
+    report.check_picture(picture)
+    for wrong in ("nowhere.svg", "page.html"):
+        with pytest.raises(UserError, match="--picture"):
+            report.check_picture(tmp_path / wrong)
 
 
 def test_plain_models_alone_have_no_section_on_latents(comparison: Comparison) -> None:
