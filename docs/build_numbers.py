@@ -242,6 +242,13 @@ def cards() -> Iterator[tuple[Path, str]]:
         yield path, as_yaml(card.model_copy(update={"scores": scores}), exclude_none=True)
 
 
+def _uses(row: Row) -> Row:
+    """What the decoder makes of each latent, without the page's emphasis."""
+    latents = _latents(row) if row["has_latents"] else []
+    roles = {latent.removeprefix(", ") or "z": _role(own["cross_entropy_bits"]) for latent, own in latents}
+    return {f"use of {latent}": role.replace("*", "") for latent, role in roles.items()}
+
+
 def _likelihood(row: Row) -> Row:
     """What a card says of it."""
     found = _estimate(row)
@@ -252,6 +259,7 @@ def _likelihood(row: Row) -> Row:
         "converged": found.converged(PRECISION.tolerance),
         "documents": len(row["sizes"]),
         "bytes": sum(row["sizes"]),
+        **_uses(row),
         "method": f"{row['method']}; honest, held-out documents (make numbers)",
     }
 

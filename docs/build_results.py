@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.pages import filled, markdown
+from latentlm_evals.figure4.figure import svg
 from latentlm_evals.study.plan import Study, read_study, runs_of
 from latentlm_evals.study.results import ArmResult, finished, read_lines, tabulated
 from latentlm_evals.study.table import LATENTS, SCORES, latents, scores
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "studies"
+PICTURES = ROOT / "docs" / "img"
+_HONEST, _OWN, _LINE, _ARROW = "#1d1f24", "#e8590c", "#adb5bd", 0.03
 PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "alive.md")
 
 
@@ -61,6 +65,41 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]], found: Sequence[
     return markdown([head[0], *(head[number] for number in kept)], rows)
 
 
+def pictured(name: str) -> str:
+    """An SVG: the honest likelihood of each arm, and the cross-entropy under its own z and another text's, in bits per byte."""
+    from matplotlib.figure import Figure
+
+    study, _, _, found = results(name)
+    scale = _tokens_per_byte(name) / math.log(2)
+    figure = Figure(figsize=(8.2, 0.3 * len(found) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    for row, one in enumerate(found):
+        axes.errorbar(one.bits_per_byte, row, xerr=one.spread, fmt="o", color=_HONEST, capsize=3, zorder=3)
+        if not one.converged:
+            shape = {"arrowstyle": "->", "color": _HONEST}
+            axes.annotate("", (one.bits_per_byte - _ARROW, row), (one.bits_per_byte, row), arrowprops=shape)
+        if "ce_posterior" in one.means:
+            own, other = (one.means[f"ce_{source}"] * scale for source in ("posterior", "shuffled"))
+            axes.plot([own, other], [row, row], color=_LINE, zorder=1)
+            axes.plot(own, row, "o", color=_OWN, zorder=2)
+            axes.plot(other, row, "o", color="white", markeredgecolor=_OWN, zorder=2)
+        if one.arm == study.first:
+            axes.axvline(one.bits_per_byte, color=_LINE, linewidth=1, linestyle=":", zorder=0)
+    axes.set_yticks(range(len(found)), [f"{one.arm} ({one.runs})" for one in found])
+    axes.invert_yaxis()
+    axes.set_xlabel("bits per byte (runs behind the name)")
+    title = f"{study.name}: honest likelihood (dark; an arrow: at most), own z (filled), another text's z (open)"
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure)
+
+
+def _tokens_per_byte(name: str) -> float:
+    """Targets over bytes of the texts that are scored."""
+    lines = read_lines((STUDIES / f"{name}.yaml").with_suffix(".jsonl"))
+    return float(sum(lines[0]["targets"]) / sum(lines[0]["bytes"]))
+
+
 def blocks() -> dict[str, Callable[[], str]]:
     """A table for each study that has lines."""
     made: dict[str, Callable[[], str]] = {}
@@ -83,6 +122,9 @@ def main() -> None:
             stale.append(page.name)
             if not check:
                 page.write_text(new, encoding="utf-8")
+    if not check:
+        for path in sorted(STUDIES.glob("*.jsonl")):
+            (PICTURES / f"results-{path.stem}.svg").write_text(pictured(path.stem), encoding="utf-8")
     if check and stale:
         sys.exit(f"Out of date: {', '.join(stale)}. Run: python docs/build_results.py")
 

@@ -227,3 +227,16 @@ def test_a_truth_is_known_where_two_estimators_agree(monkeypatch: pytest.MonkeyP
 def test_the_gpu_page_has_what_was_measured() -> None:
     text = gpu_page.PAGE.read_text(encoding="utf-8")
     assert filled(text, gpu_page.BLOCKS) == text, "run python -m benchmarks.gpu_page"
+
+
+def test_tables_of_the_studies_are_what_their_lines_say() -> None:
+    spec = importlib.util.spec_from_file_location("build_results", SCRIPT.parent / "build_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules["build_results"] = made
+    spec.loader.exec_module(made)
+    for page in made.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert filled(text, made.blocks()) == text, f"{page.name}: run python docs/build_results.py"
+    assert made.pictured("plans").startswith("<?xml")
