@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.coverage import RULE
 from latentlm.likelihood import Method
 from latentlm.testing import check_coverage
 from latentlm.testing.subject import Subject
@@ -37,7 +38,7 @@ def measured(*, trials: int = TRIALS) -> dict[str, Any]:
             model = subject.exact if encoder == "own" else subject.planted
             share = check_coverage(model, [0, 1], [1, 1], method=method, samples=samples, trials=trials, at_least=0)
             rows.append({"decoder": decoder, "encoder": encoder, "method": method, "samples": samples, "share": share})
-    return {"trials": trials, "nominal_error": math.sqrt(0.95 * 0.05 / trials), "rows": rows}
+    return {"rule": RULE, "trials": trials, "nominal_error": math.sqrt(0.95 * 0.05 / trials), "rows": rows}
 
 
 def main() -> None:

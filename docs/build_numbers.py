@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.coverage import RULE
 from benchmarks.kit_intervals import FILE as KIT
 from benchmarks.pages import filled, markdown
 from benchmarks.published import BASELINE, KINDS, PRECISION, kept, measure_missing, models
@@ -200,6 +201,8 @@ def refining() -> str:
 def kit_intervals() -> str:
     """How often intervals hold the truth on decoders that can be summed (benchmarks/kit_intervals.py)."""
     found = json.loads(KIT.read_text(encoding="utf-8"))
+    if found["rule"] != RULE:
+        return "Not measured by today's rule: `python -m benchmarks.kit_intervals`."
     shares = {(row["decoder"], row["encoder"], row["method"], row["samples"]): row["share"] for row in found["rows"]}
     cells = list(dict.fromkeys(key[1:] for key in shares))
     decoders = list(dict.fromkeys(key[0] for key in shares))
@@ -243,10 +246,15 @@ def cards() -> Iterator[tuple[Path, str]]:
 
 
 def _uses(row: Row) -> Row:
-    """What the decoder makes of each latent, without the page's emphasis."""
-    latents = _latents(row) if row["has_latents"] else []
-    roles = {latent.removeprefix(", ") or "z": _role(own["cross_entropy_bits"]) for latent, own in latents}
-    return {f"use of {latent}": role.replace("*", "") for latent, role in roles.items()}
+    """Whether the decoder uses each latent, and what others cost it, in bits per token."""
+    found: Row = {}
+    for latent, own in _latents(row) if row["has_latents"] else []:
+        entropies, prefix = own["cross_entropy_bits"], f"{latent.removeprefix(', ') or 'z'}_"
+        costs = {source: entropies[source] - entropies["posterior"] for source in ("shuffled", "prior")}
+        found[f"{prefix}used"] = costs["shuffled"] >= EQUAL
+        found[f"{prefix}of_another_text_costs_bits"] = costs["shuffled"]
+        found[f"{prefix}of_the_prior_costs_bits"] = costs["prior"]
+    return found
 
 
 def _likelihood(row: Row) -> Row:

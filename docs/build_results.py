@@ -30,19 +30,23 @@ PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "alive.md")
 
 
 @functools.cache
-def results(name: str) -> tuple[Study, int, int, list[ArmResult]]:
-    """A study, its runs, how many of them are finished, and what they say."""
+def results(name: str) -> tuple[Study, int, int, list[ArmResult], float]:
+    """A study, its runs, how many of them are finished, what they say, and targets over bytes of the texts that are scored."""
     path = STUDIES / f"{name}.yaml"
     study = read_study(path)
     runs = runs_of(study, path.parent)
     lines = finished(runs, read_lines(path.with_suffix(".jsonl")))
-    return study, len(runs), len(lines), tabulated(study, lines)
+    first = next(iter(lines.values()), None)
+    scale = sum(first["targets"]) / sum(first["bytes"]) if first else 1.0
+    return study, len(runs), len(lines), tabulated(study, lines), scale
 
 
 def predicted(name: str) -> str:
     """How well each arm predicts; above the table how much of the study is done, and where."""
-    study, runs, done, found = results(name)
+    study, runs, done, found, _ = results(name)
     left = "" if done == runs else f"; **{runs - done} of {runs} runs are not made yet**"
+    if all(one.arm != study.first for one in found):
+        left += f"; the baseline, `{study.first}`, is not there yet"
     alone = sum(one.runs == 1 for one in found)
     seeds = f"{alone} arms have one seed: no ranking" if alone else "intervals cover texts and seeds"
     about = study.description.rstrip(".")
@@ -52,7 +56,7 @@ def predicted(name: str) -> str:
 
 def carried(name: str) -> str:
     """What z carries in each arm that has one."""
-    study, _, _, found = results(name)
+    study, _, _, found, _ = results(name)
     latent = [one for one in found if "ce_posterior" in one.means]
     return _table(LATENTS, latents(latent), latent, study)
 
@@ -69,8 +73,8 @@ def pictured(name: str) -> str:
     """An SVG: the honest likelihood of each arm, and the cross-entropy under its own z and another text's, in bits per byte."""
     from matplotlib.figure import Figure
 
-    study, _, _, found = results(name)
-    scale = _tokens_per_byte(name) / math.log(2)
+    study, _, _, found, tokens_per_byte = results(name)
+    scale = tokens_per_byte / math.log(2)
     figure = Figure(figsize=(8.2, 0.3 * len(found) + 1.1), layout="constrained")
     axes = figure.subplots()
     for row, one in enumerate(found):
@@ -94,18 +98,22 @@ def pictured(name: str) -> str:
     return svg(figure)
 
 
-def _tokens_per_byte(name: str) -> float:
-    """Targets over bytes of the texts that are scored."""
-    lines = read_lines((STUDIES / f"{name}.yaml").with_suffix(".jsonl"))
-    return float(sum(lines[0]["targets"]) / sum(lines[0]["bytes"]))
+def picture_of(name: str) -> Path:
+    """Where a study's picture is."""
+    return PICTURES / f"results-{name}.svg"
+
+
+def begun() -> list[str]:
+    """The studies that have something finished."""
+    return [path.stem for path in sorted(STUDIES.glob("*.jsonl")) if results(path.stem)[3]]
 
 
 def blocks() -> dict[str, Callable[[], str]]:
     """A table for each study that has lines."""
     made: dict[str, Callable[[], str]] = {}
-    for path in sorted(STUDIES.glob("*.jsonl")):
-        made[path.stem] = functools.partial(predicted, path.stem)
-        made[f"{path.stem}-latents"] = functools.partial(carried, path.stem)
+    for name in begun():
+        made[name] = functools.partial(predicted, name)
+        made[f"{name}-latents"] = functools.partial(carried, name)
     return made
 
 
@@ -122,9 +130,12 @@ def main() -> None:
             stale.append(page.name)
             if not check:
                 page.write_text(new, encoding="utf-8")
-    if not check:
-        for path in sorted(STUDIES.glob("*.jsonl")):
-            (PICTURES / f"results-{path.stem}.svg").write_text(pictured(path.stem), encoding="utf-8")
+    for name in begun():
+        path, new = picture_of(name), pictured(name)
+        if not path.is_file() or path.read_text(encoding="utf-8") != new:
+            stale.append(path.name)
+            if not check:
+                path.write_text(new, encoding="utf-8")
     if check and stale:
         sys.exit(f"Out of date: {', '.join(stale)}. Run: python docs/build_results.py")
 

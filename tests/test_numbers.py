@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -239,4 +240,6 @@ def test_tables_of_the_studies_are_what_their_lines_say() -> None:
     for page in made.PAGES:
         text = page.read_text(encoding="utf-8")
         assert filled(text, made.blocks()) == text, f"{page.name}: run python docs/build_results.py"
-    assert made.pictured("plans").startswith("<?xml")
+    kept = made.picture_of("plans").read_text(encoding="utf-8")
+    if f"Matplotlib v{importlib.metadata.version('matplotlib')}" in kept:  # others draw other paths
+        assert made.pictured("plans") == kept

@@ -68,7 +68,7 @@ def compare(
     ] = "auto",
     tolerance: Annotated[float, typer.Option(help="Bits per byte that the likelihoods are to be good to.")] = 0.01,
     max_samples: Annotated[int, typer.Option(min=1, help='Where "auto" gives up, and the table says so.')] = 64,
-    task_samples: Annotated[str, typer.Option(help='Latent samples per lm-eval request, or "auto", to 0.01 nats.')] = "16",
+    task_samples: Annotated[str, typer.Option(help='Latent samples per lm-eval request; "auto": to 0.01 nats.')] = "16",
     documents: Annotated[int, typer.Option(min=2, help="Held-out documents to score.")] = 48,
     document_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each that are scored, from its start.")] = 2048,
     tasks: Annotated[
@@ -110,7 +110,7 @@ def compare(
 
     settings = Settings(
         precision=Precision(method, samples_of(samples), tolerance, max_samples),  # type: ignore[arg-type]
-        task_samples=samples_of(task_samples),
+        task_samples=samples_of(task_samples, "--task-samples"),
         documents=documents,
         document_bytes=document_bytes,
         tasks="short" if tasks is None else tasks,
@@ -125,8 +125,13 @@ def compare(
         plans = dry(names, overrides, folder, settings=settings, console=console)
         if as_json:
             emit({name: asdict(plan) for name, plan in plans.items()})
-        else:
-            show_plans(plans, console=console)
+            return
+        show_plans({name: plan.texts for name, plan in plans.items()}, console=console)
+        if any(plan.tasks for plan in plans.values()):
+            of_tasks = {name: plan.tasks for name, plan in plans.items() if plan.tasks is not None}
+            show_plans(of_tasks, title="What the likelihoods of the tasks will take", console=console)
+        elif settings.tasks != "none":
+            console.print("The tasks ask for no likelihood: what they take is what generating their answers takes.")
         return
     comparison = run(names, overrides, folder, settings=settings, console=console)
     if as_json:

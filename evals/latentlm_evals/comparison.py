@@ -70,6 +70,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What measuring one model will take."""
+
+    texts: Plan
+    tasks: Plan | None
+    """Of the likelihoods that tasks ask for; None where they ask for none."""
+
+
+@dataclass(frozen=True)
 class _Chosen:
     """What is to be compared."""
 
@@ -90,8 +99,6 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     """Compare; writes comparison.json, report.html and the evaluations, as lm-eval logs them, into `folder`. Raises UserError
     before any long work."""
     chosen = _chosen(names, overrides, folder, settings)
-    for picture in settings.pictures:
-        report.check_picture(picture)
     prepare_folder(folder)
     corpus = load_documents(chosen.data)
     _train(chosen.entries, chosen.recipes, overrides, folder, settings, console)
@@ -108,10 +115,10 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     return comparison
 
 
-def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> dict[str, Plan]:
-    """What the likelihoods of each model will take, and those of its tasks ("MODEL, tasks"; not what generating answers takes);
-    nothing is trained or written. A model that is yet to be trained is timed with the weights that it begins with, a byte
-    standing for a token. Raises UserError."""
+def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> dict[str, Planned]:
+    """What the likelihoods of each model and of its tasks will take (not what generating answers takes); nothing is trained or
+    written. A model that is yet to be trained is timed with the weights that it begins with, a byte standing for a token.
+    Raises UserError."""
     chosen = _chosen(names, overrides, folder, settings)
     held_out = load_documents(chosen.data).held_out
     texts = held_out_texts(held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
@@ -126,9 +133,8 @@ def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
                 model = zoo.load(entry.model, weights="required")
             tokens = [tokenized(model, text) for text in texts]
             requests, _, how = texts_to_score(model, tokens, **asdict(settings.precision), seed=settings.seed)
-            plans[entry.name] = plan(model, requests, how)
-            if chosen.tasks and (tasks := _tasks_plan(model, chosen.tasks, settings)) is not None:
-                plans[f"{entry.name}, tasks"] = tasks
+            tasks = _tasks_plan(model, chosen.tasks, settings) if chosen.tasks else None
+            plans[entry.name] = Planned(plan(model, requests, how), tasks)
     return plans
 
 
@@ -137,13 +143,15 @@ def _tasks_plan(model: LatentDecoder, tasks: list[str], settings: Settings) -> P
     from latentlm_evals.dry_run import DryLM
     from latentlm_evals.evaluation import run_tasks
 
-    adapter = DryLM(model, samples=settings.task_samples, seed=settings.seed)
+    adapter = DryLM(model, samples=settings.task_samples, max_samples=settings.precision.max_samples, seed=settings.seed)
     run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
     return adapter.plan() if adapter.asked else None
 
 
 def _chosen(names: list[str], overrides: list[str], folder: Path, settings: Settings) -> _Chosen:
-    """Models, recipes, data and tasks, all known to exist. Raises UserError."""
+    """Models, recipes, data and tasks, all known to exist, as the pictures are. Raises UserError."""
+    for picture in settings.pictures:
+        report.check_picture(picture)
     models = [[_entry(run, folder) for run in split_runs(name)] for name in names]
     entries = [entry for runs in models for entry in runs]
     if len({entry.name for entry in entries}) < len(entries) or not entries:
@@ -266,10 +274,11 @@ def _measure(
         from latentlm_evals.evaluation import run_tasks, task_results
 
         console.print(f"Running {', '.join(tasks)} (lm-eval) on {entry.name}")
-        adapter = LatentLM(model, samples=settings.task_samples, seed=settings.seed)
+        limit = settings.precision.max_samples
+        adapter = LatentLM(model, samples=settings.task_samples, max_samples=limit, seed=settings.seed)
         answered = run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
         result.tasks = task_results(answered)
-        result.tasks_verdict = verdict(answered["config"]["latentlm"], remedy="--task-samples auto brings them nearer.")
+        result.tasks_verdict = verdict(answered["config"]["latentlm"], option="--task-samples")
         evaluations[entry.name] = Evaluation.of(entry.name, answered)
         write_evaluation(answered, folder / "evaluations" / entry.name)
     console.print(f"Measured {entry.name} in {time.monotonic() - started:.0f} s.")

@@ -205,5 +205,5 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
             table.add_row(*words, f"{row.value:.4f}", error, chance, str(row.items))
         table.add_section()
     Console().print(table)
-    if (found := verdict(facts, remedy="--samples auto brings them nearer.")) is not None:
+    if (found := verdict(facts, option="--samples")) is not None:
         Console().print(f"[yellow]* {escape(found)}[/yellow]")

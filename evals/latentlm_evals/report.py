@@ -12,7 +12,16 @@ from pathlib import Path
 
 from latentlm.errors import UserError
 from latentlm_evals import bits_html, paired_tables, plots
-from latentlm_evals.results import Comparison, Estimate, ModelResult, Sample, TaskComparison, TaskDifference, TaskResult
+from latentlm_evals.results import (
+    Comparison,
+    Estimate,
+    ModelResult,
+    Sample,
+    TaskComparison,
+    TaskDifference,
+    TaskResult,
+    differ_in_text,
+)
 
 _STYLE = """
 :root{color-scheme:light;--ink:#1d1f24;--soft:#5f6673;--line:#dfe3ea;--wash:#f6f7f9}
@@ -184,24 +193,29 @@ def _use_of_latents(models: list[ModelResult]) -> str:
 def _balance(models: list[ModelResult]) -> str:
     """What z gives where it is known, and what it costs where it is not, beside a first model that has none."""
     first, *others = models
-    latent = [(index, model) for index, model in enumerate(others, 1) if model.has_latents and model.difference is not None]
+    latent = [
+        (index, model) for index, model in enumerate(others, 1)
+        if model.has_latents and model.cross_entropy_bits and not differ_in_text(first, model)
+    ]  # fmt: skip
     if first.has_latents or not latent:
         return ""
     rows = ""
     for index, model in latent:
-        assert model.difference is not None
         known = first.bits_per_byte.value - model.posterior_bits_per_byte
         paid = model.elbo_bits_per_byte - model.posterior_bits_per_byte
-        verdict = "converged" if model.converged else "<b>not converged</b>: the cost is less"
-        cells = (f"{known:+.4f}", f"{paid:.4f}", _estimate(model.difference, signed=True), f"{verdict}, {model.good_to}")
+        verdict = "converged" if model.converged else "<b>not converged</b>: more likely too high than too low"
+        entropies = model.cross_entropy_bits
+        other = f"{entropies['shuffled'] - entropies['posterior']:+.4f}"
+        tax = _estimate(model.difference, signed=True)
+        cells = (f"{known:+.4f}", other, f"{paid:.4f}", tax, f"{verdict}, good {model.good_to}")
         rows += f"<tr><td>{_dot(index)}{escape(model.name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    columns = ("gained under its own z", "KL paid for it", "the tax", "estimate of the tax")
+    columns = ("gained under its own z", "another text's z costs, bits per token", "KL paid for it", "the tax", "the tax is")
     head = "".join(f"<th>{name}</th>" for name in columns)
     return (
         "<h2>What z gives, and what it costs</h2><p>In bits per byte of the held-out documents, beside "
-        f"{escape(first.name)}. A z that the encoder has read off the text makes it cheaper (gained), but z has to be told too "
-        "(KL). What is left on the honest likelihood, where z is not known, is the <b>tax</b> of a used latent: positive is "
-        "worse.</p>"
+        f"{escape(first.name)}. A z that the encoder has read off the text makes it cheaper (gained; where another text's "
+        "z serves as well, z has no part in it), but z has to be told too (KL). What is left on the honest likelihood, where z "
+        "is not known, is the <b>tax</b> of a used latent: positive is worse.</p>"
         f'<div class="wide"><table><tr><th>model</th>{head}</tr>{rows}</table></div>'
     )
 
@@ -212,6 +226,9 @@ def check_picture(path: Path) -> None:
         raise UserError(f"--picture {path} is neither an SVG nor a PNG file.")
     if not path.is_file():
         raise UserError(f"--picture {path} does not exist.")
+    start = path.read_bytes()[:1024]
+    if not (start.startswith(b"\x89PNG") if path.suffix.lower() == ".png" else b"<svg" in start or start.startswith(b"<?xml")):
+        raise UserError(f"--picture {path} is no {path.suffix.lower()[1:].upper()} file, whatever its name.")
 
 
 def _picture(path: Path) -> str:

@@ -177,6 +177,13 @@ class ModelResult:
         return f"to {self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
 
 
+def differ_in_text(first: ModelResult, second: ModelResult) -> bool:
+    """Whether two models say that they were trained on different amounts of text."""
+    amounts = [(model.training or {}).get("tokens") for model in (first, second)]
+    known = [float(amount) for amount in amounts if isinstance(amount, int | float)]
+    return len(known) == 2 and max(known) > 1.01 * min(known)
+
+
 @dataclass
 class Comparison:
     """Models side by side, and how they were measured."""

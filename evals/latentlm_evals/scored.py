@@ -104,13 +104,16 @@ class Scored:
         }
 
 
-def verdict(facts: Mapping[str, Any], *, remedy: str) -> str | None:
+def verdict(facts: Mapping[str, Any], *, option: str) -> str | None:
     """What must be said of an evaluation's likelihoods, by the adapter's facts: how many are not good to the tolerance; None
-    where all are."""
+    where all are. `option` sets the number of samples."""
     counted = facts["likelihoods"]
     if not counted["unconverged"]:
         return None
     good = f"{facts['tolerance']:g} nats (of a whole text: bits per byte)"
+    remedy = f"{option} auto brings them nearer."
+    if facts["max_samples"]:
+        remedy = f"--max-samples above {facts['max_samples']} brings them nearer."
     return f"{counted['unconverged']:,} of {counted['requests']:,} likelihoods are not good to {good}; {remedy}"
 
 

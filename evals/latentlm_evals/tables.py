@@ -83,10 +83,10 @@ def _verdict(model: ModelResult) -> str:
     return f"{'yes' if model.converged else '[red]no[/red]'}, {model.good_to}"
 
 
-def show_plans(plans: dict[str, Plan], *, console: Console) -> None:
+def show_plans(plans: dict[str, Plan], *, title: str = "What the likelihoods will take", console: Console) -> None:
     """What measuring will take, a row per model."""
     rows = {name: plan.lines() for name, plan in plans.items()}
-    table = Table(title="What the likelihoods will take (a dry run: nothing is measured)", title_justify="left")
+    table = Table(title=f"{title} (a dry run: nothing is measured)", title_justify="left")
     table.add_column("model", no_wrap=True)
     for label in next(iter(rows.values())):
         table.add_column(label, justify="right")

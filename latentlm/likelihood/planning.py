@@ -75,13 +75,13 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     )
 
 
-def samples_of(text: str) -> int | Literal["auto"]:
+def samples_of(text: str, name: str = "samples") -> int | Literal["auto"]:
     """A number of samples as it is written, or "auto". Raises UserError."""
     if text == "auto":
         return "auto"
     if text.isdecimal() and int(text) > 0:
         return int(text)
-    raise UserError(f'samples={text}: give a number from 1 on, or "auto" for as many as the tolerance takes.')
+    raise UserError(f'{name}={text}: give a number from 1 on, or "auto" for as many as the tolerance takes.')
 
 
 def seconds_text(seconds: float) -> str:

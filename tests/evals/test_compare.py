@@ -49,17 +49,18 @@ def texts(tmp_path: Path) -> str:
 def test_a_dry_run_counts_the_likelihoods_of_the_tasks_too(tmp_path: Path, texts: str) -> None:
     names = [recipe(tmp_path, "hidden", "free", path=texts, event_dims=3, backbone={**BACKBONE, "context": 512})]
 
+    precision = Precision(samples=2, max_samples=128)
+
     def planned(tasks: str) -> dict[str, Any]:
-        settings = dataclasses.replace(QUICK, tasks=tasks, limit=2, task_samples="auto")
+        settings = dataclasses.replace(QUICK, tasks=tasks, limit=2, task_samples="auto", precision=precision)
         return dry(names, [], tmp_path / "none", settings=settings, console=Console(quiet=True))
 
-    assert list(planned("none")) == ["hidden"]
-    assert list(planned("latentlm_copy")) == ["hidden"], "it generates"
-    found = planned("latentlm_next_line,latentlm_copy")
-    assert list(found) == ["hidden", "hidden, tasks"]
-    assert found["hidden, tasks"].requests == 8, "two questions of four answers"
-    assert found["hidden, tasks"].samples == (32, 256)
-    assert found["hidden"].samples == (2, 2)
+    assert planned("none")["hidden"].tasks is None
+    assert planned("latentlm_copy")["hidden"].tasks is None, "it generates"
+    found = planned("latentlm_next_line,latentlm_copy")["hidden"]
+    assert found.tasks.requests == 8, "two questions of four answers"
+    assert found.tasks.samples == (32, 128)
+    assert found.texts.samples == (2, 2)
     assert not (tmp_path / "none").exists()
 
 

@@ -107,7 +107,8 @@ def test_the_command_prints_a_table_json_and_the_whole_results(tmp_path: Path) -
 def test_numbers_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     row = TaskResult("a_task_of_a_long_name", "exact_match", 0.1234, 0.0567, chance=0.333, items=1234, filter="flexible")
-    facts = {"score": "iwae", "samples": 4, "seed": 0, "tolerance": 0.01, "likelihoods": {"unconverged": 3, "requests": 40}}
+    counted = {"unconverged": 3, "requests": 40}
+    facts = {"score": "iwae", "samples": 4, "seed": 0, "tolerance": 0.01, "max_samples": 0, "likelihoods": counted}
     _print_table("m", [row], [], facts)
     said = capsys.readouterr().out
     assert all(number in said for number in ("0.1234", "0.0567", "0.333", "1234"))

@@ -79,9 +79,11 @@ def test_the_page_says_what_z_gives_and_costs(comparison: Comparison) -> None:
     gained, paid = 2.3456 - (2.4012 - 0.07), 0.11 + 0.07
     row = re.search(r"What z gives, and what it costs.*?<td>.*?hidden</td>(.*?)</tr>", page, re.DOTALL)
     assert row is not None
-    assert [f"{gained:+.4f}", f"{paid:.4f}"] == re.findall(r"<td>([+\d.]+)</td>", row[1])
+    assert [f"{gained:+.4f}", "+0.2000", f"{paid:.4f}"] == re.findall(r"<td>([+\d.]+)</td>", row[1])
     assert "+0.0456" in row[1], "the tax"
     assert "not converged" in row[1]
+    more = replace(comparison.models[1], training={"tokens": 1000})
+    assert "What z gives" not in report.page(replace(comparison, models=[comparison.models[0], more])), "it saw more text"
     backwards = report.page(replace(comparison, models=comparison.models[::-1]))
     assert "What z gives" not in backwards, "no plain model to compare with"
 
@@ -93,7 +95,8 @@ def test_pictures_are_inside_the_page_as_images(comparison: Comparison, tmp_path
     assert "<script" not in page
     assert 'alt="a&lt;b&gt;" src="data:image/svg+xml;base64,' in page
     report.check_picture(picture)
-    for wrong in ("nowhere.svg", "page.html"):
+    (tmp_path / "text.png").write_text("no picture")
+    for wrong in ("nowhere.svg", "page.html", "text.png"):
         with pytest.raises(UserError, match="--picture"):
             report.check_picture(tmp_path / wrong)
 

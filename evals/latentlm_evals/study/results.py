@@ -26,6 +26,8 @@ from latentlm_evals.paired import Difference, Stratum, crossed_difference
 from latentlm_evals.study.plan import Run, Study
 
 Line = dict[str, Any]
+USED = 0.01 * math.log(2)
+"""Nats per token, a hundredth of a bit, by which another text's z has to be worse for a latent to count as used."""
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -74,6 +76,8 @@ class ArmResult:
     """Over runs: kl_bits, information_bits, live_bits, persistence, tokens_per_second, peak_memory_mib, and ce_* (nats per
     token)."""
     parameters: int
+    awake: int | None
+    """Runs whose decoder uses z: another text's costs at least `USED` more than the text's own; None without latents."""
     groups: dict[str, float] | None
     """Of the synthetic letter, z from the prior: `near` and `masks` within groups under one z, `across` different ones, `valid`
     with z drawn for each. Means over runs."""
@@ -108,8 +112,16 @@ def _result(study: Study, arm: str, runs: list[Line], baseline: list[Line]) -> A
         recovery=_recovery(baseline, means),
         means=means,
         parameters=runs[0]["training"]["parameters"],
+        awake=_awake(runs),
         groups=_groups([line["groups"] for line in runs if "groups" in line]),
     )
+
+
+def _awake(runs: list[Line]) -> int | None:
+    entropies = [line["cross_entropy"] for line in runs]
+    if "posterior" not in entropies[0]:
+        return None
+    return sum(one["shuffled"] - one["posterior"] >= USED for one in entropies)
 
 
 def _groups(found: list[dict[str, Any]]) -> dict[str, float] | None:

@@ -13,8 +13,8 @@ from latentlm_evals.study.results import ArmResult
 
 SCORES = ("arm", "seeds", "parameters", "honest, bits/byte", "good to", "from the baseline", "above exact, nats", "tokens/s",
           "memory, MiB")  # fmt: skip
-LATENTS = ("arm", "KL, bits", "information", "live", "persistence", "own z", "another's", "prior's", "constant", "recovery",
-           "near, one z / across", "masks, one z", "valid")  # fmt: skip
+LATENTS = ("arm", "uses z", "KL, bits", "information", "live", "persistence", "own z", "another's", "prior's", "constant",
+           "recovery", "near, one z / across", "masks, one z", "valid")  # fmt: skip
 
 
 def scores(found: Sequence[ArmResult]) -> list[list[str]]:
@@ -47,10 +47,10 @@ def _difference(one: ArmResult) -> str:
 
 def _latent(one: ArmResult) -> list[str]:
     if "ce_posterior" not in one.means:
-        return ["–"] * 9
+        return ["–"] * 10
     entropies = [f"{one.means[f'ce_{source}']:.4f}" for source in ("posterior", "shuffled", "prior", "constant")]
-    return [f"{one.means['kl_bits']:.3f}", f"{one.means['information_bits']:.3f}", f"{one.means['live_bits']:.1f}",
-            f"{one.means['persistence']:.2f}", *entropies,
+    return [f"{one.awake} of {one.runs}", f"{one.means['kl_bits']:.3f}", f"{one.means['information_bits']:.3f}",
+            f"{one.means['live_bits']:.1f}", f"{one.means['persistence']:.2f}", *entropies,
             "–" if one.recovery is None else f"{one.recovery:.0%}"]  # fmt: skip
 
 
