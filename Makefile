@@ -54,7 +54,7 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-install
 install: $(VENV)/.stamp-dev
 	@echo "Ready: . $(BIN)/activate, then latentlm --help"
 
-FIGURE4 := runs/synthetic/figure4-full.svg
+FIGURE4 := runs/synthetic/figure4-full.png
 demo: $(VENV)/.stamp-install
 	$(BIN)/latentlm reproduce synthetic --out runs/synthetic
 	$(BIN)/latentlm compare demo-vanilla demo-free demo-causal --jobs 3 --documents 24 --document-bytes 256 --max-samples 256 \

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.outputs import writable
-from benchmarks.texts import published_texts
+from benchmarks.texts import published_texts, trained_cards
 from latentlm import zoo
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score, score_texts
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    shipped = [card.name for card in zoo.list() if card.status == "trained" and not card.name.startswith("vanilla")]
+    shipped = [name for name in trained_cards() if not name.startswith("vanilla")]
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(shipped)}")
     parser.add_argument("--texts", type=int, default=20, help="default: 20")
     parser.add_argument("--bytes", type=int, default=64, help="of each text; default: 64")

@@ -31,7 +31,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import convergence, coverage
-from benchmarks.texts import BYTES, DOCUMENTS, published_texts, texts_hash
+from benchmarks.texts import BYTES, DOCUMENTS, published_texts, texts_hash, trained_cards
 from latentlm import zoo
 from latentlm.config import Card
 from latentlm.errors import UserError, unknown_name
@@ -60,8 +60,8 @@ class Kind:
 
 @functools.cache
 def models() -> dict[str, Card]:
-    """The trained cards by name, the baseline first."""
-    cards = {card.name: card for card in zoo.list() if card.status == "trained"}
+    """The cards trained on the texts by name, the baseline first."""
+    cards = trained_cards()
     return {name: cards[name] for name in sorted(cards, key=lambda name: (name != BASELINE, name))}
 
 

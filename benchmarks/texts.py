@@ -12,6 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from latentlm import zoo
+from latentlm.config import Card
 from latentlm.training.data import Document, load_documents
 from latentlm.training.recipes import load_recipe
 from latentlm_evals.measure import Text, held_out_texts
@@ -34,6 +36,12 @@ def published_texts(count: int = DOCUMENTS, limit: int = BYTES) -> list[Text]:
 def texts_hash() -> str:
     """SHA-256 of the kept texts."""
     return hashlib.sha256(KEPT.read_bytes()).hexdigest()
+
+
+def trained_cards() -> dict[str, Card]:
+    """The trained cards of the zoo whose text this is, by name."""
+    cards = {card.name: card for card in zoo.list() if card.status == "trained"}
+    return {name: card for name, card in cards.items() if card.training.get("data", {}).get("path") == "stdlib"}
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ Examples:
 
   latentlm reproduce synthetic --only "free-synthetic-full-*" --letter K --seed 1
 
-  latentlm reproduce synthetic --train --jobs 2
+  latentlm reproduce synthetic --train --jobs 2 --ship my_shelf
+
+  latentlm reproduce synthetic --shelf my_shelf
 
   latentlm reproduce synthetic --train --only "*-1-8" train.steps=3000 --runs runs/short
 """
@@ -47,6 +49,7 @@ def synthetic(
         Path | None, typer.Option(help="With --train: file that keeps a line for each finished run. Default: in --runs.")
     ] = None,
     ship: Annotated[Path | None, typer.Option(help="With --train: put cards of the models on this shelf.")] = None,
+    shelf: Annotated[Path | None, typer.Option(help="Folder of cards, as --ship makes it. Default: the zoo's own.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Measure the likelihoods again (minutes a model).")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="With --train: runs at a time. Default: one per core.")] = None,
     as_json_: AsJson = False,
@@ -55,11 +58,11 @@ def synthetic(
     from rich.console import Console
 
     from latentlm_evals.figure4 import experiment, table
-    from latentlm_evals.figure4.figure import pictures
+    from latentlm_evals.figure4.figure import pictures, svg
 
     console = Console(stderr=as_json_)
     patterns = only or []
-    settings = experiment.Settings(letter=letter, groups=groups, seed=seed, score=score)
+    settings = experiment.Settings(letter=letter, groups=groups, seed=seed, shelf=shelf, score=score)
     if len(letter) != 1 or not ("A" <= letter <= "Z"):
         raise UserError(f'--letter "{letter}" is none of the 26 capitals.')
     if not train and (overrides or ship):
@@ -76,11 +79,12 @@ def synthetic(
         return
     found = experiment.show(patterns, settings, console=console)
     out.mkdir(parents=True, exist_ok=True)
-    for kind, text in pictures(found).items():
-        (out / f"figure4-{kind}.svg").write_text(text, encoding="utf-8")
+    for kind, figure in pictures(found).items():
+        (out / f"figure4-{kind}.svg").write_text(svg(figure), encoding="utf-8")
+        figure.savefig(out / f"figure4-{kind}.png", dpi=110)
     (out / "synthetic.json").write_text(as_json([asdict(one) for one in found]) + "\n", encoding="utf-8")
     if as_json_:
         emit([asdict(one) for one in found])
     else:
         table.show(found, console=console)
-        console.print(f"Pictures: {out}/figure4-*.svg   numbers: {out / 'synthetic.json'}")
+        console.print(f"Pictures: {out}/figure4-*.svg and .png   numbers: {out / 'synthetic.json'}")

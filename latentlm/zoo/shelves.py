@@ -227,7 +227,8 @@ def add_run(run: Path, *, name: str | None = None, shelf: Path | None = None, re
 def _given_way(name: str, shelf: Path, *, replace: bool) -> Entry | None:
     """The card on this shelf that the new one replaces. Raises UserError where the name is taken."""
     there = [shelf / f"{name}.yaml", shelf / name / CARD]
-    claims = entries().get(name, []) + [Entry(read_card(path), path.resolve()) for path in there if path.is_file()]
+    known = entries().get(name, []) if is_known(shelf) else []  # elsewhere cards are found by path alone, and clash with none
+    claims = known + [Entry(read_card(path), path.resolve()) for path in there if path.is_file()]
     taken = {entry.path: entry for entry in claims}
     here = [entry for entry in taken.values() if shelf.resolve() in (entry.folder, entry.folder.parent)]
     if elsewhere := [str(path) for path, entry in taken.items() if entry not in here]:

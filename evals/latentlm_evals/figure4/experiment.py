@@ -22,7 +22,7 @@ from latentlm import zoo
 from latentlm.config import as_yaml
 from latentlm.errors import UserError
 from latentlm.zoo.files import write_text_atomically
-from latentlm.zoo.shelves import add_run
+from latentlm.zoo.shelves import CARD, add_run
 from latentlm_evals.figure4.arms import BASELINE, BUDGETS, Seen, budget_of, label, outcomes
 from latentlm_evals.letter.groups import Group, Prefill
 from latentlm_evals.letter.measure import GROUPS, PREFILLS, Generated, generated, pictured
@@ -58,6 +58,8 @@ class Settings:
     """Of the prompt in the picture."""
     groups: int = GROUPS
     seed: int = 0
+    shelf: Path | None = None
+    """Where the cards are; None: the zoo's."""
     score: bool = False
     """Measure likelihoods of cards too, which else are those that the cards have."""
 
@@ -72,27 +74,30 @@ def the_study(texts: int | None = None) -> Study:
 
 
 def show(patterns: Sequence[str], settings: Settings, *, console: Console) -> list[Shown]:
-    """Generate with the cards of the zoo. Raises UserError where they are not there."""
+    """Generate with the cards of the zoo, or of a shelf. Raises UserError where they are not there."""
     study = the_study()
     names = chosen(study, patterns)
-    cards = {card.name for card in zoo.list() if card.status == "trained"}
-    there = [name for name in names if name in cards]
-    if BASELINE not in cards or not there:
+    models = {card.name: card.name for card in zoo.list() if card.status == "trained"}
+    if settings.shelf is not None:
+        models = {name: str(settings.shelf / name) for name in study.arms if (settings.shelf / name / CARD).is_file()}
+    there = [name for name in names if name in models]
+    if BASELINE not in models or not there:
+        where = "The zoo" if settings.shelf is None else settings.shelf
         raise UserError(
-            f"The zoo has no trained {BASELINE if BASELINE not in cards else ', '.join(names)}: train with "
+            f"{where} has no trained {BASELINE if BASELINE not in models else ', '.join(names)}: train with "
             "`latentlm reproduce synthetic --train`."
         )
     found: list[Shown] = []
     with console.status("Generating") as status:
-        baseline = generated(zoo.load(BASELINE), groups=settings.groups, seed=settings.seed)
+        baseline = generated(zoo.load(models[BASELINE]), groups=settings.groups, seed=settings.seed)
         for name in there:
             status.update(f"Generating with {name}")
-            found.append(_shown(study, name, baseline, settings))
+            found.append(_shown(study, name, models[name], baseline, settings))
     return found
 
 
-def _shown(study: Study, name: str, baseline: Generated, settings: Settings) -> Shown:
-    model, budget = zoo.load(name), budget_of(name)
+def _shown(study: Study, name: str, path: str, baseline: Generated, settings: Settings) -> Shown:
+    model, budget = zoo.load(path), budget_of(name)
     assert model.card is not None
     own = baseline if budget is None else generated(model, groups=settings.groups, seed=settings.seed)
     likelihoods = model.card.scores.get(SCORES, [])

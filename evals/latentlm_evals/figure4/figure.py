@@ -22,8 +22,8 @@ _LINE, _GAP = 1.0, 0.9  # heights, in lines
 _SOURCES = {"prior": "the prompt's z from the prior", "posterior": "the prompt's z from the encoder"}
 
 
-def pictures(found: Sequence[Shown]) -> dict[str, str]:
-    """An SVG for each kind of table of which there are models."""
+def pictures(found: Sequence[Shown]) -> dict[str, Figure]:
+    """A picture for each kind of table of which there are models."""
     made = {}
     for kind in KINDS:
         own = [one for one in found if kind_of(one.name) == kind]
@@ -31,7 +31,7 @@ def pictures(found: Sequence[Shown]) -> dict[str, str]:
             f"{one.label}: {_SOURCES[prefill]}": groups for one in own for prefill, groups in one.pictures.items()
         }
         if panels:
-            made[kind] = svg(draw(panels))
+            made[kind] = draw(panels)
     return made
 
 
