@@ -28,7 +28,7 @@ def pictures(found: Sequence[Shown]) -> dict[str, Figure]:
     for kind in KINDS:
         own = [one for one in found if kind_of(one.name) == kind]
         panels = {
-            f"{one.label}: {_SOURCES[prefill]}": groups for one in own for prefill, groups in one.pictures.items()
+            f"{one.label} bit a token: {_SOURCES[prefill]}": groups for one in own for prefill, groups in one.pictures.items()
         }
         if panels:
             made[kind] = draw(panels)
