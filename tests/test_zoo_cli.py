@@ -49,6 +49,13 @@ def test_describe_shows_parameters_and_both_overheads() -> None:
         assert words in " ".join(output.replace("│", " ").split()), words
 
 
+def test_describe_spells_out_scores_of_several_runs() -> None:
+    said = " ".join(typed("describe", "free-synthetic-full-1-8").replace("│", " ").split())
+    assert "synthetic seed 0, excess_nats 0.0" in said
+    assert "cross_entropy (posterior 0." in said
+    assert "{" not in said
+
+
 def test_describe_prints_json() -> None:
     assert json.loads(typed("describe", "free-1.5b", "--json"))["cost"]["parameters"] == 1_659_096_576
 

@@ -92,12 +92,16 @@ class Description:
 
     def _scores(self) -> Iterator[tuple[str, str]]:
         for name, value in self.card.scores.items():
-            text = ", ".join(f"{key} {_rounded(item)}" for key, item in value.items()) if isinstance(value, dict) else value
-            yield name, str(text)
+            for number, one in enumerate(value if isinstance(value, list) else [value]):
+                yield ("" if number else name), _facts(one)
 
 
-def _rounded(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _facts(value: object) -> str:
+    """Numbers rounded, mappings as a list of facts, those in them in brackets."""
+    if not isinstance(value, dict):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    said = ((key, _facts(item), isinstance(item, dict)) for key, item in value.items())
+    return ", ".join(f"{key} ({text})" if nested else f"{key} {text}" for key, text, nested in said)
 
 
 def _bytes(number: int) -> str:
