@@ -19,7 +19,7 @@ LETTER, SPACE, NOISE, OTHER = "#1c3fb7", "#c9ced6", "#e8590c", "#c2255c"
 _LINE, _GAP = 1.0, 0.9  # heights, in lines
 
 
-_SOURCES = {"prior": "the prompt's z from the prior", "posterior": "the prompt's z from the encoder"}
+_SOURCES = {"prior": "prompt's z: prior", "posterior": "prompt's z: encoder"}
 
 
 def pictures(found: Sequence[Shown]) -> dict[str, Figure]:
@@ -28,7 +28,7 @@ def pictures(found: Sequence[Shown]) -> dict[str, Figure]:
     for kind in KINDS:
         own = [one for one in found if kind_of(one.name) == kind]
         panels = {
-            f"{one.label} bit a token: {_SOURCES[prefill]}": groups for one in own for prefill, groups in one.pictures.items()
+            f"{one.label} bit; {_SOURCES[prefill]}": groups for one in own for prefill, groups in one.pictures.items()
         }
         if panels:
             made[kind] = draw(panels)
