@@ -143,7 +143,7 @@ def test_results_survive_json(invented: report.Results) -> None:
 
 
 def test_pace_compares_what_both_trees_ship_and_has_a_control(tmp_path: Path) -> None:
-    rows = pace.measured(Tree("before", ROOT), "vanilla-*", rounds=2, folder=tmp_path, console=Console(quiet=True))
+    rows = pace.measured(Tree("before", ROOT), "vanilla-t*", rounds=2, folder=tmp_path, console=Console(quiet=True))
     assert [(row["what"], row["contender"]) for row in rows] == list(product(pace.KINDS, (pace.HERE, pace.CONTROL)))
     assert all(row["seconds"] > 0 and row["runs"] == 2 for row in rows)
     with (console := Console(width=110)).capture() as printed:
