@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from latentlm.errors import unknown_name
 
@@ -20,6 +21,17 @@ def filled(page: str, blocks: Mapping[str, Callable[[], str]]) -> str:
         return found[1] + blocks[found[2]]() + "\n" + found[3]
 
     return _SPAN.sub(block, page)
+
+
+def put(files: Iterable[tuple[Path, str]], *, check: bool) -> list[str]:
+    """Write what has changed, or with `check` nothing; returns the names of what has."""
+    stale = []
+    for path, text in files:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(f"{path.parent.name}/{path.name}")
+            if not check:
+                path.write_text(text, encoding="utf-8")
+    return stale
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:

@@ -23,19 +23,18 @@ from rich.console import Console
 
 from benchmarks.coverage import RULE
 from benchmarks.kit_intervals import FILE as KIT
-from benchmarks.pages import filled, markdown
+from benchmarks.pages import filled, markdown, put
 from benchmarks.published import BASELINE, KINDS, PRECISION, kept, measure_missing, models
 from latentlm.config import as_yaml
 from latentlm.errors import UserError
 from latentlm.likelihood import Estimate, Score, bits_per_byte, paired_difference
+from latentlm_evals.study.results import USED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/comparison.md", "docs/latents.md", "docs/conformance.md"))
 CARDS = ROOT / "zoo" / "latentlm_zoo" / "cards"
 SEEDS = 0.03
 """Bits per byte by which two seeds of one vanilla decoder differ (docs/log.md)."""
-EQUAL = 0.01
-"""Bits per token that are no difference between cross-entropies under two latents."""
 Row = dict[str, Any]
 
 
@@ -148,11 +147,11 @@ def _verdict(found: dict[str, Row]) -> str:
 def _role(entropies: dict[str, float]) -> str:
     """What the decoder makes of a latent."""
     other, prior = (entropies[source] - entropies["posterior"] for source in ("shuffled", "prior"))
-    if other >= EQUAL:
+    if other >= USED:
         return f"**uses z**: another text's costs {other:.2f} bits per token."
-    if prior >= EQUAL:
+    if prior >= USED:
         return f"wants z in one place whatever the text: another's is as good, the prior's costs {prior:.2f} bits per token."
-    alike = f"its own, another text's and the prior's serve alike, within {EQUAL} bits per token"
+    alike = f"its own, another text's and the prior's serve alike, within {USED} bits per token"
     return f"ignores z: {alike}. What sets it apart is not z."
 
 
@@ -251,7 +250,7 @@ def _uses(row: Row) -> Row:
     for latent, own in _latents(row) if row["has_latents"] else []:
         entropies, prefix = own["cross_entropy_bits"], f"{latent.removeprefix(', ') or 'z'}_"
         costs = {source: entropies[source] - entropies["posterior"] for source in ("shuffled", "prior")}
-        found[f"{prefix}used"] = costs["shuffled"] >= EQUAL
+        found[f"{prefix}used"] = costs["shuffled"] >= USED
         found[f"{prefix}of_another_text_costs_bits"] = costs["shuffled"]
         found[f"{prefix}of_the_prior_costs_bits"] = costs["prior"]
     return found
@@ -297,12 +296,8 @@ def main() -> None:
             failures = measure_missing(options.only, kinds, device=options.device, jobs=options.jobs, console=Console())
         except UserError as error:
             sys.exit(f"error: {error}")
-    stale = []
-    for path, new in [*((page, written(page.read_text(encoding="utf-8"))) for page in PAGES), *cards()]:
-        if new != path.read_text(encoding="utf-8"):
-            stale.append(str(path.relative_to(ROOT)))
-            if not options.check:
-                path.write_text(new, encoding="utf-8")
+    pages = [(page, written(page.read_text(encoding="utf-8"))) for page in PAGES]
+    stale = put([*pages, *cards()], check=options.check)
     if failures:
         sys.exit("\n\n".join(failures))
     if options.check and stale:

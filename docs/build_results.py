@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.pages import filled, markdown
+from benchmarks.pages import filled, markdown, put
 from latentlm_evals.figure4.figure import svg
 from latentlm_evals.study.plan import Study, read_study, runs_of
 from latentlm_evals.study.results import ArmResult, finished, read_lines, tabulated
@@ -122,20 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is out of date")
     check = parser.parse_args().check
-    stale = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        new = filled(text, blocks())
-        if new != text:
-            stale.append(page.name)
-            if not check:
-                page.write_text(new, encoding="utf-8")
-    for name in begun():
-        path, new = picture_of(name), pictured(name)
-        if not path.is_file() or path.read_text(encoding="utf-8") != new:
-            stale.append(path.name)
-            if not check:
-                path.write_text(new, encoding="utf-8")
+    pages = [(page, filled(page.read_text(encoding="utf-8"), blocks())) for page in PAGES]
+    stale = put([*pages, *((picture_of(name), pictured(name)) for name in begun())], check=check)
     if check and stale:
         sys.exit(f"Out of date: {', '.join(stale)}. Run: python docs/build_results.py")
 

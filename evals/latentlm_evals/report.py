@@ -195,7 +195,7 @@ def _balance(models: list[ModelResult]) -> str:
     first, *others = models
     latent = [
         (index, model) for index, model in enumerate(others, 1)
-        if model.has_latents and model.cross_entropy_bits and not differ_in_text(first, model)
+        if model.has_latents and model.cross_entropy_bits and not differ_in_text([first, model])
     ]  # fmt: skip
     if first.has_latents or not latent:
         return ""

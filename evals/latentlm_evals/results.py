@@ -6,6 +6,7 @@ Units: bits per byte are nats of all targets, end-of-text included, over raw byt
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,11 +178,16 @@ class ModelResult:
         return f"to {self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
 
 
-def differ_in_text(first: ModelResult, second: ModelResult) -> bool:
-    """Whether two models say that they were trained on different amounts of text."""
-    amounts = [(model.training or {}).get("tokens") for model in (first, second)]
-    known = [float(amount) for amount in amounts if isinstance(amount, int | float)]
-    return len(known) == 2 and max(known) > 1.01 * min(known)
+def budgets(models: Iterable[ModelResult]) -> dict[str, int]:
+    """Training tokens of each model that says so."""
+    known = {model.name: (model.training or {}).get("tokens") for model in models}
+    return {name: int(tokens) for name, tokens in known.items() if isinstance(tokens, int | float)}
+
+
+def differ_in_text(models: Iterable[ModelResult]) -> bool:
+    """Whether some of the models say that they were trained on different amounts of text."""
+    known = budgets(models).values()
+    return bool(known) and max(known) > 1.01 * min(known)
 
 
 @dataclass
@@ -202,18 +208,11 @@ class Comparison:
     """The tasks, item by item; None where no tasks were run or there is one model."""
 
     @property
-    def budgets(self) -> dict[str, int]:
-        """Training tokens of each model that says so."""
-        known = {model.name: (model.training or {}).get("tokens") for model in self.models}
-        return {name: int(tokens) for name, tokens in known.items() if isinstance(tokens, int | float)}
-
-    @property
     def warning(self) -> str | None:
         """What makes the difference between the models more than that of their parts."""
-        budgets = self.budgets
-        if not budgets or max(budgets.values()) <= 1.01 * min(budgets.values()):
+        if not differ_in_text(self.models):
             return None
-        listed = ", ".join(f"{name} {tokens / 1e6:.1f}M" for name, tokens in budgets.items())
+        listed = ", ".join(f"{name} {tokens / 1e6:.1f}M" for name, tokens in budgets(self.models).items())
         return f"The models were trained on different amounts of text ({listed} tokens): part of every difference is that."
 
     @property

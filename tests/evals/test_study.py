@@ -143,6 +143,18 @@ def test_an_arm_is_compared_with_the_baseline_text_by_text(tmp_path: Path) -> No
     assert free.means["persistence"] == 0.4
 
 
+def test_an_arm_says_how_many_of_its_runs_use_z(tmp_path: Path) -> None:
+    """By another text's z alone: one that differs from the prior's only is the same for every text."""
+    deaf = {"posterior": 0.5, "shuffled": 0.5 + 0.009 * math.log(2), "prior": 0.9}
+    lines = {
+        "plain-0": line("plain", 0, [-10.0]),
+        "free-0": line("free", 0, [-10.0]),
+        "free-1": line("free", 1, [-10.0], cross_entropy=deaf),
+    }
+    plain, free = tabulated(read_study(written(tmp_path)), lines)
+    assert (plain.awake, free.awake, free.runs) == (None, 1, 2)
+
+
 def test_what_follows_a_prompt_is_scored_given_it(tmp_path: Path) -> None:
     """Bits per byte of the rest alone; a plain decoder's scores of prompt and rest add up to that of the text."""
     for length in (5, 15, 20, 25, 40, 45):  # of the whole ones, the end counts as well

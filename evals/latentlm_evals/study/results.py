@@ -26,8 +26,8 @@ from latentlm_evals.paired import Difference, Stratum, crossed_difference
 from latentlm_evals.study.plan import Run, Study
 
 Line = dict[str, Any]
-USED = 0.01 * math.log(2)
-"""Nats per token, a hundredth of a bit, by which another text's z has to be worse for a latent to count as used."""
+USED = 0.01
+"""Bits per token by which another text's z has to be worse for a latent to count as used."""
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -121,7 +121,7 @@ def _awake(runs: list[Line]) -> int | None:
     entropies = [line["cross_entropy"] for line in runs]
     if "posterior" not in entropies[0]:
         return None
-    return sum(one["shuffled"] - one["posterior"] >= USED for one in entropies)
+    return sum(one["shuffled"] - one["posterior"] >= USED * math.log(2) for one in entropies)
 
 
 def _groups(found: list[dict[str, Any]]) -> dict[str, float] | None:
