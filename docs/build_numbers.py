@@ -13,7 +13,6 @@ between the lines
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.coverage import RULE
-from benchmarks.kit_intervals import FILE as KIT
+from benchmarks.kit_intervals import kept_shares, measure_shares
 from benchmarks.pages import filled, markdown, put
 from benchmarks.published import BASELINE, KINDS, PRECISION, kept, measure_missing, models
 from latentlm.config import as_yaml
@@ -57,12 +55,25 @@ def summary() -> str:
 def _honest(name: str, row: Row) -> list[str]:
     value, latent = row["bits_per_byte"], row["has_latents"]
     found = _estimate(row)
-    converged = found.converged(PRECISION.tolerance)
     return [
         f"`{name}`", f"{_seen(name) / 1e6:.1f}", f"{value['value']:.4f} ± {value['standard_error']:.4f}",
-        f"{found.uncertainty:.4f}" if latent else "exact", ("yes" if converged else "**no**") if latent else "",
+        f"{found.uncertainty:.4f}" if latent else "exact", _settled(row) if latent else "",
         _difference(name, row),
     ]  # fmt: skip
+
+
+def _converged(row: Row) -> bool:
+    """All together and each document by itself: where a document's samples have not settled, what is known of its bias has not
+    either."""
+    alone = all(_score(score).converged for score in row["scores"])
+    return alone and _estimate(row).converged(PRECISION.tolerance)
+
+
+def _settled(row: Row) -> str:
+    """The verdict, and how many documents have converged where not all have."""
+    if _converged(row):
+        return "yes"
+    return f"**no**: {sum(_score(score).converged for score in row['scores'])} of {len(row['scores'])}"
 
 
 def _bound(row: Row) -> list[str]:
@@ -199,9 +210,9 @@ def refining() -> str:
 
 def kit_intervals() -> str:
     """How often intervals hold the truth on decoders that can be summed (benchmarks/kit_intervals.py)."""
-    found = json.loads(KIT.read_text(encoding="utf-8"))
-    if found["rule"] != RULE:
-        return "Not measured by today's rule: `python -m benchmarks.kit_intervals`."
+    found = kept_shares()
+    if found is None:
+        return "Not measured by today's rule: `make numbers`."
     shares = {(row["decoder"], row["encoder"], row["method"], row["samples"]): row["share"] for row in found["rows"]}
     cells = list(dict.fromkeys(key[1:] for key in shares))
     decoders = list(dict.fromkeys(key[0] for key in shares))
@@ -263,7 +274,7 @@ def _likelihood(row: Row) -> Row:
         "bits_per_byte": found.value,
         "standard_error": row["bits_per_byte"]["standard_error"],
         "good_to": found.uncertainty,
-        "converged": found.converged(PRECISION.tolerance),
+        "converged": _converged(row),
         "documents": len(row["sizes"]),
         "bytes": sum(row["sizes"]),
         **_uses(row),
@@ -293,6 +304,8 @@ def main() -> None:
     if options.measure:
         kinds = [options.kind] if options.kind else []
         try:
+            if kept_shares() is None:
+                measure_shares(Console())
             failures = measure_missing(options.only, kinds, device=options.device, jobs=options.jobs, console=Console())
         except UserError as error:
             sys.exit(f"error: {error}")
