@@ -6,7 +6,8 @@ text of which they do not is counted and left out. Then each text is scored agai
 default, with other random numbers, and the intervals that hold the truth are counted:
 
     error alone     value - 1.96 errors .. value + 1.96 errors
-    interval        `Score.interval`: Student's quantile in place of 1.96, and the bias above (latentlm/likelihood/results.py)
+    interval        `Score.interval`: Student's quantile in place of 1.96, and the bias above (latentlm/likelihood/results.py);
+                    of scores that are settled, since the interval of any other has no upper end
 
 All estimates of all texts are one call, in as large batches as fit.
 
@@ -36,7 +37,7 @@ from latentlm_evals.measure import tokenized
 
 TRUTH_ERROR = 0.03
 """Nats that the truths are to be good to, on the mean."""
-RULE = 2
+RULE = 3
 """Raised where `Score.interval` says something else: what was measured before is then no longer kept."""
 MOST = 8_192
 """Samples of a truth."""
@@ -92,19 +93,18 @@ def run(
             model, [tokens[number] for number, _ in keys], keys=keys,
             progress=lambda done, total: status.update(f"{name}: {done} of {total} estimates"),
         )  # fmt: skip
-    alone = within = 0
-    for (number, _), score in zip(keys, scores, strict=True):
-        one, other = covered(score, known[number])
-        alone, within = alone + one, within + other
-    count = max(1, len(scores))
+    found = [(*covered(score, known[number]), score) for (number, _), score in zip(keys, scores, strict=True)]
+    count, settled = max(1, len(scores)), [within for _, within, score in found if score.known]
     return {
         "model": name,
         "texts": texts,
         "agreeing": len(used),
         "estimates": estimates,
         "truth_error": sum(known[number].standard_error for number in used) / max(1, len(used)),
-        "alone": alone / count,
-        "interval": within / count,
+        "alone": sum(alone for alone, *_ in found) / count,
+        "settled": len(settled) / count,
+        "interval": sum(settled) / max(1, len(settled)),
+        "by_filter": sum(score.method == "smc" for score in scores) / count,
         "converged": sum(score.converged for score in scores) / count,
         "samples": sum(score.samples for score in scores) / count,
         "bias": sum(score.value - known[number].value for (number, _), score in zip(keys, scores, strict=True)) / count,
@@ -114,13 +114,15 @@ def run(
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """A line for each model."""
     made = Table(title="Intervals of 95% that hold the truth, scores of texts as they are made by default")
-    columns = ("model", "texts (iwae and smc agree)", "error of the truth", "error alone", "interval", "converged", "samples")
+    columns = ("model", "texts (iwae and smc agree)", "error of the truth", "error alone", "settled", "interval of these",
+               "converged", "by smc", "samples")  # fmt: skip
     for column in (*columns, "mean of value - truth"):
         made.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:
         made.add_row(
             row["model"], f"{row['texts']} ({row['agreeing']})", f"{row['truth_error']:.3f} nats", f"{row['alone']:.1%}",
-            f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['samples']:.0f}", f"{row['bias']:+.3f} nats",
+            f"{row['settled']:.0%}", f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['by_filter']:.0%}",
+            f"{row['samples']:.0f}", f"{row['bias']:+.3f} nats",
         )  # fmt: skip
     return made
 

@@ -13,6 +13,7 @@ between the lines
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,23 +58,17 @@ def _honest(name: str, row: Row) -> list[str]:
     found = _estimate(row)
     return [
         f"`{name}`", f"{_seen(name) / 1e6:.1f}", f"{value['value']:.4f} ± {value['standard_error']:.4f}",
-        f"{found.uncertainty:.4f}" if latent else "exact", _settled(row) if latent else "",
+        found.good_to if latent else "exact", _verdict_of(row) if latent else "",
         _difference(name, row),
     ]  # fmt: skip
 
 
-def _converged(row: Row) -> bool:
-    """All together and each document by itself: where a document's samples have not settled, what is known of its bias has not
-    either."""
-    alone = all(_score(score).converged for score in row["scores"])
-    return alone and _estimate(row).converged(PRECISION.tolerance)
-
-
-def _settled(row: Row) -> str:
-    """The verdict, and how many documents have converged where not all have."""
-    if _converged(row):
+def _verdict_of(row: Row) -> str:
+    """Whether the likelihood is good to the tolerance, and how much of it is settled where that is too little."""
+    found = _estimate(row)
+    if found.converged(PRECISION.tolerance):
         return "yes"
-    return f"**no**: {sum(_score(score).converged for score in row['scores'])} of {len(row['scores'])}"
+    return "**no**" if math.isfinite(found.uncertainty) else f"**no**: {found.settled:.0%} settled"
 
 
 def _bound(row: Row) -> list[str]:
@@ -108,7 +103,7 @@ def _estimate(row: Row) -> Estimate:
 
 
 def _score(row: Row) -> Score:
-    return Score(**{**row, "warnings": tuple(row["warnings"])})
+    return Score(**{**row, "warnings": tuple(row["warnings"]), "islands": tuple(row["islands"])})
 
 
 def use() -> str:
@@ -182,11 +177,12 @@ def cost() -> str:
 
 def intervals() -> str:
     """How often intervals hold the truth."""
-    head = ["model", "texts (iwae and smc agree)", "error of the truth, nats", "value ± 1.96 errors", "interval", "converged",
-            "samples", "value - truth, nats"]  # fmt: skip
+    head = ["model", "texts (iwae and smc agree)", "error of the truth, nats", "value ± 1.96 errors", "settled",
+            "interval of these", "converged", "by smc", "samples", "value - truth, nats"]  # fmt: skip
     return _table(head, kept("coverage"), lambda name, row: [[
         f"`{name}`", f"{row['texts']} ({row['agreeing']})", f"{row['truth_error']:.3f}", f"{row['alone']:.1%}",
-        f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['samples']:.0f}", f"{row['bias']:+.3f}",
+        f"{row['settled']:.0%}", f"{row['interval']:.1%}", f"{row['converged']:.0%}", f"{row['by_filter']:.0%}",
+        f"{row['samples']:.0f}", f"{row['bias']:+.3f}",
     ]])  # fmt: skip
 
 
@@ -273,8 +269,8 @@ def _likelihood(row: Row) -> Row:
     return {
         "bits_per_byte": found.value,
         "standard_error": row["bits_per_byte"]["standard_error"],
-        "good_to": found.uncertainty,
-        "converged": _converged(row),
+        **({"good_to": found.uncertainty} if math.isfinite(found.uncertainty) else {}),
+        "converged": found.converged(PRECISION.tolerance),
         "documents": len(row["sizes"]),
         "bytes": sum(row["sizes"]),
         **_uses(row),

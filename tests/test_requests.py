@@ -58,6 +58,10 @@ def test_a_batch_is_as_large_as_its_longest_row_allows(monkeypatch: pytest.Monke
 
 
 def test_a_plan_takes_as_long_as_all_tokens_at_the_speed_of_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    requests, _, how = texts_to_score(model(), [[0, 1, 1, 0, 1, 0], [0, 1, 1]], max_samples=64)
+    texts = [[0, 1, 1, 0, 1, 0], [0, 1, 1]]
+    requests, _, how = texts_to_score(model(), texts, method="iwae", max_samples=64)
     monkeypatch.setattr(planning.time, "perf_counter", iter([0.0, 1.0]).__next__)
     assert plan(model(), requests, how).seconds == (pytest.approx(1.5), pytest.approx(3.0))
+    requests, _, how = texts_to_score(model(), texts, max_samples=64)  # at most, filters of 64 particles take over all of them
+    monkeypatch.setattr(planning.time, "perf_counter", iter([0.0, 1.0, 0.0, 2.0]).__next__)
+    assert plan(model(), requests, how).seconds == (pytest.approx(1.5), pytest.approx(1.5 + 2 * 2 * 1.5))

@@ -2,11 +2,13 @@
 
     model_args       default        meaning
     model            (needed)       a name of the zoo, a run folder, or a Llama folder of transformers; also `pretrained`
-    score            operational    operational, iwae, smc, elbo, prior or joint (docs/latents.md); whole texts take iwae
-                                    for operational and joint
+    score            operational    operational, auto, iwae, smc, elbo, prior or joint (docs/latents.md); for operational whole
+                                    texts take what score_texts takes by itself, for joint iwae
     samples          16             K latent samples per request; "auto" doubles them, from 32, until the score has converged
     tolerance        0.01           what scores are to be good to: nats of a continuation, bits per byte of a whole text
     max_samples      256            where "auto" gives up; how many requests have not converged is in the results
+    refine           50 or 0        gradient steps on the proposal of a document's vector: 50 for whole texts with samples=auto,
+                                    else 0; a number of yours is for continuations too (docs/latents.md)
     seed             0              of the keyed random numbers; lm-eval's own --seed does not reach them
     last_latent      posterior      who draws the latent of the last context token: posterior or prior
     batch_size       (lm-eval's)    requests per forward pass; "auto" is as many as go well together on the device
@@ -30,8 +32,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,9 +44,9 @@ from lm_eval.utils import simple_parse_args_string
 
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood import Method, Score, score_continuations
-from latentlm.likelihood.planning import samples_of
-from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE, how_to_score
+from latentlm.likelihood import Method, Score
+from latentlm.likelihood.estimating import How, Request, estimated
+from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
 from latentlm.likelihood.texts import reading_order
 from latentlm_evals import chat
 from latentlm_evals.answers import keep, keep_score, recall, refuse_samples, repeat_numbers
@@ -53,10 +55,11 @@ from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_
 from latentlm_evals.following import Evaluation, announce
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
-from latentlm_evals.options import amount, batch_rows, count, ours, seen_tokens
+from latentlm_evals.options import batch_rows, ours, seen_tokens
 from latentlm_evals.ranks import Ranks, emptied, in_document_order
-from latentlm_evals.reading import TokenRequest, fitted, reader_of, rolling_windows
+from latentlm_evals.reading import TokenRequest, begun, fitted, reader_of
 from latentlm_evals.scored import Scored
+from latentlm_evals.scoring_settings import LastLatent, ScoringSettings
 from latentlm_evals.writing import Writer
 
 Windows = Literal["auto", "disjoint", "overlapping"]
@@ -77,8 +80,9 @@ class LatentLM(TemplateLM):
         samples: int | Literal["auto"] = 16,
         tolerance: float = TOLERANCE,
         max_samples: int = MAX_SAMPLES,
+        refine: int | None = None,
         seed: int = 0,
-        last_latent: Literal["posterior", "prior"] = "posterior",
+        last_latent: LastLatent = "posterior",
         batch_size: int | str | None = "auto",
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -96,17 +100,15 @@ class LatentLM(TemplateLM):
         super().__init__()
         if windows not in get_args(Windows):
             raise unknown_name("windows", str(windows), get_args(Windows))
-        self.samples, self.seed = samples_of(str(samples)), count("seed", seed)
-        self.tolerance, self.max_samples = amount("tolerance", tolerance), count("max_samples", max_samples, least=1)
-        how_to_score(
-            method=score,
-            samples=self.samples,
-            tolerance=self.tolerance,
-            max_samples=self.max_samples,
+        scoring = ScoringSettings.of(
+            score=score,
+            samples=samples,
+            tolerance=tolerance,
+            max_samples=max_samples,
+            refine=refine,
+            seed=seed,
             last_latent=last_latent,
         )
-        self.score: Method = score
-        self.last_latent = last_latent
         self.thinking = chat.Thinking.of(enable_thinking, think_end_token)
         self._ranks = Ranks.join()
         self._rank, self._world_size = self._ranks.rank, self._ranks.count
@@ -123,9 +125,10 @@ class LatentLM(TemplateLM):
         self.tokenizer = self.reader.templates  # lm-eval notes its special tokens in the results
         self.templates = chat.Templates(self.reader.templates, self.thinking.with_theirs(chat_template_args))
         self.batch_size = batch_rows(batch_size, max_batch_size, loaded.device)
+        self.scoring = replace(scoring, batch_size=self.batch_size)
         self.max_length = seen_tokens(max_length, loaded.config.backbone.context)
         self.writer = Writer(
-            model=loaded, thinking=self.thinking, seed=self.seed, last_latent=last_latent, batch_size=self.batch_size
+            model=loaded, thinking=self.thinking, seed=scoring.seed, last_latent=last_latent, batch_size=self.batch_size
         )
         self.windows = windows if windows != "auto" else "disjoint" if loaded.has_latents else "overlapping"
         self._facts: Facts | None = None
@@ -222,20 +225,9 @@ class LatentLM(TemplateLM):
         self._scored.cut(cut, len(requests), self.max_length)
 
         def answer(numbers: list[int]) -> Iterator[tuple[float, bool]]:
-            scores = score_continuations(
-                self.model,
-                [asked[number] for number in numbers],
-                method=self.score,
-                samples=self.samples,
-                tolerance=self.tolerance,
-                max_samples=self.max_samples,
-                seed=self.seed,
-                batch_size=self.batch_size,
-                last_latent=self.last_latent,
-                greedy=True,
-                # The options of a question share their uniform numbers even where the context is cut to different lengths.
-                keys=[tuple(requests[number][1]) for number in numbers],
-            )
+            # The options of a question share their uniform numbers even where the context is cut to different lengths.
+            keys = [tuple(requests[number][1]) for number in numbers]
+            scores = self._estimated(*self.scoring.continuations(self.model, [asked[number] for number in numbers], keys=keys))
             self._scored.add(scores)
             for number, score in zip(numbers, scores, strict=True):
                 result = (score.value, bool(score.greedy))
@@ -247,7 +239,7 @@ class LatentLM(TemplateLM):
 
         contexts = [tuple(given) for _, given, _ in requests]
         order = reading_order(contexts, [len(given) + len(continued) for _, given, continued in requests])
-        quiet = disable_tqdm or self.rank > 0
+        quiet = self._quiet(disable_tqdm)
         return answer_in_chunks(order, answer, title="latentlm: continuations", quiet=quiet, together=contexts)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -268,40 +260,28 @@ class LatentLM(TemplateLM):
                 yield value
 
         order = sorted(range(len(texts)), key=lambda number: -len(tokens[number]))
-        return answer_in_chunks(order, answer, title="latentlm: whole texts", quiet=disable_tqdm or self.rank > 0)
+        return answer_in_chunks(order, answer, title="latentlm: whole texts", quiet=self._quiet(disable_tqdm))
 
     def _whole_texts(self, texts: list[list[int]]) -> list[Score | None]:
-        """The score of each text of tokens, the prefix token not among them; None of an empty one."""
-        method: Method = "iwae" if self.score in ("operational", "joint") else self.score
-        owners, windows = [], []
-        for number, text in enumerate(texts):
-            for context, targets in self._windows(text):
-                owners.append(number)
-                windows.append((context, targets))
-        scores = score_continuations(
-            self.model,
-            windows,
-            method=method,
-            samples=self.samples,
-            tolerance=[self.tolerance * math.log(2) * self._bytes(targets) for _, targets in windows],
-            max_samples=self.max_samples,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            # The default key is the context, which all texts share here: their errors would not be independent.
-            keys=[("text", tuple(context), tuple(targets)) for context, targets in windows],
+        """The score of each text of tokens, after the prefix token; None of an empty one."""
+        whole = [begun(text, self.prefix_token_id) for text in texts]
+        requests, owners, how = self.scoring.texts(
+            self.model, whole, context=self.max_length, overlapping=self.windows == "overlapping"
         )
         totals: list[Score | None] = [None] * len(texts)
-        for owner, score in zip(owners, scores, strict=True):
+        for owner, score in zip(owners, self._estimated(requests, how), strict=True):
             before = totals[owner]
             totals[owner] = score if before is None else before.plus(score)
         return totals
 
-    def _bytes(self, targets: list[int]) -> int:
-        """Raw bytes of a window's targets, at least one."""
-        return max(1, len(self._tokenizer.decode_bytes(targets)))
+    @torch.no_grad()
+    def _estimated(self, requests: list[Request], how: How) -> list[Score]:
+        """The scores of what there is to score: of every likelihood, whatever asks for it."""
+        return estimated(self.model, requests, how)
 
-    def _windows(self, text: list[int]) -> list[tuple[list[int], list[int]]]:
-        return rolling_windows(text, self.prefix_token_id, self.max_length, overlapping=self.windows == "overlapping")
+    def _quiet(self, disable_tqdm: bool) -> bool:
+        """Whether no progress is shown."""
+        return disable_tqdm or self.rank > 0
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, greedy unless the task samples. Latents are drawn anew for each prompt."""
@@ -327,7 +307,7 @@ class LatentLM(TemplateLM):
                 yield keep(self.cache_hook, requests[n].args, repeats[n] if n in known else None, texts[n])
 
         order = sorted(range(len(contexts)), key=lambda number: -len(prompts[number]))
-        return answer_in_chunks(order, answer, title="latentlm: generations", quiet=disable_tqdm or self.rank > 0)
+        return answer_in_chunks(order, answer, title="latentlm: generations", quiet=self._quiet(disable_tqdm))
 
     # ----------------------------------------------------------------------------------------- several processes
 
@@ -355,12 +335,7 @@ class LatentLM(TemplateLM):
         """What every answer depends on: the model's facts and the settings of scoring."""
         if self._facts is None:
             self._facts = model_facts(self.model) | {
-                "score": self.score,
-                "samples": self.samples if self.model.has_latents else 0,
-                "tolerance": self.tolerance if self.model.has_latents else 0,
-                "max_samples": self.max_samples if self.samples == "auto" and self.model.has_latents else 0,
-                "seed": self.seed,
-                "last_latent": self.last_latent,
+                **self.scoring.facts(self.model),
                 "max_length": self.max_length,
                 "windows": self.windows,
                 "reading_sha256": self.reader.digest(),
@@ -380,13 +355,17 @@ class LatentLM(TemplateLM):
         """Count anew: the next requests are this evaluation's. `lm_eval.evaluate` calls it (following.py)."""
         self._evaluation, self._scored = evaluation, Scored()
 
+    def end_evaluation(self, results: dict[str, Any]) -> None:
+        """Put every item's scores beside its answers in lm-eval's samples, where it logs them (`lm_eval.evaluate` calls it)."""
+        self._finished().log(results.get("samples") or {})
+
     def _finished(self) -> Scored:
         """The counts of an evaluation that is over, with those of answers that came from a database."""
         recalled = self._evaluation.recall(self.cache_hook)
         self._scored.add(recalled)
         self._scored.recalled += len(recalled)
         if self.model.has_latents:  # others make no error
-            self._scored.items |= self._evaluation.errors()
+            self._scored.items |= self._evaluation.scores()
         self._evaluation = Evaluation()
         return self._scored
 

@@ -25,7 +25,7 @@ Examples:
 
   latentlm compare vanilla-tiny free-tiny --out runs/tiny
 
-  latentlm compare vanilla-tiny chunk-tiny --method smc --max-samples 256 --dry-run
+  latentlm compare vanilla-tiny chunk-tiny --max-samples 256 --dry-run
 
   latentlm compare demo-vanilla demo-free train.steps=300 data.path=my_texts/
 
@@ -62,7 +62,7 @@ def compare(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for runs, results and page. Default: runs/compare-NAMES.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Models trained at the same time.")] = 2,
-    method: Annotated[str, typer.Option(help="Estimator of the honest likelihood: iwae, or smc, slower and surer.")] = "iwae",
+    method: Annotated[str, typer.Option(help="auto: iwae, then smc for windows that it does not settle; iwae; smc.")] = "auto",
     samples: Annotated[
         str, typer.Option(help='Latent samples per window; "auto" doubles them, from 32, until the score meets --tolerance.')
     ] = "auto",

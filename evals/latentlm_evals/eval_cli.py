@@ -54,7 +54,7 @@ def evaluate(
     tasks: Annotated[str | None, typer.Option(help="Comma-separated lm-eval tasks, groups and patterns (mmlu_*).")] = None,
     suite: Annotated[str | None, typer.Option(help=f"Instead of tasks: {', '.join(SUITES)}.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
-    score: Annotated[str, typer.Option(help="operational, iwae, smc, elbo, prior or joint.")] = "operational",
+    score: Annotated[str, typer.Option(help="operational, auto, iwae, smc, elbo, prior or joint.")] = "operational",
     samples: Annotated[str, typer.Option(help='Latent samples per request; "auto": as many as --tolerance takes.')] = "16",
     tolerance: Annotated[float, typer.Option(help="Nats of a continuation, bits per byte of a text.")] = 0.01,
     max_samples: Annotated[int, typer.Option(min=1, help='Where "auto" gives up, and the results say so.')] = 256,

@@ -2,7 +2,7 @@
 
 lm-eval hands a model its requests one kind after another. It does not say that an evaluation begins, nor what else is to come:
 what cannot be served would be found hours late, after the likelihoods of other tasks, and answers from a `--use_cache` database
-would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens.
+would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens, and show it the results.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from lm_eval.api.task import Task
 
 from latentlm.errors import UserError
 from latentlm.likelihood import Score
+from latentlm.likelihood.results import exact_score
 from latentlm_evals.answers import recall_score
 from latentlm_evals.scored import Owner
 
 LIKELIHOODS = ("loglikelihood", "loglikelihood_rolling")
+_EMPTY = exact_score(0.0, tokens=0, method="exact", tolerance=0.0, greedy=None)
+"""Of an empty text."""
 
 
 class Evaluation:
@@ -66,14 +69,15 @@ class Evaluation:
                 found.append(score)
         return found
 
-    def errors(self) -> dict[Owner, list[float]]:
-        """Standard errors of each document's requests, nats, in lm-eval's order."""
-        asked = list(self.requests()) if self._tasks else [request for request, _ in self._scores.values()]
-        found: dict[Owner, list[float]] = {}
+    def scores(self) -> dict[Owner, list[Score]]:
+        """Scores of each document's requests, in lm-eval's order."""
+        noted = sorted((request for request, _ in self._scores.values()), key=lambda request: request.idx)
+        asked = list(self.requests()) if self._tasks else noted  # noted in the order in which they were scored
+        found: dict[Owner, list[Score]] = {}
         for request in asked:
             if id(request) in self._scores and (owner := self._owner(request)) is not None:
                 score = self._scores[id(request)][1]
-                found.setdefault(owner, []).append(0.0 if score is None else score.standard_error)
+                found.setdefault(owner, []).append(_EMPTY if score is None else score)
         return found
 
     def _owner(self, request: Instance) -> Owner | None:
@@ -85,7 +89,8 @@ class Evaluation:
 
 
 def announce() -> None:
-    """From now on `lm_eval.evaluate` calls `begin_evaluation` of a model that has it, with an `Evaluation`."""
+    """From now on `lm_eval.evaluate` calls `begin_evaluation` of a model that has it, with an `Evaluation`, and in the end, in
+    the process that has the results, its `end_evaluation` with them."""
     if not hasattr(evaluator.evaluate, "announces"):
         evaluator.evaluate = _announcing(evaluator.evaluate)  # lm-eval offers no other place to step in
 
@@ -95,7 +100,10 @@ def _announcing(evaluate: Any) -> Any:
     def announcing(lm: Any, *rest: Any, **options: Any) -> Any:
         if (begin := getattr(lm, "begin_evaluation", None)) is not None:
             begin(Evaluation(_flat(options.get("task_dict", *rest[:1]) or {}), options.get("samples")))
-        return evaluate(lm, *rest, **options)
+        results = evaluate(lm, *rest, **options)
+        if results is not None and (end := getattr(lm, "end_evaluation", None)) is not None:
+            end(results)
+        return results
 
     announcing.announces = True  # type: ignore[attr-defined]
     return announcing

@@ -38,7 +38,7 @@ _ROWS = 16
 class Precision:
     """How the honest likelihood is made; see `score_texts`."""
 
-    method: Method = "iwae"
+    method: Method = "auto"
     samples: int | Literal["auto"] = "auto"
     tolerance: float = 0.01
     """Bits per byte."""
@@ -117,7 +117,8 @@ def _method(scores: Sequence[Score]) -> str:
     counts = sorted({score.samples for score in scores})
     if counts == [0]:
         return "exact"
-    return f"{scores[0].method}, {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} samples"
+    methods = sorted({name for score in scores for name in score.method.split(" and ")})
+    return f"{' and '.join(methods)}, {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} samples"
 
 
 def add_differences(results: Sequence[ModelResult]) -> None:

@@ -189,8 +189,12 @@ def _short(text: str, *, end: bool = False, longest: int = 60) -> str:
     return repr(cut)[1:-1]
 
 
-def rolling_windows(text: list[int], prefix: int, limit: int, *, overlapping: bool) -> list[tuple[list[int], list[int]]]:
-    """(context, targets) of each window of a text, which begins after the prefix token; targets are disjoint and cover it."""
-    text = text[1:] if text[:1] == [prefix] else text  # the text brings its own
-    windows = [make_disjoint_window(window) for window in get_rolling_token_windows(text, prefix, limit, context_len=1)]
-    return windows if overlapping else [(context[-1:], targets) for context, targets in windows]
+def begun(text: list[int], prefix: int) -> list[int]:
+    """A whole text after the prefix token, which it may bring itself."""
+    return text if text[:1] == [prefix] else [prefix, *text]
+
+
+def overlapping_windows(text: list[int], limit: int) -> list[tuple[list[int], list[int]]]:
+    """(context, targets) of each window of a text after its first token, as lm-eval cuts it to `limit` inputs: targets are
+    disjoint and cover it, and the last window has as much context as fits."""
+    return [make_disjoint_window(window) for window in get_rolling_token_windows(text[1:], text[0], limit, context_len=1)]

@@ -223,7 +223,7 @@ class Comparison:
             return None
         return (
             f"The likelihood of {', '.join(found)} has not converged: where models differ by less than it is good to, their "
-            "order says nothing. More samples (--max-samples) or --method smc bring it nearer."
+            "order says nothing. More samples (--max-samples) bring it nearer."
         )
 
     def to_json(self) -> str:

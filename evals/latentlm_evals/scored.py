@@ -1,13 +1,23 @@
 """How well the likelihoods of an evaluation were determined, and what was done to its requests: part of its results.
 
-Counts are of one evaluation. Those of other processes are added by `plus`.
+Counts are of one evaluation. Those of other processes are added by `plus`. Of latent decoders every item has its scores, one
+for each request in the order in which lm-eval has them: in the results, and as `likelihoods` beside its answers in the samples
+that lm-eval logs. A score is plain data, in which a number that is not finite is null:
+
+    value, standard_error         nats
+    quarter                       nats: the value at a quarter of the samples; null under four samples, and for `elbo`
+    bias, uncertainty             nats by which the value may lie below the truth, and what it is good to; null where not known
+    tolerance                     nats that it was to be good to
+    effective_samples, samples    of a whole text the least and the most that one of its windows took
+    converged                     the uncertainty is within the tolerance
+    method                        the estimator that it is by
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +51,8 @@ class Scored:
     """Requests in which a token of the whole text spans context and continuation."""
     recalled: int = 0
     """Requests of which the answer, and its score, came from a `--use_cache` database."""
-    items: dict[Owner, list[float]] = field(default_factory=dict)
-    """Standard errors of each document's requests, nats, in the order in which lm-eval has them; of latent decoders only."""
+    items: dict[Owner, list[Score]] = field(default_factory=dict)
+    """Scores of each document's requests, in the order in which lm-eval has them; of latent decoders only."""
 
     def add(self, scores: Sequence[Score]) -> None:
         """Count these scores. Raises UserError where one is not a number, which broken weights or too small a precision do."""
@@ -84,11 +94,18 @@ class Scored:
         self.recalled += other.recalled
         self.items |= other.items
 
+    def log(self, samples: Mapping[str, Sequence[MutableMapping[str, Any]]]) -> None:
+        """Put the scores of every item into lm-eval's samples, {task: samples}, as `likelihoods`."""
+        for task, logged in samples.items():
+            for sample in logged:
+                if (scores := self.items.get((task, sample["doc_id"]))) is not None:
+                    sample["likelihoods"] = [score_facts(score) for score in scores]
+
     def as_json(self) -> dict[str, Any]:
         """Plain data for lm-eval's results, in which a number that is not finite is null."""
-        tasks: dict[str, dict[str, Any]] = {}
-        for (task, document), errors in sorted(self.items.items()):
-            tasks.setdefault(task, {})[str(document)] = [_number(error) for error in errors]
+        tasks: dict[str, dict[int, list[Score]]] = {}
+        for (task, document), scores in sorted(self.items.items()):
+            tasks.setdefault(task, {})[document] = scores
         return {
             "requests": self.requests,
             "largest_standard_error": _number(self.largest_standard_error),
@@ -117,16 +134,33 @@ def verdict(facts: Mapping[str, Any], *, option: str) -> str | None:
     return f"{counted['unconverged']:,} of {counted['requests']:,} likelihoods are not good to {good}; {remedy}"
 
 
-def _of_task(items: dict[str, list[float | None]]) -> dict[str, Any]:
-    """One task: the errors of its documents, and what they come to."""
-    errors = [error for errors in items.values() for error in errors]
-    known = [error for error in errors if error is not None]
-    whole = len(known) == len(errors)  # one sample alone has no error
+def score_facts(score: Score) -> dict[str, float | int | bool | str | None]:
+    """What a score is judged by, as plain data (see above)."""
     return {
-        "requests": len(errors),
-        "mean_standard_error": sum(known) / len(known) if whole else None,
-        "largest_standard_error": max(known) if whole else None,
-        "items": items,
+        "value": _number(score.value),
+        "standard_error": _number(score.standard_error),
+        "quarter": _number(score.quarter),
+        "bias": _number(score.bias),
+        "uncertainty": _number(score.uncertainty),
+        "tolerance": _number(score.tolerance),
+        "effective_samples": _number(score.effective_samples),
+        "samples": score.samples,
+        "settled": score.settled,
+        "converged": bool(score.converged),
+        "method": score.method,
+    }
+
+
+def _of_task(items: Mapping[int, Sequence[Score]]) -> dict[str, Any]:
+    """One task: the scores of its documents, and what their errors come to."""
+    scores = [score for own in items.values() for score in own]
+    errors = [score.standard_error for score in scores]  # that of one sample alone is infinite
+    return {
+        "requests": len(scores),
+        "unconverged": sum(not score.converged for score in scores),
+        "mean_standard_error": _number(sum(errors) / len(errors)),
+        "largest_standard_error": _number(max(errors)),
+        "items": {str(document): [score_facts(score) for score in own] for document, own in items.items()},
     }
 
 

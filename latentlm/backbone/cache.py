@@ -12,7 +12,7 @@ Legend: B rows, Hkv key/value heads, C columns, M prefix slots, dh head width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -82,6 +82,7 @@ class KVCache:
         if self._parent is not None:
             rows, held = self._parent
             return held._joined(held._keys[block], rows, key), held._joined(held._values[block], rows, value)
+        assert self.start == 0 or self._keys[block] is not None, "a state that went along a text goes on so (step_along)"
         keys = self._keys[block] = _written(self._keys[block], key, self.start, self.capacity, dim=2)
         values = self._values[block] = _written(self._values[block], value, self.start, self.capacity, dim=2)
         return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
@@ -152,6 +153,23 @@ class KVCache:
         chosen._keys = [None if keys is None else keys.index_select(0, rows) for keys in self._keys]
         chosen._values = [None if values is None else values.index_select(0, rows) for values in self._values]
         return chosen
+
+    def resample(self, rows: Tensor) -> KVCache:
+        """As `select`, of as many rows as there are, in place: columns are copied where a row becomes another. This cache is
+        used up."""
+        chosen = self._without_columns(rows)
+        changed = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        for buffer in (*self._keys, *self._values):
+            if buffer is not None:
+                filled = buffer.narrow(2, 0, self.length)
+                filled.index_copy_(0, changed, filled.index_select(0, rows[changed]))
+        chosen._keys, chosen._values = self._keys, self._values
+        return chosen
+
+    def drop(self, blocks: Iterable[int]) -> None:
+        """Forget the columns of blocks that do not run again."""
+        for block in blocks:
+            self._keys[block] = self._values[block] = None
 
     def branch(self, rows: Tensor) -> KVCache:
         """The given rows for one pass, of which nothing is kept: each block's rows are picked when it runs, so that those of

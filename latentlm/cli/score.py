@@ -34,7 +34,7 @@ latentlm score free-tiny README.md
 
 latentlm score free-tiny chapter1.txt chapter2.txt --samples 64 --json
 
-latentlm score chunk-tiny book.txt --method smc --tolerance 0.02 --dry-run
+latentlm score chunk-tiny book.txt --tolerance 0.02 --dry-run
 
 echo "return x" | latentlm score free-tiny - --given "def f(x): "
 """
@@ -56,8 +56,8 @@ def score(
     model: Annotated[str, typer.Argument(help="Zoo name, run folder or card.")],
     files: Annotated[list[str], typer.Argument(help='Texts to score; "-" is standard input.')],
     method: Annotated[
-        str | None, typer.Option(help="operational, iwae, smc, prior, elbo or joint. [default: iwae; with --given operational]")
-    ] = None,
+        str, typer.Option(help="auto (iwae, with --given operational, then smc), operational, iwae, smc, prior, elbo or joint.")
+    ] = "auto",
     samples: Annotated[
         str,
         typer.Option(help='Latent samples; "auto" doubles them, from 32, until the score meets --tolerance.'),
@@ -85,10 +85,9 @@ def score(
 
     count = samples_of(samples)
     decoder = load_reader(model, device=device)
-    chosen = method or ("iwae" if given is None else "operational")
     tokens = [_tokens(decoder, data) for _, data in texts]
     shared: dict[str, Any] = {
-        "method": chosen, "samples": count, "tolerance": tolerance, "max_samples": max_samples, "seed": seed,
+        "method": method, "samples": count, "tolerance": tolerance, "max_samples": max_samples, "seed": seed,
         "batch_size": batch,
     }  # fmt: skip
     if given is None:
@@ -110,13 +109,13 @@ def score(
     ]
     total = bits_per_byte(scores, [row.bytes for row in rows]) if len(rows) > 1 else None
     used = scores[0].method
-    meaning = METHODS[used] if decoder.has_latents else "exact: this decoder has no latents"
-    if decoder.has_latents and used != chosen:
-        meaning += f" ({chosen} differs from it where there is a context: without --given, {used} is meant)"
+    meaning = METHODS.get(used, METHODS["auto"]) if decoder.has_latents else "exact: this decoder has no latents"
+    if decoder.has_latents and method not in ("auto", *used.split(" and ")):
+        meaning += f" ({method} differs from it where there is a context: without --given, {used} is meant)"
     if as_json:
         emit(_as_json(model, rows, total, meaning))
     else:
-        typer.echo(_as_text(rows, total, meaning), file=sys.stdout)
+        typer.echo(_as_text(rows, total, meaning, auto=method == "auto"), file=sys.stdout)
 
 
 @contextmanager
@@ -177,7 +176,7 @@ def _diagnose(decoder: LatentDecoder, text: list[int], seed: int) -> Diagnostics
     return diagnose(decoder, [text], seed=seed)
 
 
-def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
+def _as_text(rows: list[_Row], total: Estimate | None, meaning: str, *, auto: bool) -> str:
     """A block for each file, and what the numbers are."""
     lines = []
     for row in rows:
@@ -189,10 +188,11 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
         ]
         if score.samples:
             found, entropy = row.diagnostics, row.diagnostics.cross_entropy["posterior"]
+            sixteenth = math.nan if score.method == "smc" else score.sixteenth
             lines += [
-                f"  at K/4, K/16     {_nats(score.quarter)}, {_nats(score.sixteenth)}",
+                f"  at K/4, K/16     {_nats(score.quarter)}, {_nats(sixteenth)}",
                 f"  samples          {score.samples}, effective {score.effective_samples:.1f}",
-                f"  verdict          {_verdict(score, bits)}",
+                f"  verdict          {_verdict(score, bits, auto=auto)}",
                 f"  drawn from       {score.proposal}",
                 f"  first window     KL {found.kl_bits_per_token:.4f} bits per token; "
                 f"posterior cross-entropy (not a likelihood) {entropy / math.log(2):.4f} bits per token",
@@ -207,16 +207,21 @@ def _as_text(rows: list[_Row], total: Estimate | None, meaning: str) -> str:
     return "\n".join(lines)
 
 
-def _verdict(score: Score, bits: Estimate) -> str:
+def _verdict(score: Score, bits: Estimate, *, auto: bool) -> str:
     """Whether the score is as good as asked for."""
-    if not math.isfinite(score.uncertainty):
+    remedy = "take more samples" if auto else "take more samples, or --method auto"
+    if math.isnan(score.bias) or math.isinf(score.standard_error):
         bound = score.method == "elbo"
         return f"unknown: {'a bound does not say how far above it the truth is' if bound else 'take four samples at least'}"
-    exact_to = f"good to {score.uncertainty:.2f} nats, {bits.uncertainty:.4f} bits per byte"
+    if not score.known:
+        return (
+            f"not converged: in {1 - score.settled:.0%} of the text so few samples have the weight that they do not say how "
+            f"far it is below the truth; {remedy}"
+        )
+    exact_to = f"good to {score.uncertainty:.2f} nats, {bits.good_to} bits per byte"
     if score.converged:
         return f"converged: {exact_to}"
-    other = "iwae" if score.method == "smc" else "smc"
-    return f"not converged: {exact_to} (its error, and what more samples may gain); take more samples, or {other}"
+    return f"not converged: {exact_to} (its error, and what more samples may gain); {remedy}"
 
 
 def _nats(value: float) -> str:

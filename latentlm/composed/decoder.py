@@ -373,3 +373,24 @@ class ComposedDecoder(LatentDecoder):
         """The given rows of a generation."""
         assert isinstance(state, ComposedState)
         return state.select(rows)
+
+    def resample(self, state: State, rows: Tensor) -> ComposedState:
+        """The given rows; keys and values are written where they change."""
+        assert isinstance(state, ComposedState)
+        return state.select(rows, cache=state.cache.resample(rows))
+
+    @torch.no_grad()
+    def step_along(
+        self,
+        state: State,
+        context: Context,
+        positions: Tensor,
+        *,
+        latents: StepSource | Mapping[str, StepSource] = "prior",
+        noise: Noise | Mapping[str, Noise],
+    ) -> ComposedState:
+        """The upper blocks alone; see `LatentDecoder.step_along`."""
+        from latentlm.composed.decoding import step_along
+
+        assert isinstance(state, ComposedState)
+        return step_along(self, state, context, positions, latents=latents, noise=noise)

@@ -10,13 +10,13 @@ Legend: B rows, T tokens, D width, V vocabulary, S sites, E event dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latentlm.backbone import KVCache
+from latentlm.backbone import KVCache, rotation
 from latentlm.composed import stages
 from latentlm.composed.decoder import ComposedDecoder
 from latentlm.composed.sockets import Sockets
@@ -167,16 +167,61 @@ def step(
     prior_temperature: float | Mapping[str, float],
 ) -> ComposedState:
     """Feed tokens (B,), one per row; see `LatentDecoder.step`."""
+    context = decoder.context(_one_each(state, tokens), state.cache)  # whatever the granularity, with one site: the token's own
+    return _stepped(
+        decoder, state, tokens, context, latents=latents, noise=noise, prior_temperature=prior_temperature
+    )
+
+
+def step_along(
+    decoder: ComposedDecoder,
+    state: ComposedState,
+    text: Context,
+    positions: Tensor,
+    *,
+    latents: StepSource | Mapping[str, StepSource],
+    noise: Noise | Mapping[str, Noise],
+) -> ComposedState:
+    """Feed the tokens at `positions` of texts, (B,) each, whose trunk has run; see `LatentDecoder.step_along`."""
+    samples = len(state.lengths) // text.rows
+
+    def here(whole: Tensor) -> Tensor:
+        """(B, T, ...) at the positions, (B*K, 1, ...)."""
+        place = positions.view(-1, *[1] * (whole.dim() - 1)).expand(-1, 1, *whole.shape[2:])
+        return whole.gather(1, place).repeat_interleave(samples, dim=0)
+
+    tokens = here(text.tokens)[:, 0]
+    batch = _one_each(state, tokens)
+    state.cache.extend(batch.documents, rotation=rotation(decoder.config.backbone, batch.positions), plain=True)
+    state.cache.drop(range(decoder.cut))
+    context = replace(stages.unrun(decoder, batch), taps={tap: here(x) for tap, x in text.taps.items()})
+    return _stepped(decoder, state, tokens, context, latents=latents, noise=noise, prior_temperature=1.0)
+
+
+def _one_each(state: ComposedState, tokens: Tensor) -> Batch:
+    """Each row's next token, (B,), as a batch."""
     positions = state.lengths[:, None]  # (B, 1)
     zeros = torch.zeros_like(positions)
-    batch = Batch(tokens[:, None], tokens[:, None], zeros, positions, zeros == 0, given=state.lengths)
+    return Batch(tokens[:, None], tokens[:, None], zeros, positions, zeros == 0, given=state.lengths)
+
+
+def _stepped(
+    decoder: ComposedDecoder,
+    state: ComposedState,
+    tokens: Tensor,
+    context: Context,
+    *,
+    latents: StepSource | Mapping[str, StepSource],
+    noise: Noise | Mapping[str, Noise],
+    prior_temperature: float | Mapping[str, float],
+) -> ComposedState:
+    """The latents of tokens whose trunk has run, and the blocks above it."""
     names = list(decoder.latents)
     sources: dict[str, StepSource] = by_name(
         latents, names, default="prior", what="latents", words=("prior",), or_values=True  # type: ignore[arg-type]
     )
     temperatures = by_name(prior_temperature, names, default=1.0, what="prior_temperature")
     noises = _noises(noise, names)
-    context = decoder.context(batch, state.cache)  # whatever the granularity, with one site: the token's own
     drawn, met, kept = Latents({}), {}, {}
     for name, latent in decoder.latents.items():
         context = decoder.shown(context, name, drawn, state.cache)

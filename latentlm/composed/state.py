@@ -37,8 +37,8 @@ class ComposedState(State):
     cache: KVCache
     kept: Mapping[str, Kept] = field(default_factory=dict)
 
-    def select(self, rows: Tensor) -> ComposedState:
-        """The given rows, in that order, as a generation of their own."""
+    def select(self, rows: Tensor, *, cache: KVCache | None = None) -> ComposedState:
+        """The given rows, in that order, as a generation of their own; `cache`: where theirs are already."""
 
         def pick(tensor: Any) -> Any:
             return tensor.index_select(0, rows) if isinstance(tensor, Tensor) else tensor
@@ -53,7 +53,7 @@ class ComposedState(State):
             met={
                 name: Met(kept[name].store[:, : met.value.shape[1]], pick(met.counts)) for name, met in self.met.items()
             },
-            cache=self.cache.select(rows),
+            cache=self.cache.select(rows) if cache is None else cache,
             kept=kept,
         )
 

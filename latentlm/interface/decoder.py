@@ -307,7 +307,29 @@ class LatentDecoder(nn.Module, ABC):
 
     @abstractmethod
     def select(self, state: State, rows: Tensor) -> State:
-        """The given rows of a generation, in that order; rows may repeat (forking, resampling)."""
+        """The given rows of a generation, in that order; rows may repeat (forking)."""
+
+    def resample(self, state: State, rows: Tensor) -> State:
+        """`select` as many rows as there are, most of them as they were: what a particle filter asks for. The state passed in
+        is used up, so that a decoder may write the rows that change alone."""
+        return self.select(state, rows)
+
+    def step_along(
+        self,
+        state: State,
+        context: Context,
+        positions: Tensor,
+        *,
+        latents: StepSource | Mapping[str, StepSource] = "prior",
+        noise: Noise | Mapping[str, Noise],
+    ) -> State:
+        """`step` with the tokens at `positions` (B,) of texts whose trunk has run, `context`. The state has K rows for each of
+        them, which have fed the tokens before; of a row that has fed them all, any will do. A decoder that overrides this need
+        not run the trunk for every row; a state that went along a text goes on so."""
+        tokens = context.tokens.gather(1, positions[:, None])[:, 0]
+        return self.step(
+            state, tokens.repeat_interleave(len(state.lengths) // context.rows), latents=latents, noise=noise
+        )
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,9 @@
     iwae          log E_prior p(y | c, z), from below (Burda et al. 2016)            the same, every latent weighted
     prior         the same                                                           mean over prior samples
     elbo          a lower bound of it that does not converge to it                   mean of logs minus the KL
+    smc           operational of a continuation, iwae of a text                      particle filters
+    auto          the same                                                           weights, then filters where they
+                                                                                     settle nothing
     joint         log p(c, y) after the first token, by iwae: for ranking the        as iwae
                   options of one question, not a score of y
 

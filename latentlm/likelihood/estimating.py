@@ -1,9 +1,15 @@
 """Requests in, scores out: in batches of like length, each in rounds, of twice the samples of the round before, for the scores
 that have not converged. The trunk runs once for all rounds, and for what texts have in common (`texts`).
 
-A round of importance sampling adds samples to those that are there; a round of `smc` is a new filter. What a request draws
+A round of importance sampling adds samples to those that are there; a round of `smc` is new filters. What a request draws
 depends on its key and the number of the sample alone, so a request that is scored in rounds has the score that it would have
-alone. """
+alone.
+
+`auto` weighs, and filters what that does not settle: over a text of hundreds of sites the weights of whole paths spread more
+than any number of them can make up for, and a filter, which lets the paths that explain the text so far have descendants, does
+not care how long it is. A latent that is drawn once for all targets has no sites to filter over: where there is no other, more
+samples are all that is left.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ from torch import Tensor
 
 from latentlm.errors import UserError
 from latentlm.interface import Distribution, LatentDecoder, Noise
-from latentlm.likelihood.filtering import filtered, open_latents
+from latentlm.likelihood.filtering import filtered, islands, open_latents
 from latentlm.likelihood.nats import fitting_rows
 from latentlm.likelihood.paths import LastLatent, Target, check_normalised
 from latentlm.likelihood.refining import refined
@@ -26,10 +32,11 @@ from latentlm.likelihood.results import (
     Method,
     Score,
     cautions,
-    effective_samples,
     estimate,
     exact_score,
-    log_mean_exp,
+    islands_agree,
+    runs,
+    settled,
 )
 from latentlm.likelihood.texts import Texts, in_rows, reading_order
 from latentlm.likelihood.weights import Weights, bound_samples, log_weights
@@ -38,6 +45,10 @@ DEFENSIVE = 0.5
 """Share of paths drawn from the target itself."""
 FIRST_SAMPLES = 32
 """Of the first round."""
+FIRST_PARTICLES = 256
+"""Of the first filters that take over from importance sampling."""
+PARTICLE_TOKENS = 2**18
+"""Particles times tokens that are filtered together at most, unless one text has more: their keys and values are in memory."""
 Progress = Callable[[int, int], None]
 """Called with the requests that are done and all of them."""
 
@@ -69,6 +80,8 @@ class How:
     last_latent: LastLatent | Mapping[str, LastLatent]
     defensive: float
     greedy: bool
+    doubles: bool
+    """`samples` is the first of rounds, not all that was asked for."""
     refine: int
     """Gradient steps on the proposal of a document's vector (`refining`)."""
 
@@ -95,15 +108,14 @@ class _Run:
     def __init__(self, model: LatentDecoder, requests: list[Request], how: How) -> None:
         self.model, self.requests, self.how = model, requests, how
         self.scores: dict[int, Score] = {}
-        self.filters: dict[tuple[int, int], float] = {}  # by request and particles
         self.fitted: dict[int, list[Tensor]] = {}  # parameters of refined proposals, by request
         self.kinds = [(request.target, self._open(request)) for request in requests]
-        self.shares = how.method != "smc" and not how.refine  # a refined proposal is one text's own
+        self.shares = how.method != "smc" and not how.refine  # refined proposals and filters are one text's own
         self.checked = False
 
     def _open(self, request: Request) -> tuple[str, ...]:
         """The latents that are drawn once for all targets, where it matters to the method which these are."""
-        matters = self.how.method == "smc" or self.how.refine
+        matters = self.how.method in ("auto", "smc") or self.how.refine
         return open_latents(self.model, request.tokens, request.given) if matters else ()
 
     def _keys(self, numbers: list[int]) -> list[Hashable]:
@@ -113,6 +125,11 @@ class _Run:
     def done(self, number: int, samples: int) -> bool:
         """Whether a score has converged, or the next round's samples would be too many."""
         return self.scores[number].converged or samples > self.how.max_samples
+
+    def needs_filter(self, number: int) -> bool:
+        """Whether a filter is to go on: weights that have not been settled, where it has sites to filter over."""
+        how, score = self.how, self.scores[number]
+        return how.method == "auto" and how.doubles and not score.settled and may_filter(self.model, self.requests[number])
 
     def batches(self) -> Iterator[list[int]]:
         """Requests that are treated alike, longest first, those of one context together; at most `batch_size` rows, and no more
@@ -145,27 +162,50 @@ class _Run:
         if not self.checked:
             check_normalised(self.model, texts.context)
             self.checked = True
+        if self.model.has_latents and self.how.method == "smc":
+            self._filter_all(numbers, self.how.samples)
+            return
+        to_filter: list[int] = []
         while numbers:
             if not self.model.has_latents:
                 self._exact(numbers, texts)
-            elif self.how.method == "smc":
-                self._filter(numbers, texts, samples)
             else:
                 weights = self._weigh(numbers, texts, samples, had, weights)
-            if any(math.isnan(self.scores[number].value) for number in numbers):
-                raise UserError("A log-likelihood is not a number: the logits are not finite; weights or precision are broken.")
+            self._check(numbers)
             had, samples = samples, 2 * samples
-            left = [place for place, number in enumerate(numbers) if not self.done(number, samples)]
+            to_filter += filter(self.needs_filter, numbers)
+            left = [
+                place for place, number in enumerate(numbers) if not (self.done(number, samples) or self.needs_filter(number))
+            ]
             if left and len(left) < len(numbers):
                 chosen = torch.tensor(left, device=self.model.device)
                 texts, weights = texts.select(chosen), weights if weights is None else weights.select(chosen)
             numbers = [numbers[place] for place in left]
+        self._filter_all(to_filter, min(FIRST_PARTICLES, self.how.max_samples))
 
-    def _texts(self, numbers: list[int]) -> Texts:
-        """With the trunk's pass, which serves all rounds."""
+    def _filter_all(self, numbers: list[int], samples: int) -> None:
+        """Filter requests, as many together as fit, round after round."""
+        while numbers:
+            longest = max(len(self.requests[number].tokens) for number in numbers)
+            together = min(self.how.batch_size or len(numbers), PARTICLE_TOKENS // (samples * longest))
+            together = max(1, min(together, fitting_rows(self.model, samples=samples, tokens=None)))
+            for start in range(0, len(numbers), together):
+                some = numbers[start : start + together]
+                self._filter(some, self._texts(some, shares=False), samples)
+                self._check(some)
+            samples *= 2
+            numbers = [number for number in numbers if not self.done(number, samples)]
+
+    def _check(self, numbers: list[int]) -> None:
+        """Raises UserError where a score is not a number."""
+        if any(math.isnan(self.scores[number].value) for number in numbers):
+            raise UserError("A log-likelihood is not a number: the logits are not finite; weights or precision are broken.")
+
+    def _texts(self, numbers: list[int], *, shares: bool = True) -> Texts:
+        """With the trunk's pass, which serves all rounds. `shares`: texts may share rows."""
         batch = [self.requests[number] for number in numbers]
         tokens, given = [request.tokens for request in batch], [request.given for request in batch]
-        return Texts.of(self.model, tokens, given, keys=self._keys(numbers))
+        return Texts.of(self.model, tokens, given, keys=self._keys(numbers) if shares else None)
 
     def _exact(self, numbers: list[int], texts: Texts) -> None:
         found = log_weights(self.model, texts, Noise([]), target="prior", proposal="target", greedy=self.how.greedy)
@@ -211,6 +251,7 @@ class _Run:
         values, errors, effective, quarters, sixteenths = (
             part.tolist() for part in estimate(whole.log_weights, whole.parts(), whole.strata(), method=how.method)
         )
+        known = [True] * len(batch) if how.method == "elbo" else settled(whole.log_weights)
         certain, ties, proposals = self._greedy(numbers, whole.greedy), whole.near_ties.tolist(), _proposals(whole.proposals)
         for row, (number, request) in enumerate(zip(numbers, batch, strict=True)):
             self.scores[number] = Score(
@@ -220,54 +261,59 @@ class _Run:
                 freedom=max(1.0, effective[row] - 1),
                 samples=whole.count,
                 tokens=len(request.tokens) - request.given,
-                method=how.method,
+                method=_weighed(how.method, request),
                 quarter=quarters[row],
+                settled=float(known[row]),
                 sixteenth=sixteenths[row] if whole.count >= SIXTEENTHS_FROM else math.nan,  # one NaN: equal scores are equal
                 tolerance=request.tolerance,
                 greedy=certain[row],
                 near_ties=ties[row],
                 proposal=proposals[row],
-                warnings=cautions(effective[row], whole.count),
+                warnings=cautions(effective[row], whole.count, known=known[row], what="samples"),
             )
         return whole
 
     def _filter(self, numbers: list[int], texts: Texts, samples: int) -> None:
-        """By filters of K and, unless a round before had them, K/4 and (of at least two) K/16 particles."""
+        """By islands that have so many particles together."""
         batch = [self.requests[number] for number in numbers]
-        sixteenth = samples // 16 if samples >= SIXTEENTHS_FROM else 0
-        for count in (sixteenth, samples // 4, samples):
-            if count == 0 or all((number, count) in self.filters for number in numbers):
-                continue
-            found = filtered(
-                self.model,
-                texts,
-                Noise.keyed(self.how.seed, [(request.key, "smc", count) for request in batch], samples=count),
-                target=batch[0].target,
-                proposed=self.kinds[numbers[0]][1],
-                defensive=self.how.defensive,
-                last_latent=self.how.last_latent,
-                refined=self._refined(numbers, texts),
-            )
-            self.filters.update(zip([(number, count) for number in numbers], found.value.tolist(), strict=True))
-        values, errors = log_mean_exp(found.roots.cpu())
-        effective = effective_samples(found.roots.cpu())
+        many, particles = islands(samples)
+        found = filtered(
+            self.model,
+            texts,
+            Noise.keyed(self.how.seed, [(request.key, "smc", particles) for request in batch], samples=many * particles),
+            particles=particles,
+            target=batch[0].target,
+            proposed=self.kinds[numbers[0]][1],
+            defensive=self.how.defensive,
+            last_latent=self.how.last_latent,
+            refined=self._refined(numbers, texts),
+        )
+        estimates = found.log_weights.cpu()  # (B, M)
+        parts = [estimates[:, start:stop] for start, stop in runs(many, 4)]
+        values, errors, effective, quarters, _ = (
+            part.tolist() for part in estimate(estimates, (parts, ()), None, method="smc")
+        )
         certain, proposals = self._greedy(numbers, found.greedy if self.how.greedy else None), _proposals(found.proposals)
+        agree = islands_agree(estimates)
         for row, (number, request) in enumerate(zip(numbers, batch, strict=True)):
+            before = self.scores.get(number)
             self.scores[number] = Score(
-                value=float(values[row]),
-                standard_error=float(errors[row]),
-                effective_samples=float(effective[row]),
-                freedom=max(1.0, float(effective[row]) - 1),
-                samples=samples,
+                value=values[row],
+                standard_error=errors[row],
+                effective_samples=effective[row] * particles,
+                freedom=max(1.0, many - 1),
+                samples=many * particles,
                 tokens=len(request.tokens) - request.given,
-                method=self.how.method,
-                quarter=self.filters.get((number, samples // 4), math.nan),
-                sixteenth=self.filters.get((number, sixteenth), math.nan),
+                method="smc",
+                quarter=quarters[row],
+                sixteenth=quarters[row],
+                islands=(values[row], quarters[row]),
                 tolerance=request.tolerance,
-                greedy=certain[row],
-                near_ties=int(found.near_ties[row]),
+                settled=float(agree[row]),
+                greedy=certain[row] if before is None else before.greedy,  # the first round's draws are as good as any
+                near_ties=int(found.near_ties[row]) + (before.near_ties if before else 0),
                 proposal=proposals[row],
-                warnings=cautions(float(effective[row]), samples),
+                warnings=cautions(effective[row], many, known=agree[row], what="islands"),
             )
 
     def _refined(self, numbers: list[int], texts: Texts) -> dict[str, Distribution]:
@@ -296,6 +342,18 @@ class _Run:
             return [None] * len(numbers)
         skipped = [self.requests[number].begins - self.requests[number].given for number in numbers]
         return [all(row[start:]) for row, start in zip(found.tolist(), skipped, strict=True)]
+
+
+def may_filter(model: LatentDecoder, request: Request) -> bool:
+    """Whether some latent has sites to filter over: not all are drawn once for all targets."""
+    return len(open_latents(model, request.tokens, request.given)) < len(model.latents)
+
+
+def _weighed(method: Method, request: Request) -> str:
+    """The importance sampling that a score is by."""
+    if method != "auto":
+        return method
+    return "operational" if request.target == "generation" else "iwae"
 
 
 def _proposals(by_latent: Mapping[str, Tensor]) -> list[str]:

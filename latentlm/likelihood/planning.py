@@ -1,8 +1,8 @@
 """What scoring is going to cost, before it is done: samples, seconds and memory.
 
 Seconds are measured on one window with the samples of the first round, and scaled by tokens: too many rather than too few where
-windows go together or share what they begin with, above all by `smc`, which steps through all of a batch at once. Memory is
-counted.
+windows go together or share what they begin with, above all by `smc`, which steps through all of a batch at once. The most of
+`auto` is what it takes where particle filters take over every window. Memory is counted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import torch
 
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood.estimating import How, Request, estimated
+from latentlm.likelihood.estimating import PARTICLE_TOKENS, How, Request, estimated, may_filter
 from latentlm.likelihood.nats import LOGITS, pass_tokens
+
+FEW_PARTICLES = 64
+"""Of the filter that is timed."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,8 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     longest = max(requests, key=lambda request: len(request.tokens))
     one = replace(how, max_samples=how.samples)
     estimated(model, [longest], one)  # the first run of anything is slower
-    start = time.perf_counter()
-    estimated(model, [longest], one)
-    seconds = (time.perf_counter() - start) * sum(len(request.tokens) for request in requests) / len(longest.tokens)
+    scale = sum(len(request.tokens) for request in requests) / len(longest.tokens)
+    seconds = _seconds(model, longest, one) * scale
     backbone, size = model.config.backbone, next(model.parameters()).element_size()
     if not model.has_latents:
         samples, rows = (0, 0), 1
@@ -63,16 +65,32 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
-    keeps = how.method == "smc" or len({request.key for request in requests}) < len(requests)  # particles, or a shared context
-    caches = held * size * 2 * backbone.width * backbone.blocks if keeps else 0
+    filters = how.method == "smc" or (how.method == "auto" and how.doubles and may_filter(model, longest))
+    keeps = filters or len({request.key for request in requests}) < len(requests)  # particles, or a shared context
+    kept = held
+    if filters:
+        whole = how.max_samples * len(longest.tokens)
+        kept = max(whole, min(PARTICLE_TOKENS, whole * len(requests)))
+    caches = kept * size * 2 * backbone.width * backbone.blocks if keeps else 0
     doublings = samples[1] / samples[0] if samples[0] else 1.0
+    most = seconds * (2 * doublings - 1 if how.method == "smc" else doublings)
+    if filters and how.method == "auto":
+        few = replace(how, method="smc", samples=FEW_PARTICLES, max_samples=FEW_PARTICLES)
+        most = max(most, seconds + _seconds(model, longest, few) * scale * 2 * how.most / FEW_PARTICLES)
     return Plan(
         requests=len(requests),
         tokens=tokens,
         samples=samples,
-        seconds=(seconds, seconds * (2 * doublings - 1 if how.method == "smc" else doublings)),
+        seconds=(seconds, most),
         memory=int(stream + caches + 3 * 4 * min(LOGITS, held * backbone.vocabulary)),
     )
+
+
+def _seconds(model: LatentDecoder, request: Request, how: How) -> float:
+    """Of scoring one request."""
+    start = time.perf_counter()
+    estimated(model, [request], how)
+    return time.perf_counter() - start
 
 
 def samples_of(text: str, name: str = "samples") -> int | Literal["auto"]:

@@ -4,8 +4,10 @@
     standard error      jackknife: s^2 = (K-1)/K sum_k (L_k - mean L)^2, L_k the value without sample k; of a defensive mixture,
                         whose paths of either kind are a fixed number, such a sum for each kind
     quarter, sixteenth  the same from K/4 and K/16 samples: the mean of four such values, and of sixteen
-    bias                what may be left, judged by what the last two fourfolds of samples gained (`remaining`)
+    bias                what may be left, judged by what the last fourfolds of samples gained (`left`)
     effective samples   (sum w)^2 / sum w^2, between 1 and K
+    settled             whether the weights can tell what is left at all: at least four effective samples, and no heavy tail
+                        (`tails`); of a particle filter, islands that agree
     uncertainty         t standard errors + bias, t Student's quantile of 95% with as many degrees of freedom as there are
                         effective samples, less one: an error that rests on few weights is itself not known well
 
@@ -15,6 +17,9 @@ weight, the value is moreover below the log-likelihood by an amount that no spre
 rises with K (Burda et al. 2016, theorem 1). Where the bias falls like K^-a, each fourfold of samples gains 4^-a of what the one
 before gained, and what is left at K is (value - quarter) / (4^a - 1): a third of the last gain for the well-behaved weights of
 a = 1, all of it for a = 1/2, and many times it where the gains hardly shrink.
+
+Neither the error nor what is left is known where one draw has nearly all the weight: then all three values are that draw's. A
+score that is not settled is a lower bound that says nothing of how far below the truth it lies: its uncertainty is infinite.
 
 A score has *converged* to a tolerance where its uncertainty is at most that; an `elbo` never has, since what it lies below the
 log-likelihood by shows in no number of samples. The tolerance is in nats for a continuation, in bits per byte for a text.
@@ -27,19 +32,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
+from latentlm.likelihood.tails import HEAVY, tail_shape
 
-Method = Literal["operational", "iwae", "smc", "prior", "elbo", "joint"]
+Method = Literal["auto", "operational", "iwae", "smc", "prior", "elbo", "joint"]
 
 METHODS: dict[str, str] = {
+    "auto": "operational of a continuation, iwae of a text; smc where its weights cannot settle it",
     "operational": "density of what generate samples: latents from the encoder on the context alone, then from the prior",
     "iwae": "importance-weighted bound on the log-likelihood, posterior as proposal; tight as samples grow",
-    "smc": "particle filter: of a continuation as operational, of a text as iwae, unbiased for the likelihood",
+    "smc": "particle filters: of a continuation as operational, of a text as iwae, unbiased for the likelihood",
     "prior": "mean over samples from the prior: unbiased for the likelihood, useless for long texts",
     "elbo": "lower bound on the log-likelihood; does not converge to it",
     "joint": "log-likelihood of context and continuation together, by iwae: only for ranking one question's options",
@@ -47,12 +55,24 @@ METHODS: dict[str, str] = {
 """Every method with one line on what its number is."""
 
 
+MIXED = "iwae and smc"
+"""The method of a text some of whose windows took the one and some the other."""
 SIXTEENTHS_FROM = 32
 """Samples of which a sixteenth is worth a value: two."""
 MOST_GAINS = 4.0
 """Last gains that are taken to be left at most: a bias that falls by a fifth with each fourfold of samples."""
 _ALONE = 1.1
 """Fewer effective samples than this: one sample has all the weight, however small K is."""
+LEAST_EFFECTIVE = 4.0
+"""Effective samples under which importance weights do not say what is left."""
+ISLANDS = 8
+"""Filters that particles are shared out to: enough to know their spread, and no more than that takes, since on a long text it
+is their size that tells."""
+SPREAD = 2.5
+"""Nats, the standard deviation of the logs of a particle filter's islands above which they do not say what is left."""
+SETTLED = 0.95
+"""Share of the targets of several windows, and of the bytes of several texts, that has to be settled: of a light tail the fit
+says that it is heavy now and then."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +93,16 @@ class Score:
     quarter: float = math.nan
     """The value at K/4 (nats); NaN under four samples, and for `elbo`, which more samples bring no nearer to the truth."""
     sixteenth: float = math.nan
-    """The value at K/16 (nats); NaN under 32 samples, and for `elbo`."""
+    """The value at K/16 (nats); NaN under 32 samples, and for `elbo`. Of a particle filter, which does without, that at K/4."""
+    islands: tuple[float, float] = (0.0, 0.0)
+    """The value and the quarter of the windows that are by a particle filter."""
     tolerance: float = math.nan
     """Nats that the score is to be good to."""
     freedom: float = math.inf
     """Degrees of freedom of the standard error: effective samples less one, pooled over windows; infinite for an exact
     score."""
+    settled: float = 1.0
+    """Share of the targets in windows whose weights say what is left; of a single window, 0 or 1."""
     greedy: bool | None = None
     """Every target is the argmax of the predictive mixture given those before it; None if not asked for."""
     near_ties: int = 0
@@ -91,14 +115,19 @@ class Score:
 
     @property
     def bias(self) -> float:
-        """Nats by which the value may lie below the truth, beside its standard error; NaN where that is not known: under four
-        samples, and for `elbo`."""
-        return remaining(self.value, self.quarter, self.sixteenth)
+        """Nats by which the value may lie below the truth, beside its standard error; NaN where no fewer samples are there to
+        compare with: under four, and for `elbo`."""
+        return left((self,))
 
     @property
     def uncertainty(self) -> float:
         """Half of the interval of 95% that the standard error makes, and the bias, nats; infinite where that is not known."""
-        return math.inf if math.isnan(self.bias) else self._half + self.bias
+        return self._half + self.bias if self.known and not math.isnan(self.bias) else math.inf
+
+    @property
+    def known(self) -> bool:
+        """Enough of it is settled for the others to be false alarms (`SETTLED`)."""
+        return self.settled >= SETTLED
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -127,10 +156,25 @@ class Score:
             quarter=self.quarter + other.quarter,
             sixteenth=self.sixteenth + other.sixteenth,
             tolerance=self.tolerance + other.tolerance,
+            islands=(self.islands[0] + other.islands[0], self.islands[1] + other.islands[1]),
+            settled=(self.settled * self.tokens + other.settled * other.tokens) / (self.tokens + other.tokens),
+            method=self.method if self.method == other.method else MIXED,
             greedy=None if self.greedy is None or other.greedy is None else self.greedy and other.greedy,
             near_ties=self.near_ties + other.near_ties,
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings))[:1],
         )
+
+
+def left(scores: Sequence[Score]) -> float:
+    """Nats by which texts together may lie below the truth. Their values are added before they are compared with those of fewer
+    samples: noise cancels, and what is left is the bias. Of importance weights it is what `remaining` says; of particle filters
+    as much as the last fourfold of islands gained, and at least ISLANDS/2 times the squared errors: what one island alone would
+    lack where their estimates are log-normal, as those of long texts are (Berard, Del Moral & Doucet 2014)."""
+    filtered, quarter = (sum(score.islands[part] for score in scores) for part in (0, 1))
+    value, few, fewer = (sum(values) for values in zip(*((s.value, s.quarter, s.sixteenth) for s in scores), strict=True))
+    squares = sum(score.standard_error**2 for score in scores if score.islands != (0.0, 0.0))
+    gained = math.nan if math.isnan(quarter) else max(0.0, filtered - quarter, ISLANDS / 2 * squares)
+    return gained + remaining(value - filtered, few - quarter, fewer - quarter)
 
 
 def remaining(value: float, quarter: float, sixteenth: float) -> float:
@@ -190,6 +234,19 @@ def effective_samples(log_weights: Tensor) -> Tensor:
     return (2 * weights.logsumexp(-1) - (2 * weights).logsumexp(-1)).exp()
 
 
+def settled(log_weights: Tensor) -> list[bool]:
+    """Whether importance weights, logs (B, K), say what is left."""
+    enough = (effective_samples(log_weights) > LEAST_EFFECTIVE - 1e-3).tolist()  # of four even ones, all
+    return [many and not shape > HEAVY for many, shape in zip(enough, tail_shape(log_weights).tolist(), strict=True)]
+
+
+def islands_agree(log_weights: Tensor) -> list[bool]:
+    """Whether a particle filter's islands, log-estimates (B, M), do."""
+    if log_weights.shape[1] < 2:
+        return [False] * len(log_weights)
+    return (log_weights.double().std(-1) <= SPREAD).tolist()  # NaN, where some are -inf, is no
+
+
 def exact_score(nats: float, *, tokens: int, method: str, tolerance: float, greedy: bool | None) -> Score:
     """Of a decoder without latents."""
     return Score(nats, 0.0, 1.0, 0, tokens, method, quarter=nats, sixteenth=nats, tolerance=tolerance, greedy=greedy)
@@ -210,10 +267,17 @@ def estimate(
     return value, error, effective_samples(log_weights), quarter, sixteenth
 
 
-def cautions(effective: float, count: int) -> tuple[str, ...]:
-    """What a reader of a score should know."""
+def runs(count: int, many: int) -> list[tuple[int, int]]:
+    """So many runs of samples, from .. to, as even as can be; none where there are fewer samples."""
+    return list(pairwise(part * count // many for part in range(many + 1))) if count >= many else []
+
+
+def cautions(effective: float, count: int, *, known: bool, what: str) -> tuple[str, ...]:
+    """What a reader of a score should know; `what` there are so many of, samples or islands."""
     if count == 1:
-        return ("one sample has no standard error: use samples >= 2",)
+        return (f"one {what[:-1]} has no standard error: use more samples",)
     if effective < max(count / 10, _ALONE):
-        return (f"effective sample size {effective:.1f} of {count}: the score leans on few samples, more would change it",)
+        return (f"effective {what} {effective:.1f} of {count}: the score leans on few of them, more would change it",)
+    if not known:
+        return (f"the weights of the {what} differ so much that how far the score is below the truth is not known",)
     return ()

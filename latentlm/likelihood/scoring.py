@@ -54,8 +54,10 @@ def score_continuations(
     method         see `METHODS`. `iwae`, `prior` and `elbo` condition on the context's tokens and take every latent, the
                    context's too, from the prior (what `generate(latents="prior")` samples); `joint` adds the context's own
                    likelihood.
-    samples        K; "auto" doubles it, from 32, for each request until its score has converged or K would pass `max_samples`.
-                   Ignored by a decoder without latents, whose scores are exact
+    samples        K; "auto" doubles it, from 32, for each request until its score has converged or K would pass `max_samples`,
+                   and with method "auto" goes over to `smc` for the requests whose weights are not settled (`Score.settled`).
+                   Of `smc`, the particles, without what its islands leave over (`filtering.islands`). Ignored by a decoder
+                   without latents, whose scores are exact
     tolerance      nats that a score is to be good to, one for all or one for each: what `Score.converged` is judged by
     batch_size     most requests per forward pass, those that differ in their last token alone counted as one; default: as many
                    as fit a fixed number of latent tokens. Fewer go together where the logits of one position of all their
@@ -96,7 +98,7 @@ def score_texts(
     model: LatentDecoder,
     texts: Sequence[Sequence[int]],
     *,
-    method: Method = "iwae",
+    method: Method = "auto",
     samples: int | Literal["auto"] = "auto",
     tolerance: float = TOLERANCE,
     max_samples: int = MAX_SAMPLES,
@@ -113,7 +115,8 @@ def score_texts(
     cut into disjoint windows, each a text of its own after its one context token; nats and biases add up, errors in
     quadrature.
 
-    Settings are those of `score_continuations`. `operational` and `joint` are `iwae` here. `tolerance` is in bits per byte of
+    Settings are those of `score_continuations`. `auto`, the default, is `iwae`, and with samples="auto" `smc` for the windows
+    that it does not settle; `operational` and `joint` are `iwae` here. `tolerance` is in bits per byte of
     each window, as the tokenizer spells it; a model without a tokenizer counts a token as a byte. `refine` is 50 by default
     with samples="auto", else 0. Raises UserError for texts of fewer than two tokens."""
     prepared, owners, how = texts_to_score(
@@ -186,7 +189,7 @@ def texts_to_score(
     model: LatentDecoder,
     texts: Sequence[Sequence[int]],
     *,
-    method: Method = "iwae",
+    method: Method = "auto",
     samples: int | Literal["auto"] = "auto",
     tolerance: float = TOLERANCE,
     max_samples: int = MAX_SAMPLES,
@@ -274,7 +277,7 @@ def _request(
             raise UserError(f"Request {number} has no context and one token: put an end-of-text token in its context.")
         return Request(continuation, 1, 1, "prior", key, tolerance)
     given = 1 if method == "joint" else len(context)
-    target: Target = "generation" if method in ("operational", "smc") else "prior"
+    target: Target = "generation" if method in ("auto", "operational", "smc") else "prior"
     return Request(context + continuation, given, len(context), target, key, tolerance)
 
 
@@ -317,6 +320,7 @@ def how_to_score(
         method=method,
         samples=first,
         max_samples=max_samples if samples == "auto" else first,
+        doubles=samples == "auto",
         seed=seed,
         batch_size=batch_size,
         last_latent=last_latent,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from latentlm.errors import UserError
 from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
-from latentlm.likelihood.results import Score, remaining
+from latentlm.likelihood.results import SETTLED, Score, left
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Estimate:
     documents: int
     estimator_freedom: float = math.inf
     """Degrees of freedom of the estimator's error, pooled over the texts."""
+    settled: float = 1.0
+    """Share of the bytes in texts whose estimates say what they are too low by (`Score.settled`); of a difference, the smaller
+    of both models'."""
     bias: float = 0.0
     """What the estimates may be off by beside their errors (`Score.bias`), added up; of a difference, the larger of both
     models'."""
@@ -38,9 +41,16 @@ class Estimate:
     @property
     def uncertainty(self) -> float:
         """Of the estimates, not of the choice of documents: half of the interval of 95% that their error makes, and the bias.
-        NaN where that of some text is not known: under four samples, and for `elbo`."""
+        NaN where that of some text is not known: under four samples, and for `elbo`; infinite where too few are settled."""
+        if self.settled < SETTLED:
+            return math.inf
         half = t_quantile(self.estimator_freedom) * self.estimator_error if self.estimator_error else 0.0
         return half + self.bias
+
+    @property
+    def good_to(self) -> str:
+        """The uncertainty, in words."""
+        return f"{self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
 
     def converged(self, tolerance: float) -> bool:
         """Whether the estimates are good to so many bits per byte."""
@@ -52,7 +62,12 @@ def bits_per_byte(scores: Sequence[Score], sizes: Sequence[int], *, documents: S
     bits = [-score.value / math.log(2) for score in scores]
     errors = [score.standard_error / math.log(2) for score in scores]
     freedom = pooled_freedom(errors, [score.freedom for score in scores])
-    return replace(_ratio(bits, errors, sizes, documents), bias=_bias(scores, sizes), estimator_freedom=freedom)
+    return replace(
+        _ratio(bits, errors, sizes, documents),
+        bias=_bias(scores, sizes),
+        estimator_freedom=freedom,
+        settled=_settled(scores, sizes),
+    )
 
 
 def paired_difference(
@@ -77,15 +92,21 @@ def paired_difference(
         for one, other in zip(first, second, strict=True)
     ]
     return replace(
-        _ratio(bits, errors, sizes, documents), bias=bias, estimator_freedom=pooled_freedom(errors, freedoms)
+        _ratio(bits, errors, sizes, documents),
+        bias=bias,
+        estimator_freedom=pooled_freedom(errors, freedoms),
+        settled=min(_settled(first, sizes), _settled(second, sizes)),
     )
 
 
+def _settled(scores: Sequence[Score], sizes: Sequence[int]) -> float:
+    """Share of the bytes that are."""
+    return sum(score.settled * size for score, size in zip(scores, sizes, strict=True)) / sum(sizes)
+
+
 def _bias(scores: Sequence[Score], sizes: Sequence[int]) -> float:
-    """Bits per byte that the estimates together may be too high by. Texts' values are added before they are compared with those
-    of fewer samples: noise cancels, and what is left is the bias."""
-    sums = (sum(values) for values in zip(*((one.value, one.quarter, one.sixteenth) for one in scores), strict=True))
-    return remaining(*sums) / sum(sizes) / math.log(2)
+    """Bits per byte that the estimates together may be too high by."""
+    return left(scores) / sum(sizes) / math.log(2)
 
 
 def _ratio(

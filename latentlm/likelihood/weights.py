@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ from latentlm.likelihood.paths import (
     from_target,
     mixture,
 )
-from latentlm.likelihood.results import SIXTEENTHS_FROM
+from latentlm.likelihood.results import SIXTEENTHS_FROM, runs
 from latentlm.likelihood.texts import Texts
 
 
@@ -84,10 +83,8 @@ class Weights:
     def parts(self) -> tuple[list[Tensor], list[Tensor]]:
         """Four runs of about K/4 samples, unless there are fewer than four, and sixteen of about K/16, unless there would be
         fewer than two in each."""
-        return self._runs(4) if self.count >= 4 else [], self._runs(16) if self.count >= SIXTEENTHS_FROM else []
-
-    def _runs(self, many: int) -> list[Tensor]:
-        return [self.run(start, stop) for start, stop in pairwise(part * self.count // many for part in range(many + 1))]
+        sixteenths = runs(self.count, 16) if self.count >= SIXTEENTHS_FROM else []
+        return [self.run(*each) for each in runs(self.count, 4)], [self.run(*each) for each in sixteenths]
 
     def strata(self) -> Tensor | None:
         """(K,) bool: samples that come from the target itself; None where all come from one distribution."""

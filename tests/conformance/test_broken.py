@@ -61,8 +61,8 @@ FOUND_BY: dict[tuple[str, str], Bug] = {
     ("encoder", "batch_mean_kl"): bug("kl_equals_monte_carlo", "packed_equals_separate"),
     ("encoder", "global_draws"): bug(
         "random_state_untouched", "draws_keyed", "state_round_trip", "padding_ignored", "packed_equals_separate",
-        "batch_independent", "batched_equals_single", "select_forks", "latents_draw_apart", "latents_shared_by_name",
-        "prefill_draws_posterior",
+        "batch_independent", "batched_equals_single", "select_forks", "steps_along_texts", "latents_draw_apart",
+        "latents_shared_by_name", "prefill_draws_posterior",
     ),
     ("encoder", "wrong_density"): bug("samples_follow_density", "distributions_consistent", "kl_equals_monte_carlo"),
     ("encoder", "negative_kl"): bug("kl_not_negative", "kl_equals_monte_carlo"),
@@ -102,11 +102,14 @@ FOUND_BY: dict[tuple[str, str], Bug] = {
         likelihood=("probabilities_sum_to_one", "leak_found_out", "sampler_agrees", "scores_exact_planted"),
     ),
     ("decoder", "trunk_reads_z"): bug(
-        "trunk_free_of_z", "cached_equals_uncached", "batched_equals_single", "select_forks", "given_latents_used",
-        "step_equals_forward",
+        "trunk_free_of_z", "cached_equals_uncached", "batched_equals_single", "select_forks", "steps_along_texts",
+        "given_latents_used", "step_equals_forward",
     ),
-    ("decoder", "stale_cache"): bug("cached_equals_uncached", "given_latents_used", "step_equals_forward"),
-    ("decoder", "forks_share"): bug("select_forks"),
+    ("decoder", "stale_cache"): bug(
+        "cached_equals_uncached", "steps_along_texts", "given_latents_used", "step_equals_forward"
+    ),
+    ("decoder", "forks_share"): bug("select_forks", "steps_along_texts"),
+    ("decoder", "resamples_in_place"): bug("steps_along_texts"),
     ("decoder", "loses_state"): bug("state_round_trip"),
     ("decoder", "dropout"): bug("random_state_untouched"),
     ("decoder", "completes_twice"): bug("config_round_trip"),

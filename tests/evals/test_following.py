@@ -39,7 +39,7 @@ def evaluated(lm: LatentLM, *tasks: str, **options: Any) -> dict[str, Any]:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer is computed."""
-    monkeypatch.setattr("latentlm_evals.adapter.score_continuations", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("latentlm_evals.adapter.estimated", lambda *_, **__: pytest.fail("scored"))
     monkeypatch.setattr("latentlm_evals.writing.generate", lambda *_, **__: pytest.fail("generated"))
 
 
@@ -74,7 +74,10 @@ def test_answers_from_a_database_have_the_errors_that_they_were_computed_with(mo
         for task, told in fresh["tasks"].items():
             items = counts["tasks"][task]["items"]
             assert list(items) == ["0", "1", "2"]
-            assert all(items[each] == pytest.approx(told["items"][each], abs=1e-4) for each in items)
+            for each, scores in items.items():
+                assert [one["converged"] for one in scores] == [one["converged"] for one in told["items"][each]]
+                for name in ("value", "standard_error", "quarter", "effective_samples"):
+                    assert [one[name] for one in scores] == pytest.approx([one[name] for one in told["items"][each]], abs=1e-4)
 
 
 def test_a_dry_run_leaves_nothing_in_a_database_and_counts_what_is_not_in_it(model: LatentDecoder, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_use_cache_database_serves_its_own_settings_and_refuses_others(
     cache = str(tmp_path / "answers")
     first = simple_evaluate(LatentLM(model, samples=2), "latentlm_next_line", use_cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr("latentlm_evals.adapter.score_continuations", lambda *_, **__: pytest.fail("asked the model again"))
+        patch.setattr("latentlm_evals.adapter.estimated", lambda *_, **__: pytest.fail("asked the model again"))
         again = simple_evaluate(LatentLM(model, samples=2), "latentlm_next_line", use_cache=cache)
     assert first["results"] == again["results"]
     with pytest.raises(UserError, match="samples was 2, is 3"):

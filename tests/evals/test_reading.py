@@ -139,7 +139,7 @@ def test_a_token_that_spans_the_join_leaves_both_parts_as_they_are_alone() -> No
 
 
 def test_what_is_refused_is_refused_before_anything_is_scored_and_named_by_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentlm_evals.adapter.score_continuations", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("latentlm_evals.adapter.estimated", lambda *_, **__: pytest.fail("scored"))
     lm = LatentLM(bpe_model())
     for continuation, message in (("", 'of the context "hello" has no tokens'), ("os " * 99, 'continuation "os os')):
         requests = [*ask("loglikelihood", "hello", " world"), *ask("loglikelihood", "hello", continuation)]

@@ -94,11 +94,13 @@ def test_every_item_has_its_latent_errors_and_every_task_what_they_come_to() -> 
     lm.loglikelihood_rolling([whole], disable_tqdm=True)
     told = lm.get_model_info()["latentlm"]["likelihoods"]
     mine = told["tasks"]["mine"]
-    assert {document: len(errors) for document, errors in mine["items"].items()} == {"0": 2, "1": 2}
-    every = [error for errors in mine["items"].values() for error in errors]
+    assert {document: len(scores) for document, scores in mine["items"].items()} == {"0": 2, "1": 2}
+    scores = [score for own in mine["items"].values() for score in own]
+    every = [score["standard_error"] for score in scores]
     assert all(error > 0 for error in every)
     assert mine["largest_standard_error"] == max(every) <= told["largest_standard_error"]
     assert mine["mean_standard_error"] == pytest.approx(sum(every) / 4)
+    assert mine["unconverged"] == sum(not score["converged"] for score in scores)
     assert list(told["tasks"]["texts"]["items"]) == ["7"]
 
 

@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 
 from latentlm.config import Recipe, Strict, as_yaml, parse, read_yaml
 from latentlm.errors import UserError, did_you_mean, unknown_name
+from latentlm.likelihood import Method
 from latentlm.training.data.synthetic import PREFIX
 from latentlm.training.recipes import load_recipe
 
@@ -54,6 +55,7 @@ class Measures(Strict):
     given: int = Field(0, ge=0, description="of them, a prompt: what follows is scored given these")
     max_samples: int = Field(1024, ge=1, description="importance samples of a window, at most")
     tolerance: float = Field(0.01, gt=0, description="bits per byte that the likelihood is to be good to")
+    method: Method = Field("iwae", description="estimator of the likelihood; auto, over long texts of a latent that is used")
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
@@ -63,8 +65,9 @@ class Measures(Strict):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What results depend on; without a prompt as before there were any, so that lines of then stay good."""
-        return self.model_dump(exclude=None if self.given else {"given"})
+        """What results depend on. Settings that came later are left out where they say what held before, so that lines of then
+        stay good."""
+        return self.model_dump(exclude={name for name in ("given", "method") if getattr(self, name) in (0, "iwae")})
 
 
 class Study(Strict):

@@ -82,6 +82,12 @@ class ArmResult:
     """Of the synthetic letter, z from the prior: `near` and `masks` within groups under one z, `across` different ones, `valid`
     with z drawn for each. Means over runs."""
 
+    @property
+    def good_to(self) -> str:
+        """The uncertainty, in words."""
+        return f"{self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
+
+
 
 def tabulated(study: Study, lines: dict[str, Line]) -> list[ArmResult]:
     """A result for each arm that has a finished run, in the file's order."""
@@ -136,11 +142,17 @@ def _groups(found: list[dict[str, Any]]) -> dict[str, float] | None:
 
 def estimate(line: Line) -> Estimate:
     """Bits per byte of a run."""
-    each = zip(line["scores"], line["standard_errors"], line["quarters"], line["sixteenths"], line["freedoms"], strict=True)
+    count = len(line["scores"])
+    settled = line.get("settled", [1.0] * count)  # lines of before say nothing of it
+    islands = line.get("islands", [(0.0, 0.0)] * count)
+    each = zip(
+        line["scores"], line["standard_errors"], line["quarters"], line["sixteenths"], line["freedoms"], settled, islands,
+        strict=True,
+    )  # fmt: skip
     scores = [
         Score(value, error, 1.0, line["samples"], 1, line["method"], quarter=_number(quarter), sixteenth=_number(sixteenth),
-              freedom=math.inf if freedom is None else freedom)
-        for value, error, quarter, sixteenth, freedom in each
+              freedom=math.inf if freedom is None else freedom, settled=known, islands=(_number(own[0]), _number(own[1])))
+        for value, error, quarter, sixteenth, freedom, known, own in each
     ]  # fmt: skip
     return bits_per_byte(scores, line["bytes"])
 

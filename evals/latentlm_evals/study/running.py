@@ -92,7 +92,7 @@ def likelihood_of(
     """Scores and latents on held-out texts of the recipe's data."""
     texts, exact = texts_of(recipe, measures)
     tokens = [tokenized(model, text) for text in texts]
-    precision = Precision(tolerance=measures.tolerance, max_samples=measures.max_samples)
+    precision = Precision(measures.method, tolerance=measures.tolerance, max_samples=measures.max_samples)
     keys = [text.id for text in texts]
     if measures.given:
         requests = [in_two(model, text, measures.given) for text in texts]
@@ -109,6 +109,8 @@ def likelihood_of(
         "quarters": [_finite(score.quarter) for score in scores],
         "sixteenths": [_finite(score.sixteenth) for score in scores],
         "freedoms": [_finite(score.freedom) for score in scores],
+        "settled": [score.settled for score in scores],
+        "islands": [[_finite(nats) for nats in score.islands] for score in scores],
         **({} if exact is None else {"exact": exact}),
         "bytes": [len(text.data) - measures.given for text in texts],
         "targets": targets,

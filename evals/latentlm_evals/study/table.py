@@ -25,7 +25,7 @@ def scores(found: Sequence[ArmResult]) -> list[list[str]]:
             str(one.runs),
             f"{one.parameters:,}",
             f"{one.bits_per_byte:.4f}" + ("" if one.spread is None else f" ± {one.spread:.4f}"),
-            "exact" if one.uncertainty == 0 else f"{one.uncertainty:.4f}" + ("" if one.converged else ", no"),
+            "exact" if one.uncertainty == 0 else one.good_to + ("" if one.converged else ", no"),
             _difference(one),
             "–" if one.excess_nats is None else f"{one.excess_nats:+.4f}",
             f"{one.means['tokens_per_second']:,.0f}",

@@ -131,6 +131,28 @@ def select_forks(subject: Subject) -> None:
     assert_close(parted.logits[1:], other.logits, "logits of a branch beside another branch")
 
 
+@check("decoding")
+@torch.no_grad()
+def steps_along_texts(subject: Subject) -> None:
+    """Rows that go along texts whose trunk has run, some of them resampled on the way, go on as by `step` and `select`."""
+    model = subject.model
+    prompts, lengths = _prompts(subject)
+    fed = _continuations(subject)
+    texts = [[*prompts[row, :length].tolist(), *fed[row].tolist()] for row, length in enumerate(_LENGTHS)]
+    context = model.context(Batch.of(texts, given=_LENGTHS))
+    rows, keys = torch.tensor([0, 0, 1, 1]), noise(4)
+    along, apart = (model.prefill(prompts[rows], lengths[rows], noise=keys) for _ in range(2))
+    for place, tokens in enumerate(fed.T):
+        along = model.step_along(along, context, lengths + place, noise=keys)
+        apart = model.step(apart, tokens[rows], noise=keys)
+        if place == 2:
+            parents = torch.tensor([1, 1, 2, 2])
+            along, apart = model.resample(along, parents), model.select(apart, parents)
+        found, wanted = _facts(along), _facts(apart)
+        for what in wanted:
+            assert_close(found[what].float(), wanted[what].float(), f"{what} after {place + 1} steps along a text")
+
+
 def _facts(state: State) -> dict[str, Tensor]:
     """What a caller sees of a generation, each with rows first."""
     found = {"logits": state.logits, "lengths": state.lengths}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from statistics import fmean, stdev
+from typing import Literal
 
 import torch
 
@@ -99,6 +100,22 @@ def _last_latents(model: LatentDecoder) -> list[known.Last]:
 
 
 @check("likelihood")
+def estimators_agree(subject: Subject) -> None:
+    """Of texts too long to sum over, importance sampling and particle filters find the same likelihood, own encoder."""
+    model = _own(subject)
+    length = min(16, model.config.backbone.context)
+    texts = [[token % model.config.backbone.vocabulary for token in row] for row in subject.tokens(2, length + 1, seed=6)]
+    scores = [score_texts(model, texts, method=method, samples=512, seed=2) for method in ("iwae", "smc")]  # type: ignore[arg-type]
+    for number, (one, other) in enumerate(zip(*scores, strict=True)):
+        error = math.hypot(known.blunted(one), known.blunted(other))
+        assert error <= _POWER, f"text {number}: an error of {error:.3f} nats is too blunt"
+        assert abs(one.value - other.value) <= 4.5 * error + 1e-3, (
+            f"text {number}: iwae says {one.value:.4f} +- {one.standard_error:.4f} nats, smc {other.value:.4f} +- "
+            f"{other.standard_error:.4f}"
+        )
+
+
+@check("likelihood")
 def probabilities_sum_to_one(subject: Subject) -> None:
     """exp(score) of all continuations sums to 1 (`elbo`: to no more), planted."""
     model = _planted(subject)
@@ -169,7 +186,8 @@ def scores_keyed(subject: Subject) -> None:
         requests = [_wrap(request, model) for request in _REQUESTS[:4]]
         before = torch.get_rng_state()
         for method in METHODS:
-            known.check_keyed_randomness(model, requests, method=method)  # type: ignore[arg-type]
+            samples: int | Literal["auto"] = "auto" if method == "auto" else 32 if method == "smc" else 8  # it resamples
+            known.check_keyed_randomness(model, requests, method=method, samples=samples)  # type: ignore[arg-type]
         assert torch.equal(before, torch.get_rng_state()), "scoring moves torch's global random state"
 
 

@@ -83,6 +83,16 @@ class ForksShare(Linear):
         return replace(chosen, met=met)
 
 
+class ResamplesInPlace(Linear):
+    """Writes over rows that others are still to become."""
+
+    def resample(self, state: Any, rows: Tensor) -> ComposedState:
+        for buffer in (*state.cache._keys, *state.cache._values):
+            for row, parent in enumerate(rows.tolist()) if buffer is not None else ():
+                buffer[row] = buffer[parent if parent <= row else row]
+        return replace(super().select(state, rows), cache=state.cache)
+
+
 class LosesState(Linear):
     """Computes with a tensor that is not saved with it."""
 

@@ -62,6 +62,7 @@ PARTS: dict[str, dict[str, type]] = {
         "trunk_reads_z": decoders.TrunkReadsZ,
         "stale_cache": decoders.StaleCache,
         "forks_share": decoders.ForksShare,
+        "resamples_in_place": decoders.ResamplesInPlace,
         "loses_state": decoders.LosesState,
         "dropout": decoders.Dropout,
         "completes_twice": decoders.CompletesTwice,
