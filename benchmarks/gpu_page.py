@@ -21,6 +21,7 @@ from benchmarks.gpu_kernels.__main__ import fastest, rate_of
 from benchmarks.pages import filled, markdown
 from benchmarks.timing import ROOT, Row
 from latentlm.likelihood import Score, bits_per_byte, paired_difference
+from latentlm.likelihood.summary import in_words
 
 PAGE, KEPT = ROOT / "docs" / "gpu.md", ROOT / "docs" / "gpu"
 TOLERANCE = 0.01
@@ -101,7 +102,7 @@ def _arm(name: str, row: Row, vanilla: Row) -> list[str]:
     entropies = {source: bits * math.log(2) for source, bits in row["cross_entropy_bits"].items()}
     return [
         *facts, f"{kl:.3f}", f"{row['mutual_information_bits']:.3f}", f"{row['live_units']} of {row['units']}", f"{own:.4f}",
-        f"{unit * row['elbo_bits_per_byte']:.4f}", honest, f"{unit * estimate.uncertainty:.4f}",
+        f"{unit * row['elbo_bits_per_byte']:.4f}", honest, in_words(unit * estimate.uncertainty),
         "yes" if estimate.converged(TOLERANCE) else "**no**",
         f"{unit * difference.value:+.4f} ± {unit * difference.standard_error:.4f}", f"{gained / (kl * math.log(2)):.0%}",
         f"{entropies['shuffled'] - entropies['posterior']:+.4f}", f"{entropies['prior'] - entropies['posterior']:+.4f}",

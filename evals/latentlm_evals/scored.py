@@ -9,6 +9,7 @@ that lm-eval logs. A score is plain data, in which a number that is not finite i
     bias, uncertainty             nats by which the value may lie below the truth, and what it is good to; null where not known
     tolerance                     nats that it was to be good to
     effective_samples, samples    of a whole text the least and the most that one of its windows took
+    settled                       share of its targets in windows whose weights say what more samples would find
     converged                     the uncertainty is within the tolerance
     method                        the estimator that it is by
 """

@@ -50,11 +50,16 @@ class Estimate:
     @property
     def good_to(self) -> str:
         """The uncertainty, in words."""
-        return f"{self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
+        return in_words(self.uncertainty)
 
     def converged(self, tolerance: float) -> bool:
         """Whether the estimates are good to so many bits per byte."""
         return self.uncertainty <= tolerance
+
+
+def in_words(uncertainty: float) -> str:
+    """What an estimate is good to, bits per byte."""
+    return f"{uncertainty:.4f}" if math.isfinite(uncertainty) else "unknown"
 
 
 def bits_per_byte(scores: Sequence[Score], sizes: Sequence[int], *, documents: Sequence[Hashable] | None = None) -> Estimate:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from latentlm.likelihood.summary import in_words
 from latentlm_evals.figure4.experiment import Shown
 from latentlm_evals.letter.groups import Agreement, Group
 
@@ -75,10 +76,10 @@ def _likelihoods(found: Sequence[Shown]) -> Table:
 
 def _likelihood(row: dict[str, Any]) -> list[str]:
     entropies = row["cross_entropy"]
-    latent = "exact" not in entropies
+    latent, good_to = "exact" not in entropies, in_words(row["good_to"])
     return [
         f"{row['excess_nats']:+.4f} ± {row['standard_error']:.4f}",
-        ("exact" if not latent else f"{row['good_to']:.4f}" if row["converged"] else f"[red]{row['good_to']:.4f}, no[/red]"),
+        "exact" if not latent else good_to if row["converged"] else f"[red]{good_to}, no[/red]",
         f"{row['kl_bits']:.3f}" if latent else "–",
         *(f"{entropies[name]:.4f}" if name in entropies else "–" for name in ("posterior", "shuffled", "prior")),
     ]

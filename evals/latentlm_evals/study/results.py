@@ -82,12 +82,6 @@ class ArmResult:
     """Of the synthetic letter, z from the prior: `near` and `masks` within groups under one z, `across` different ones, `valid`
     with z drawn for each. Means over runs."""
 
-    @property
-    def good_to(self) -> str:
-        """The uncertainty, in words."""
-        return f"{self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
-
-
 
 def tabulated(study: Study, lines: dict[str, Line]) -> list[ArmResult]:
     """A result for each arm that has a finished run, in the file's order."""

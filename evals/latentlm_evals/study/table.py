@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from latentlm.likelihood.summary import in_words
 from latentlm_evals.study.plan import Study
 from latentlm_evals.study.results import ArmResult
 
@@ -25,7 +26,7 @@ def scores(found: Sequence[ArmResult]) -> list[list[str]]:
             str(one.runs),
             f"{one.parameters:,}",
             f"{one.bits_per_byte:.4f}" + ("" if one.spread is None else f" ± {one.spread:.4f}"),
-            "exact" if one.uncertainty == 0 else one.good_to + ("" if one.converged else ", no"),
+            "exact" if one.uncertainty == 0 else in_words(one.uncertainty) + ("" if one.converged else ", no"),
             _difference(one),
             "–" if one.excess_nats is None else f"{one.excess_nats:+.4f}",
             f"{one.means['tokens_per_second']:,.0f}",
