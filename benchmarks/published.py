@@ -44,7 +44,7 @@ KEPT = ROOT / "docs" / "numbers"
 BYTES = 1_024
 """Of each document: four windows, of which one by a particle filter takes a CPU some seconds."""
 BASELINE = "vanilla-tiny"
-PRECISION = Precision(max_samples=256)
+PRECISION = Precision(max_samples=512)
 SLOWEST = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
 """Begun first, so that at the end no process works alone."""
 Facts = dict[str, Any]
