@@ -90,9 +90,9 @@ def _difference(name: str, row: Row) -> str:
 
 
 def _paired(name: str, row: Row) -> Estimate | None:
-    """From the baseline, where both saw as much text."""
+    """From the baseline, where both saw as much text: a file of the library more or less is no other training."""
     baseline = kept("likelihood")[BASELINE]
-    if name == BASELINE or baseline is None or _seen(name) != _seen(BASELINE):
+    if name == BASELINE or baseline is None or not math.isclose(_seen(name), _seen(BASELINE), rel_tol=1e-3):
         return None
     first, second = ([_score(each) for each in one["scores"]] for one in (row, baseline))
     return paired_difference(first, second, row["sizes"])
