@@ -143,6 +143,13 @@ def test_an_arm_is_compared_with_the_baseline_text_by_text(tmp_path: Path) -> No
     assert free.means["persistence"] == 0.4
 
 
+def test_where_no_kl_was_spent_no_recovery_is_said(tmp_path: Path) -> None:
+    """A dead latent's KL is not exactly zero, and dividing by it says thousands of per cent."""
+    lines = {"plain-0": line("plain", 0, [-10.0]), "free-0": line("free", 0, [-10.0], kl_bits=1e-6)}
+    _, free = tabulated(read_study(written(tmp_path)), lines)
+    assert free.recovery is None
+
+
 def test_an_arm_says_how_many_of_its_runs_use_z(tmp_path: Path) -> None:
     """By another text's z alone: one that differs from the prior's only is the same for every text."""
     deaf = {"posterior": 0.5, "shuffled": 0.5 + 0.009 * math.log(2), "prior": 0.9}

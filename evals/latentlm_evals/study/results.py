@@ -28,6 +28,8 @@ from latentlm_evals.study.plan import Run, Study
 Line = dict[str, Any]
 USED = 0.01
 """Bits per token by which another text's z has to be worse for a latent to count as used."""
+SPENT = 0.001
+"""Bits per token of KL below which nothing was spent, and no recovery of it can be said."""
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -164,7 +166,7 @@ def _difference(first: list[Line], second: list[Line]) -> Difference:
 
 
 def _recovery(baseline: list[Line], means: dict[str, float]) -> float | None:
-    if not baseline or "ce_posterior" not in means or means["kl_bits"] <= 0 or "exact" not in baseline[0]["cross_entropy"]:
+    if not baseline or "ce_posterior" not in means or means["kl_bits"] < SPENT or "exact" not in baseline[0]["cross_entropy"]:
         return None
     plain = float(np.mean([line["cross_entropy"]["exact"] for line in baseline]))
     return (plain - means["ce_posterior"]) / (means["kl_bits"] * math.log(2))
