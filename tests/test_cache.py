@@ -223,3 +223,45 @@ def test_latents_keep_their_slots_apart() -> None:
     assert {key: prefix.key.shape[2] for key, prefix in cache.prefixes[1].items()} == {("intent", 0): 3, ("bits", 0): 6}
     assert list(cache.crosses[1]) == [("intent", 0), ("intent", 1)]
     assert replace(cache.prefixes[1]["intent", 0], owner="") == intent
+
+
+def test_slots_lie_in_front_of_the_columns() -> None:
+    """However slots change and columns grow, are picked, resampled and branched: slots, then columns."""
+    seen_by = torch.zeros(4, 3, dtype=torch.long)
+    order = torch.tensor([1, 1, 3, 2])
+    cache, columns, place = KVCache(1, capacity=2), torch.empty(4, 2, 0, 4), 0
+
+    def step(prefixes: tuple[Prefix, ...]) -> None:
+        nonlocal columns, place
+        cache.extend(torch.zeros(4, 1, dtype=torch.long), rotation=angles(1), plain=True)
+        new = filled(4, 2, 1, 4, seed=place)
+        columns, place = torch.cat((columns, new), dim=2), place + 1
+        whole = torch.cat((*(prefix.key for prefix in prefixes), columns), dim=2)
+        for made, wanted in zip(cache.update(0, new, -new, prefixes), (whole, -whole), strict=True):
+            torch.testing.assert_close(made, wanted, rtol=0, atol=0)
+
+    def slots(count: int, seed: int) -> Prefix:
+        key = filled(4, 2, count, 4, seed=seed)
+        return Prefix(key, -key, seen_by[:, :count])
+
+    first, other, more = slots(2, 10), slots(2, 11), slots(3, 12)
+    for prefixes in ((first,), (first,), (other,), (other,), (other, more), (other, more)):
+        step(prefixes)
+    for pick in (KVCache.select, KVCache.resample):
+        cache.prefixes = {0: {("", 0): other, ("", 1): more}}
+        cache = pick(cache, order)
+        columns = columns[order]
+        other, more = cache.prefix(0, None)
+        assert torch.equal(more.key[0], more.key[1])
+        step((other, more))
+    rows = torch.tensor([3, 0])
+    branch = cache.branch(rows)
+    branch.extend(torch.zeros(2, 1, dtype=torch.long), rotation=angles(1), plain=True)
+    new = filled(2, 2, 1, 4, seed=20)
+    made, _ = branch.update(0, new, new, branch.prefix(0, None))
+    whole = torch.cat((other.key[rows], more.key[rows], columns[rows], new), dim=2)
+    torch.testing.assert_close(made, whole, rtol=0, atol=0)
+    cache.drop([0])
+    cache.start = cache.length = 0
+    columns = columns[:, :, :0]
+    step((other, more))  # nothing is left in front of a block that begins again

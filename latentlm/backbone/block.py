@@ -64,12 +64,11 @@ class Attention(nn.Module):
         if rotation is not None:
             query, key = rotation.apply(query), rotation.apply(key)
         if cache is not None:
-            key, value = cache.update(index, key, value)
-        if prefixes:
+            key, value = cache.update(index, key, value, prefixes)
+        elif prefixes:
             key = torch.cat((*(prefix.key.to(key.dtype) for prefix in prefixes), key), dim=2)
             value = torch.cat((*(prefix.value.to(value.dtype) for prefix in prefixes), value), dim=2)
-            mask = mask.with_prefixes(prefixes)
-        mixed = attend(query, key, value, mask=mask, backend=self.backend)
+        mixed = attend(query, key, value, mask=mask.with_prefixes(prefixes), backend=self.backend)
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return out
 

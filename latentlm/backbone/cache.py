@@ -4,15 +4,17 @@ Prompts of unequal length are padded on the right; new tokens go into the column
 (-1 in the holes) keep the padding out of sight.
 
 Prefixes and memory slots are kept per block and latent. Those of a document are made once, with the prompt. A prefix with
-`since` grows: in later passes the slots of the sites that begin there join those before.
+`since` grows: in later passes the slots of the sites that begin there join those before. The slots of a block's prefixes lie in
+front of its columns, in one buffer, which attention reads as it lies.
 
 Legend: B rows, Hkv key/value heads, C columns, M prefix slots, dh head width.
 """
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -52,6 +54,7 @@ class KVCache:
         self._documents: Tensor | None = None  # (B, capacity)
         self._keys: list[Tensor | None] = [None] * blocks
         self._values: list[Tensor | None] = [None] * blocks
+        self._fronts: list[tuple[Prefix, ...]] = [()] * blocks  # whose slots lie in front of a block's columns
         self._parent: tuple[Tensor, KVCache] | None = None  # of a branch: its rows, and whose
 
     @property
@@ -65,7 +68,7 @@ class KVCache:
         self.start, self.length = self.length, self.length + documents.shape[1]
         while self.capacity < self.length:
             self.capacity *= 2
-        self._documents = _written(self._documents, documents, self.start, self.capacity, dim=1)
+        self._documents = _written(self._documents, documents, start=self.start, capacity=self.capacity, dim=1)
         self.plain = self.plain and plain
         given = given if self.start == 0 else None
         self.mask = Mask(documents, self._documents[:, : self.length], start=self.start, plain=self.plain, given=given)
@@ -77,20 +80,33 @@ class KVCache:
         feeds tokens after the prompt says so before the blocks run, for each latent whose prefixes have `since`."""
         self._begins[owner] = rows
 
-    def update(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the pass's keys and values (B, Hkv, T, dh) of a block; return those of all columns."""
+    def update(self, block: int, key: Tensor, value: Tensor, prefixes: tuple[Prefix, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Write the pass's keys and values (B, Hkv, T, dh) of a block; return those of all columns, behind the slots of the
+        block's prefixes."""
+        front_key = [prefix.key.to(key.dtype) for prefix in prefixes]
+        front_value = [prefix.value.to(value.dtype) for prefix in prefixes]
         if self._parent is not None:
             rows, held = self._parent
-            return held._joined(held._keys[block], rows, key), held._joined(held._values[block], rows, value)
+            behind = _slots(held._fronts[block])
+            return (
+                held._joined(held._keys[block], rows, key, behind, front_key),
+                held._joined(held._values[block], rows, value, behind, front_value),
+            )
         assert self.start == 0 or self._keys[block] is not None, "a state that went along a text goes on so (step_along)"
-        keys = self._keys[block] = _written(self._keys[block], key, self.start, self.capacity, dim=2)
-        values = self._values[block] = _written(self._values[block], value, self.start, self.capacity, dim=2)
-        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
+        had = self._fronts[block]
+        if len(had) == len(prefixes) and all(map(operator.is_, had, prefixes)):
+            front_key = front_value = []  # they lie there
+        where = {"start": self.start, "capacity": self.capacity, "behind": _slots(had), "slots": _slots(prefixes)}
+        keys = self._keys[block] = _written(self._keys[block], key, front_key, **where)
+        values = self._values[block] = _written(self._values[block], value, front_value, **where)
+        self._fronts[block] = prefixes
+        seen = _slots(prefixes) + self.length
+        return keys.narrow(2, 0, seen), values.narrow(2, 0, seen)
 
-    def _joined(self, held: Tensor | None, rows: Tensor, new: Tensor) -> Tensor:
-        """Some rows of a buffer, and behind them the new columns."""
+    def _joined(self, held: Tensor | None, rows: Tensor, new: Tensor, behind: int, front: list[Tensor]) -> Tensor:
+        """Some rows of the columns in a buffer, which lie behind so many slots, between slots and new columns."""
         assert held is not None
-        return torch.cat((held.narrow(2, 0, self.length).index_select(0, rows), new), dim=2)
+        return torch.cat((*front, held.narrow(2, behind, self.length).index_select(0, rows), new), dim=2)
 
     def prefix(self, block: int, made: Prefix | tuple[Prefix, ...] | None) -> tuple[Prefix, ...]:
         """The prefixes of a block, those made in passes before included."""
@@ -159,9 +175,9 @@ class KVCache:
         used up."""
         chosen = self._without_columns(rows)
         changed = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        for buffer in (*self._keys, *self._values):
+        for buffer, front in zip((*self._keys, *self._values), self._fronts * 2, strict=True):
             if buffer is not None:
-                filled = buffer.narrow(2, 0, self.length)
+                filled = buffer.narrow(2, 0, _slots(front) + self.length)
                 filled.index_copy_(0, changed, filled.index_select(0, rows[changed]))
         chosen._keys, chosen._values = self._keys, self._values
         return chosen
@@ -170,6 +186,7 @@ class KVCache:
         """Forget the columns of blocks that do not run again."""
         for block in blocks:
             self._keys[block] = self._values[block] = None
+            self._fronts[block] = ()
 
     def branch(self, rows: Tensor) -> KVCache:
         """The given rows for one pass, of which nothing is kept: each block's rows are picked when it runs, so that those of
@@ -200,6 +217,7 @@ class KVCache:
 
         chosen.prefixes = {block: {key: since(same(one)) for key, one in held.items()} for block, held in self.prefixes.items()}
         chosen.crosses = {block: {key: same(one) for key, one in held.items()} for block, held in self.crosses.items()}
+        chosen._fronts = [tuple(chosen.prefixes[block].values()) if front else () for block, front in enumerate(self._fronts)]
         return chosen
 
 
@@ -227,14 +245,34 @@ def _keyed(slots: tuple[_Slots, ...]) -> Iterator[tuple[_Key, _Slots]]:
         met[each.owner] += 1
 
 
-def _written(buffer: Tensor | None, new: Tensor, start: int, capacity: int, *, dim: int) -> Tensor:
-    """Write `new` at column `start` of a buffer of at least `capacity` columns, which lie along `dim`."""
-    if buffer is None or buffer.shape[dim] < capacity:
+def _slots(prefixes: tuple[Prefix, ...]) -> int:
+    """How many there are in all."""
+    return sum(prefix.key.shape[2] for prefix in prefixes)
+
+
+def _written(
+    buffer: Tensor | None,
+    new: Tensor,
+    front: Sequence[Tensor] = (),
+    *,
+    start: int,
+    capacity: int,
+    behind: int = 0,
+    slots: int = 0,
+    dim: int = 2,
+) -> Tensor:
+    """Write `new` at column `start` of a buffer of at least `capacity` columns along `dim`, behind `slots` slots: those of
+    `front`, or where it is empty those that are there. So far the columns lie `behind` so many."""
+    if buffer is None or behind != slots or buffer.shape[dim] < slots + capacity:
         shape = list(new.shape)
-        shape[dim] = capacity
+        shape[dim] = slots + capacity
         grown = new.new_empty(shape)
         if buffer is not None:
-            grown.narrow(dim, 0, start).copy_(buffer.narrow(dim, 0, start))
+            grown.narrow(dim, slots, start).copy_(buffer.narrow(dim, behind, start))
+            if not front:
+                grown.narrow(dim, 0, slots).copy_(buffer.narrow(dim, 0, slots))
         buffer = grown
-    buffer.narrow(dim, start, new.shape[dim]).copy_(new)
+    if front:
+        buffer.narrow(dim, 0, slots).copy_(torch.cat(list(front), dim=dim))
+    buffer.narrow(dim, slots + start, new.shape[dim]).copy_(new)
     return buffer
