@@ -45,6 +45,8 @@ BYTES = 1_024
 """Of each document: four windows, of which one by a particle filter takes a CPU some seconds."""
 BASELINE = "vanilla-tiny"
 PRECISION = Precision(max_samples=512)
+PROPOSALS = 2
+"""Raised where a vector's refined proposal is another (latentlm/likelihood/refining.py): 2 has a full covariance."""
 SLOWEST = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
 """Begun first, so that at the end no process works alone."""
 Facts = dict[str, Any]
@@ -124,7 +126,8 @@ def _missing(names: Sequence[str], kinds: Sequence[str]) -> Iterator[tuple[str, 
 def facts_of(kind: str, card: Card) -> Facts:
     """What the numbers depend on."""
     assert card.weights is not None
-    return {"weights": card.weights.sha256, "texts": texts_hash(), "settings": KINDS[kind].settings}
+    facts: Facts = {"weights": card.weights.sha256, "texts": texts_hash(), "settings": KINDS[kind].settings}
+    return facts | ({"proposals": PROPOSALS} if card.name in convergence.VECTORS else {})
 
 
 def _apart(kind: str, name: str, device: str, *, shown: bool) -> str | None:

@@ -13,7 +13,7 @@ import torch
 
 from latentlm.composed import ComposedDecoder, build
 from latentlm.errors import UserError
-from latentlm.interface import Noise
+from latentlm.interface import Gaussian, MultivariateGaussian, Noise
 from latentlm.likelihood import bits_per_byte, log_mean_exp, paired_difference, score_continuations, score_texts
 from latentlm.likelihood.estimating import FIRST_SAMPLES
 from latentlm.likelihood.filtering import filtered, open_latents
@@ -388,6 +388,50 @@ def test_refining_moves_a_bad_proposal_to_where_the_text_is_explained() -> None:
     plain = log_weights(model, texts, noise, **settings)  # type: ignore[arg-type]
     moved = log_weights(model, texts, noise, refined={"z": better}, **settings)  # type: ignore[arg-type]
     assert bool((moved.log_weights.std(1) < 0.7 * plain.log_weights.std(1)).all())
+
+
+def correlated() -> ComposedDecoder:
+    """Of whose document vector, of four dimensions, the text says two sums more than anything else."""
+    model = tiny("document", prior=StandardNormal, events=4)
+    with torch.no_grad():
+        model.injection.map.weight[:] = 3 * model.injection.map.weight[:, :2] @ torch.tensor([[1.0, 1, 1, 1], [0, 0, 1, 1]])  # type: ignore[union-attr,operator,index]
+    return model
+
+
+def test_a_refined_gaussian_has_the_covariance_of_the_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = correlated()
+    texts = Texts.of(model, [(3 * TEXT)[:16], (3 * TEXT)[:2:-1]], [1, 1])
+    settings = {"target": "prior", "last_latent": "posterior", "steps": 60}
+    found = refined(model, texts, Noise.keyed(0, ["a", "b"]), **settings)  # type: ignore[arg-type]
+    monkeypatch.setattr("latentlm.likelihood.refining.MOST_DIMS", 3)
+    diagonal = refined(model, texts, Noise.keyed(0, ["a", "b"]), **settings)  # type: ignore[arg-type]
+    assert isinstance(found, MultivariateGaussian)
+    assert isinstance(diagonal, Gaussian)
+    torch.testing.assert_close(found.mean, diagonal.mean)
+    variances = torch.linalg.eigvalsh(found.scale_tril @ found.scale_tril.mT)
+    assert float(variances.max()) < 1 + 1e-5, "the prior knows at least as much"
+    noise = Noise.keyed(1, ["a", "b"], samples=512)
+    full, plain = (
+        log_weights(model, texts, noise, target="prior", proposal="posterior", refined={"z": q}).log_weights
+        for q in (found, diagonal)
+    )
+    assert bool((effective_samples(full) > 1.5 * effective_samples(plain)).all())
+    assert bool(((log_mean_exp(full)[0] - log_mean_exp(plain)[0]).abs() < 0.3).all()), "the same likelihood"
+
+
+def test_the_curvature_of_one_pass_is_that_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = correlated()
+    texts = Texts.of(model, [TEXT, TEXT[::-1]], [1, 1])
+
+    def found() -> MultivariateGaussian:
+        settings = {"target": "prior", "last_latent": "posterior", "steps": 5}
+        q = refined(model, texts, Noise.keyed(0, ["a", "b"]), **settings)  # type: ignore[arg-type]
+        assert isinstance(q, MultivariateGaussian)
+        return q
+
+    whole = found()
+    monkeypatch.setattr("latentlm.likelihood.refining.GRADIENT_TOKENS", 1)
+    torch.testing.assert_close(found().scale_tril, whole.scale_tril, rtol=1e-3, atol=1e-4)
 
 
 def test_a_refined_proposal_depends_on_its_text_alone() -> None:

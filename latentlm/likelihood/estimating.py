@@ -108,7 +108,7 @@ class _Run:
     def __init__(self, model: LatentDecoder, requests: list[Request], how: How) -> None:
         self.model, self.requests, self.how = model, requests, how
         self.scores: dict[int, Score] = {}
-        self.fitted: dict[int, list[Tensor]] = {}  # parameters of refined proposals, by request
+        self.fitted: dict[int, Distribution] = {}  # refined proposals, of one row each, by request
         self.kinds = [(request.target, self._open(request)) for request in requests]
         self.shares = how.method != "smc" and not how.refine  # refined proposals and filters are one text's own
         self.checked = False
@@ -321,19 +321,16 @@ class _Run:
         opened, how = self.kinds[numbers[0]][1], self.how
         if not (how.refine and opened) or how.method == "prior":
             return {}
-        start = self.model.posterior(texts.context, opened[0]) if all(number in self.fitted for number in numbers) else None
-        if start is not None:
-            known = iter([torch.stack(rows) for rows in zip(*(self.fitted[number] for number in numbers), strict=True)])
-            return {opened[0]: start.mapped(lambda _: next(known))}
+        if all(number in self.fitted for number in numbers):
+            return {opened[0]: _joined([self.fitted[number] for number in numbers])}
         noise = Noise.keyed(how.seed, [(self.requests[number].key, "refining") for number in numbers])
         found = refined(
             self.model, texts, noise, target=self.kinds[numbers[0]][0], last_latent=how.last_latent, steps=how.refine
         )
         if found is None:
             return {}
-        parameters: list[Tensor] = []
-        found.mapped(lambda parameter: parameters.append(parameter) or parameter)  # type: ignore[func-returns-value]
-        self.fitted.update({number: [one[row] for one in parameters] for row, number in enumerate(numbers)})
+        for row, number in enumerate(numbers):
+            self.fitted[number] = found.select(torch.tensor([row], device=self.model.device))
         return {opened[0]: found}
 
     def _greedy(self, numbers: list[int], found: Tensor | None) -> list[bool | None]:
@@ -375,3 +372,21 @@ def _evaluating(model: LatentDecoder) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _joined(rows: list[Distribution]) -> Distribution:
+    """Distributions of one kind, their rows one after another."""
+    whole = iter([torch.cat(parts) for parts in zip(*map(_parameters, rows), strict=True)])
+    return rows[0].mapped(lambda _: next(whole))
+
+
+def _parameters(distribution: Distribution) -> list[Tensor]:
+    """All tensors of a distribution, in the order of `mapped`."""
+    found: list[Tensor] = []
+
+    def keep(parameter: Tensor) -> Tensor:
+        found.append(parameter)
+        return parameter
+
+    distribution.mapped(keep)
+    return found

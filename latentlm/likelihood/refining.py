@@ -7,6 +7,12 @@ with r what the target draws the latent from: its prior, or q(z | context alone)
 (semi-amortised inference: Kim et al. 2018, arXiv 1802.02550). Only the proposal is refined, never the target: an estimate is
 as valid as before, since its weights divide by the density that the latents were drawn from, and it needs fewer samples.
 
+A diagonal Gaussian cannot say that dimensions depend on one another given the text, and its samples then miss most of what
+matters. Where the decoder has no other latent, a Gaussian q* gets the full covariance of the curvature at its mean (Laplace):
+
+    H   =  second derivatives of  -log p(targets | z) - log r(z),  by differences of gradients one std of q* to either side
+    C   =  inverse of H, with the curvature in every direction at least that of r (of q*, where r is no Gaussian)
+
 Only the first latent is refined, and only where one site of it is open over all targets. Other latents are drawn once, from
 their encoders where they have one, and what they cost given z counts.
 
@@ -21,13 +27,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from latentlm.interface import Distribution, Latent, LatentDecoder, Latents, Noise, noise_of
+from latentlm.interface import (
+    Distribution,
+    Gaussian,
+    Latent,
+    LatentDecoder,
+    Latents,
+    MultivariateGaussian,
+    Noise,
+    noise_of,
+)
 from latentlm.likelihood.nats import path_likelihood
 from latentlm.likelihood.paths import LastLatent, Target, classify
 from latentlm.likelihood.texts import Texts
 
 RATE = 0.1
 """Of Adam, for every parameter of a posterior; it falls to zero over the steps by a cosine."""
+MOST_DIMS = 256
+"""Dimensions of a vector that gets a full covariance: its curvature takes the gradients of twice as many latents."""
+GRADIENT_TOKENS = 2**13
+"""Latent rows times tokens that are held for their gradients at a time."""
 
 
 def refined(
@@ -68,7 +87,59 @@ def refined(
             for parameter, slope in zip(leaves, slopes, strict=True):
                 parameter.grad = slope
             adam.step()
-    return posterior.mapped(lambda parameter: parameter.detach())
+    found = posterior.mapped(lambda parameter: parameter.detach())
+    if isinstance(found, Gaussian) and len(model.latents) == 1 and found.shape[-1] <= MOST_DIMS:
+        return _curved(model, texts, name, found, reference, sites.proposed)
+    return found
+
+
+def _curved(
+    model: LatentDecoder, texts: Texts, name: str, q: Gaussian, reference: Distribution | None, proposed: Tensor
+) -> Distribution:
+    """q with the covariance of the curvature at its mean, at the one site of each text that is `proposed` (B, S)."""
+    rows, site = torch.arange(q.shape[0], device=q.mean.device), proposed.long().argmax(1)
+    std = q.log_std.exp()
+    axes = torch.diag_embed(std[rows, site])  # (B, E, E)
+    together = max(1, GRADIENT_TOKENS // texts.context.tokens.numel())
+    slopes = [
+        _slopes(model, texts, name, q.mean, site, away, reference)
+        for away in torch.cat((axes, -axes), dim=1).split(together, dim=1)
+    ]
+    above, below = torch.cat(slopes, dim=1).double().chunk(2, dim=1)
+    curvature = (above - below) / (2 * std[rows, site].double()[..., None])  # (B, E, E)
+    if not bool(curvature.isfinite().all()):
+        return q
+    r = model.prior(texts.context, name, Latents({name: Latent(q.mean)})) if reference is None else reference
+    scale = (r if isinstance(r, Gaussian) else q).log_std.exp()[rows, site].double()
+    curvature = curvature * scale[:, :, None] * scale[:, None, :]
+    values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
+    covariance = (vectors / values.clamp(min=1.0)[:, None, :]) @ vectors.mT * scale[:, :, None] * scale[:, None, :]
+    scale_tril = torch.diag_embed(std)  # (B, S, E, E)
+    scale_tril[rows, site] = torch.linalg.cholesky(covariance).to(scale_tril)
+    return MultivariateGaussian(q.mean, scale_tril)
+
+
+def _slopes(
+    model: LatentDecoder,
+    texts: Texts,
+    name: str,
+    mean: Tensor,
+    site: Tensor,
+    away: Tensor,
+    reference: Distribution | None,
+) -> Tensor:
+    """Gradients (B, k, E) of -log p(targets | z) - log r(z), the vector at `site` (B,) being `away` (B, k, E) from its mean."""
+    count, many, _ = away.shape
+    rows = torch.arange(count, device=mean.device)
+    each = rows.repeat_interleave(many)
+    with torch.enable_grad():
+        vectors = (mean[rows, site][:, None] + away).flatten(0, 1).requires_grad_()  # (R, E)
+        latent = Latent(mean[each].index_put((torch.arange(len(each), device=mean.device), site[each]), vectors))
+        r = model.prior(texts.context, name, Latents({name: latent})) if reference is None else reference.select(each)
+        log_r = r.log_prob(latent).masked_fill(~texts.context.sites_of(name).mask[each], 0.0).sum(1)
+        nats, _ = path_likelihood(model, texts, Latents({name: latent}), greedy=False)
+        (slopes,) = torch.autograd.grad(-(nats.sum() + log_r.sum()), [vectors])
+    return slopes.view_as(away)
 
 
 def _cost(
