@@ -38,36 +38,37 @@ def test_what_is_gathered_is_in_the_order_of_one_process() -> None:
     assert emptied(in_document_order(metrics)) == {"task": {("acc", "none"): []}}
 
 
-@pytest.mark.slow
-def test_two_processes_have_the_results_of_one(tmp_path: Path) -> None:
-    alone, shared = tmp_path / "one.json", tmp_path / "two.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for words in ([str(SCRIPT), str(alone)], [*launcher, str(SCRIPT), str(shared)]):
-        command = [sys.executable, *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert {line for line in done.stdout.splitlines() if "process" in line} == {
-        "process 0 of 2: results", "process 1 of 2: none"
-    }  # fmt: skip
-    one, two = json.loads(alone.read_text()), json.loads(shared.read_text())
-    assert two["latentlm"].pop("processes") == 2
-    assert one["latentlm"].pop("processes") == 1
-    assert_close(two, one)
+# --multi_gpu is accelerate's word for several processes, on a CPU too; with --cpu it starts one, whatever else is said.
+ACCELERATE = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["-m", "accelerate.commands.launch", *ACCELERATE, "--main_process_port=0"],
+}
 
 
-@pytest.mark.slow
-def test_accelerate_starts_processes_that_meet(tmp_path: Path) -> None:
-    script = tmp_path / "meet.py"
-    lines = ["from latentlm_evals.ranks import Ranks", "met = Ranks.join()", "print(met.gather((met.rank, met.local_rank)))"]
-    script.write_text("\n".join(lines))
-    # --multi_gpu is accelerate's word for several processes, on a CPU too; with --cpu it starts one, whatever else is said.
-    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port=0", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}  # no configuration of this machine's
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of one process."""
+    return run_shared(tmp_path_factory.mktemp("alone"), [])[0]
+
+
+def run_shared(folder: Path, launcher: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """The results of an evaluation, and what its processes said."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(folder)}  # no configuration of this machine's
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder / "results.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(done.stdout.split("\n")) == ["", "None", "[(0, 0), (1, 1)]"]
+    return json.loads((folder / "results.json").read_text()), {line for line in done.stdout.splitlines() if "process" in line}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_have_the_results_of_one(tmp_path: Path, alone: dict[str, Any], launcher: str) -> None:
+    shared, said = run_shared(tmp_path, LAUNCHERS[launcher])
+    assert said == {"process 0 of 2: results", "process 1 of 2: none"}
+    assert (shared["latentlm"]["processes"], alone["latentlm"]["processes"]) == (2, 1)
+    expected = {**alone, "latentlm": {**alone["latentlm"], "processes": 2}}
+    assert_close(shared, expected)
 
 
 def assert_close(found: Any, expected: Any, where: str = "") -> None:
