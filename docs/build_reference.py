@@ -35,7 +35,7 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "What parts are given": (batches.Batch, batches.Context, interface.Latents, noise.Noise),
     "What parts return": (
         distributions.Distribution, distributions.Latent, distributions.Bits, distributions.Categorical, distributions.Codes,
-        distributions.Gaussian, distributions.MultivariateGaussian, distributions.Point, distributions.Product,
+        distributions.Gaussian, distributions.Point, distributions.Product,
         conditions.Condition, conditions.BlockCondition, conditions.Prefix, conditions.Cross, conditions.ValueMap,
     ),
     "What a decoder says and returns": (

@@ -245,8 +245,11 @@ def test_slots_lie_in_front_of_the_columns() -> None:
         return Prefix(key, -key, seen_by[:, :count])
 
     first, other, more = slots(2, 10), slots(2, 11), slots(3, 12)
-    for prefixes in ((first,), (first,), (other,), (other,), (other, more), (other, more)):
-        step(prefixes)
+    for prefixes in ((first,), (first,), (other,), (other,), (other,), (other,), (other, more), (other, more), (other, more)):
+        step(prefixes)  # columns make room for more under slots that stay (3, 5, 9), and slots change where there is room (7)
+    lies = [buffer.data_ptr() for buffer in (*cache._keys, *cache._values) if buffer is not None]
+    step((other, more))
+    assert lies == [buffer.data_ptr() for buffer in (*cache._keys, *cache._values) if buffer is not None], "nothing was copied"
     for pick in (KVCache.select, KVCache.resample):
         cache.prefixes = {0: {("", 0): other, ("", 1): more}}
         cache = pick(cache, order)

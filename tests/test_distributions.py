@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from latentlm.interface import Bits, Codes, Distribution, Gaussian, Latent, MultivariateGaussian, Noise
+from latentlm.interface import Bits, Codes, Distribution, Gaussian, Latent, Noise
 
 _NONE = Latent(torch.zeros(0))
 
@@ -186,22 +186,3 @@ def test_support_lists_every_value_once() -> None:
     assert len({tuple(row) for row in support.tolist()}) == 8
     assert Bits(torch.zeros(1, 1, 17)).support() is None
     assert Gaussian(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)).support() is None
-
-
-def test_a_multivariate_gaussian_is_torchs() -> None:
-    mean = numbers(7)
-    generator = torch.Generator().manual_seed(6)
-    factor = 0.3 * torch.randn(*mean.shape, 3, generator=generator).tril(-1) + 0.5 * torch.eye(3)
-    q = MultivariateGaussian(mean, factor)
-    torchs = torch.distributions.MultivariateNormal(q.mean, scale_tril=factor)
-    noise = Noise.keyed(0, range(q.shape[0]))
-    latent = q.sample(noise)
-    torch.testing.assert_close(q.log_prob(latent), torchs.log_prob(latent.value))
-    torch.testing.assert_close(q.expected(), torchs.mean)
-    wider = torch.distributions.MultivariateNormal(q.mean, scale_tril=2 * factor)
-    torch.testing.assert_close(q.tempered(2.0).log_prob(latent), wider.log_prob(latent.value))
-    rows = torch.tensor([0, 0])
-    torch.testing.assert_close(q.select(rows).log_prob(latent.select(rows)), q.log_prob(latent)[rows])
-    many = MultivariateGaussian(q.mean[:1, :1].expand(4000, 1, 3), factor[:1, :1].expand(4000, 1, 3, 3))
-    drawn = many.sample(Noise.keyed(1, range(4000))).value[:, 0]
-    torch.testing.assert_close(drawn.T.cov(), torchs.covariance_matrix[0, 0], rtol=0.1, atol=0.02)

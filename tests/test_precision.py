@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from latentlm.composed import ComposedDecoder, build
+from latentlm.config import ModelConfig, parse
 from latentlm.errors import UserError
-from latentlm.interface import Gaussian, MultivariateGaussian, Noise
+from latentlm.interface import Gaussian, Latent, Latents, Noise
 from latentlm.likelihood import bits_per_byte, log_mean_exp, paired_difference, score_continuations, score_texts
 from latentlm.likelihood.estimating import FIRST_SAMPLES
 from latentlm.likelihood.filtering import filtered, open_latents
 from latentlm.likelihood.paths import draw_paths, from_target, mixture
 from latentlm.likelihood.planning import plan
 from latentlm.likelihood.quantiles import pooled_freedom, t_quantile
-from latentlm.likelihood.refining import refined
+from latentlm.likelihood.refining import Curved, refined
 from latentlm.likelihood.results import Score, effective_samples, remaining
 from latentlm.likelihood.scoring import texts_to_score
 from latentlm.likelihood.texts import Texts
@@ -28,6 +29,7 @@ from latentlm.likelihood.weights import log_weights
 from latentlm.testing import check_exactness
 from latentlm.testing.exact import exact_log_likelihood
 from likelihood_parts import StandardNormal, tiny
+from one_block import filled
 from samples import small_config
 
 REQUESTS = [([0, 1], [1, 1, 0]), ([1, 1, 0], [1, 0, 0]), ([1], [1, 0, 0]), ([0, 1, 1], [0])]
@@ -390,48 +392,96 @@ def test_refining_moves_a_bad_proposal_to_where_the_text_is_explained() -> None:
     assert bool((moved.log_weights.std(1) < 0.7 * plain.log_weights.std(1)).all())
 
 
-def correlated() -> ComposedDecoder:
-    """Of whose document vector, of four dimensions, the text says two sums more than anything else."""
-    model = tiny("document", prior=StandardNormal, events=4)
-    with torch.no_grad():
-        model.injection.map.weight[:] = 3 * model.injection.map.weight[:, :2] @ torch.tensor([[1.0, 1, 1, 1], [0, 0, 1, 1]])  # type: ignore[union-attr,operator,index]
-    return model
+CHUNKED = [([0, 1, 1, 0, 1], [1, 0, 0]), ([0, 1], [0, 1]), ([1, 1, 0, 0, 1, 1, 0, 1, 1], [0, 1, 1])]
+OPEN = [1, 0, 2]
+"""The chunks of four into which their continuations fall."""
 
 
-def test_a_refined_gaussian_has_the_covariance_of_the_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = correlated()
-    texts = Texts.of(model, [(3 * TEXT)[:16], (3 * TEXT)[:2:-1]], [1, 1])
-    settings = {"target": "prior", "last_latent": "posterior", "steps": 60}
-    found = refined(model, texts, Noise.keyed(0, ["a", "b"]), **settings)  # type: ignore[arg-type]
-    monkeypatch.setattr("latentlm.likelihood.refining.MOST_DIMS", 3)
-    diagonal = refined(model, texts, Noise.keyed(0, ["a", "b"]), **settings)  # type: ignore[arg-type]
-    assert isinstance(found, MultivariateGaussian)
-    assert isinstance(diagonal, Gaussian)
-    torch.testing.assert_close(found.mean, diagonal.mean)
-    variances = torch.linalg.eigvalsh(found.scale_tril @ found.scale_tril.mT)
-    assert float(variances.max()) < 1 + 1e-5, "the prior knows at least as much"
-    noise = Noise.keyed(1, ["a", "b"], samples=512)
-    full, plain = (
-        log_weights(model, texts, noise, target="prior", proposal="posterior", refined={"z": q}).log_weights
-        for q in (found, diagonal)
-    )
-    assert bool((effective_samples(full) > 1.5 * effective_samples(plain)).all())
-    assert bool(((log_mean_exp(full)[0] - log_mean_exp(plain)[0]).abs() < 0.3).all()), "the same likelihood"
+def chunks() -> ComposedDecoder:
+    return tiny("chunk:4", prior=StandardNormal, events=3, vocabulary=2)
 
 
-def test_the_curvature_of_one_pass_is_that_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = correlated()
-    texts = Texts.of(model, [TEXT, TEXT[::-1]], [1, 1])
+@pytest.mark.parametrize("last_latent", ["posterior", "prior"])
+def test_a_refined_gaussian_has_the_covariance_of_the_curvature(last_latent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly, of a likelihood that is quadratic: with the precision of what the target draws the open site from."""
+    model, site = chunks(), torch.tensor(OPEN)
+    texts = Texts.of(model, [context + continuation for context, continuation in CHUNKED], [5, 2, 9])
+    roots = filled(3, 3, 3, seed=4)
+    precision = 4 * roots @ roots.mT  # (B, E, E)
 
-    def found() -> MultivariateGaussian:
-        settings = {"target": "prior", "last_latent": "posterior", "steps": 5}
-        q = refined(model, texts, Noise.keyed(0, ["a", "b"]), **settings)  # type: ignore[arg-type]
-        assert isinstance(q, MultivariateGaussian)
-        return q
+    def quadratic(model: object, texts: object, latents: Latents, *, greedy: bool) -> tuple[torch.Tensor, None]:
+        vectors = latents.value.unflatten(0, (3, -1))[torch.arange(3), :, site].double()  # (B, k, E)
+        return -0.5 * ((vectors @ precision.double()) * vectors).sum(-1), None
 
-    whole = found()
-    monkeypatch.setattr("latentlm.likelihood.refining.GRADIENT_TOKENS", 1)
-    torch.testing.assert_close(found().scale_tril, whole.scale_tril, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("latentlm.likelihood.refining.path_likelihood", quadratic)
+    monkeypatch.setattr("latentlm.likelihood.refining.GRADIENT_TOKENS", 50)
+    settings = {"target": "generation", "last_latent": last_latent, "steps": 3}
+    found = refined(model, texts, Noise.keyed(0, range(3)), **settings)  # type: ignore[arg-type]
+    assert isinstance(found, Curved)
+    std = torch.ones(3, 3)
+    if last_latent == "posterior":
+        std = model.posterior(texts.context.before(texts.lengths), "z").log_std.exp()[torch.arange(3), site]  # type: ignore[attr-defined]
+    covariance = torch.linalg.inv(precision + torch.diag_embed(std**-2))
+    factors = found.scale_trils[found.which[torch.arange(3), site]]
+    torch.testing.assert_close(factors @ factors.mT, covariance, rtol=2e-3, atol=1e-4)
+    assert int((found.which >= 0).sum()) == 3, "no other site has one"
+
+
+def test_curved_proposals_are_normal_distributions_of_torchs() -> None:
+    rows, mean = torch.tensor([1, 0, 1, 1]), filled(2, 2, 3, seed=1)
+    factors = 0.3 * filled(2, 3, 3, seed=2).tril(-1) + 0.5 * torch.eye(3)
+    which = torch.tensor([[0, -1], [-1, 1]])
+    q = Curved(Gaussian(mean, torch.full_like(mean, -0.5)), which, factors).select(rows)
+    noise = Noise.keyed(3, range(4))
+    latent = q.sample(noise)
+    plain = torch.diag_embed(torch.full_like(mean, math.exp(-0.5)))
+    scale_tril = torch.where((which >= 0)[..., None, None], factors[which], plain)
+    torchs = torch.distributions.MultivariateNormal(mean[rows], scale_tril=scale_tril[rows])
+    torch.testing.assert_close(q.log_prob(latent), torchs.log_prob(latent.value))
+    drawn = mean[rows] + (scale_tril[rows] @ noise.normal(2, 3)[..., None])[..., 0]
+    torch.testing.assert_close(latent.value, drawn)
+    torch.testing.assert_close(q.narrow(1, 1).log_prob(Latent(latent.value[:, 1:])), torchs.log_prob(latent.value)[:, 1:])
+    wider = torch.distributions.MultivariateNormal(mean[rows], scale_tril=2 * scale_tril[rows])
+    torch.testing.assert_close(q.tempered(2.0).log_prob(latent), wider.log_prob(latent.value))
+
+
+def test_a_curvature_that_is_no_number_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: object, texts: object, latents: Latents, *, greedy: bool) -> tuple[torch.Tensor, None]:
+        nats = -latents.value.unflatten(0, (2, -1)).square().sum((-1, -2))  # (B, k)
+        return nats * torch.tensor([[1.0], [1.0 if nats.shape[1] == 1 else math.inf]]), None
+
+    monkeypatch.setattr("latentlm.likelihood.refining.path_likelihood", broken)
+    texts = Texts.of(vector(), [TEXT, TEXT[::-1]], [1, 1])
+    found = refined(vector(), texts, Noise.keyed(0, range(2)), target="prior", last_latent="posterior", steps=2)
+    assert isinstance(found, Curved)
+    assert found.which.tolist() == [[0], [-1]]
+
+
+def test_more_dimensions_or_latents_keep_a_diagonal_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kind(model: ComposedDecoder) -> type:
+        texts = Texts.of(model, [TEXT], [1])
+        return type(refined(model, texts, Noise.keyed(0, "a"), target="prior", last_latent="posterior", steps=1))
+
+    assert kind(vector()) is Curved
+    both = {"intent": {"like": "gaussian", "dims": 2}, "bits": {"like": "free", "dims": 2}}
+    sizes = {"vocabulary": 3, "width": 16, "blocks": 4, "heads": 2, "context": 16}
+    config = parse(ModelConfig, {"decoder": "composed", "backbone": sizes, "latents": both}, source="test")
+    assert kind(build(config)) is Gaussian
+    monkeypatch.setattr("latentlm.likelihood.refining.MOST_DIMS", 0)
+    assert kind(vector()) is Gaussian
+
+
+@pytest.mark.parametrize("last_latent", ["posterior", "prior"])
+@pytest.mark.parametrize("method", ["operational", "smc"])
+def test_refined_continuations_depend_on_no_other(method: str, last_latent: str) -> None:
+    """Of texts of one, two and three sites, of which rounds leave some."""
+    settings = {"method": method, "samples": "auto", "max_samples": 128, "refine": 5, "last_latent": last_latent}
+    tolerances = [1e-4, 1e-4, 10.0]  # the text of the most sites is done first
+    together = score_continuations(chunks(), CHUNKED, **settings, tolerance=tolerances)  # type: ignore[arg-type]
+    assert [score.samples for score in together] == [128, 128, 32]
+    for request, tolerance, score in zip(CHUNKED, tolerances, together, strict=True):
+        (alone,) = score_continuations(chunks(), [request], **settings, tolerance=tolerance)  # type: ignore[arg-type]
+        assert (alone.value, alone.samples) == (pytest.approx(score.value, abs=1e-4), score.samples)
 
 
 def test_a_refined_proposal_depends_on_its_text_alone() -> None:

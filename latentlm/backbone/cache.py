@@ -5,7 +5,7 @@ Prompts of unequal length are padded on the right; new tokens go into the column
 
 Prefixes and memory slots are kept per block and latent. Those of a document are made once, with the prompt. A prefix with
 `since` grows: in later passes the slots of the sites that begin there join those before. The slots of a block's prefixes lie in
-front of its columns, in one buffer, which attention reads as it lies.
+front of its columns, in one buffer, which attention reads as it lies. Passes write in place: no gradient goes through several.
 
 Legend: B rows, Hkv key/value heads, C columns, M prefix slots, dh head width.
 """

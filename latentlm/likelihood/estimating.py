@@ -108,7 +108,8 @@ class _Run:
     def __init__(self, model: LatentDecoder, requests: list[Request], how: How) -> None:
         self.model, self.requests, self.how = model, requests, how
         self.scores: dict[int, Score] = {}
-        self.fitted: dict[int, Distribution] = {}  # refined proposals, of one row each, by request
+        self.proposals: dict[str, Distribution] = {}  # refined ones, of the batch under way, by latent
+        self.places: dict[int, int] = {}  # of requests among their rows
         self.kinds = [(request.target, self._open(request)) for request in requests]
         self.shares = how.method != "smc" and not how.refine  # refined proposals and filters are one text's own
         self.checked = False
@@ -162,6 +163,7 @@ class _Run:
         if not self.checked:
             check_normalised(self.model, texts.context)
             self.checked = True
+        self._refine(numbers, texts)
         if self.model.has_latents and self.how.method == "smc":
             self._filter_all(numbers, self.how.samples)
             return
@@ -316,22 +318,23 @@ class _Run:
                 warnings=cautions(effective[row], many, known=agree[row], what="islands"),
             )
 
-    def _refined(self, numbers: list[int], texts: Texts) -> dict[str, Distribution]:
-        """Refined proposals of the first latent, where one site of it is open over all targets; made once for each request."""
-        opened, how = self.kinds[numbers[0]][1], self.how
+    def _refine(self, numbers: list[int], texts: Texts) -> None:
+        """Refine the proposal of the first latent, where one site of it is open over all targets, for a batch."""
+        self.proposals, (target, opened), how = {}, self.kinds[numbers[0]], self.how
         if not (how.refine and opened) or how.method == "prior":
-            return {}
-        if all(number in self.fitted for number in numbers):
-            return {opened[0]: _joined([self.fitted[number] for number in numbers])}
+            return
         noise = Noise.keyed(how.seed, [(self.requests[number].key, "refining") for number in numbers])
-        found = refined(
-            self.model, texts, noise, target=self.kinds[numbers[0]][0], last_latent=how.last_latent, steps=how.refine
-        )
-        if found is None:
-            return {}
-        for row, number in enumerate(numbers):
-            self.fitted[number] = found.select(torch.tensor([row], device=self.model.device))
-        return {opened[0]: found}
+        found = refined(self.model, texts, noise, target=target, last_latent=how.last_latent, steps=how.refine)
+        if found is not None:
+            self.proposals, self.places = {opened[0]: found}, {number: row for row, number in enumerate(numbers)}
+
+    def _refined(self, numbers: list[int], texts: Texts) -> dict[str, Distribution]:
+        """The refined proposals of some requests of the batch, which may have fewer sites than the whole."""
+        rows = torch.tensor([self.places.get(number, 0) for number in numbers], device=self.model.device)
+        return {
+            name: found.select(rows).narrow(0, texts.context.sites_of(name).mask.shape[1])
+            for name, found in self.proposals.items()
+        }
 
     def _greedy(self, numbers: list[int], found: Tensor | None) -> list[bool | None]:
         """Whether every token of each continuation is greedy, from (A, N); None where nobody asked."""
@@ -373,20 +376,3 @@ def _evaluating(model: LatentDecoder) -> Iterator[None]:
     finally:
         model.train(training)
 
-
-def _joined(rows: list[Distribution]) -> Distribution:
-    """Distributions of one kind, their rows one after another."""
-    whole = iter([torch.cat(parts) for parts in zip(*map(_parameters, rows), strict=True)])
-    return rows[0].mapped(lambda _: next(whole))
-
-
-def _parameters(distribution: Distribution) -> list[Tensor]:
-    """All tensors of a distribution, in the order of `mapped`."""
-    found: list[Tensor] = []
-
-    def keep(parameter: Tensor) -> Tensor:
-        found.append(parameter)
-        return parameter
-
-    distribution.mapped(keep)
-    return found

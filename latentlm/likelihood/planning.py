@@ -17,6 +17,7 @@ from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.estimating import PARTICLE_TOKENS, How, Request, estimated, may_filter
 from latentlm.likelihood.nats import LOGITS, pass_tokens
+from latentlm.likelihood.refining import GRADIENT_TOKENS
 
 FEW_PARTICLES = 64
 """Of the filter that is timed."""
@@ -65,6 +66,9 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
+    if how.refine and model.has_latents:  # all blocks keep what their gradients need
+        kept_tokens = max(GRADIENT_TOKENS, len(longest.tokens))
+        stream += kept_tokens * size * backbone.blocks * (16 * backbone.width + 4 * backbone.feed_forward)
     filters = how.method == "smc" or (how.method == "auto" and how.doubles and may_filter(model, longest))
     keeps = filters or len({request.key for request in requests}) < len(requests)  # particles, or a shared context
     kept = held

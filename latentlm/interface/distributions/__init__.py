@@ -2,7 +2,7 @@
 
     base          Latent, Distribution (what a family's author writes), the one-sample KL
     discrete      Bits, Categorical, Codes
-    continuous    Gaussian, MultivariateGaussian
+    continuous    Gaussian
     point         Point: one value, for certain (quantisers)
     product       Product: different families side by side in one site
 
@@ -11,12 +11,11 @@ float32 or wider.
 """
 
 from latentlm.interface.distributions.base import Distribution, Latent, sampled_kl
-from latentlm.interface.distributions.continuous import Gaussian, MultivariateGaussian
+from latentlm.interface.distributions.continuous import Gaussian
 from latentlm.interface.distributions.discrete import Bits, Categorical, Codes, code_bits
 from latentlm.interface.distributions.point import Point
 from latentlm.interface.distributions.product import Product
 
 __all__ = [
-    "Bits", "Categorical", "Codes", "Distribution", "Gaussian", "Latent", "MultivariateGaussian", "Point", "Product",
-    "code_bits", "sampled_kl",
+    "Bits", "Categorical", "Codes", "Distribution", "Gaussian", "Latent", "Point", "Product", "code_bits", "sampled_kl",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Gaussians. KL of diagonal ones in closed form, per dimension (Kingma & Welling 2014, appendix B, for the standard prior):
+"""Diagonal Gaussians. KL in closed form, per dimension (Kingma & Welling 2014, appendix B, for the standard prior):
 
     KL(q || p) = log(std_p / std_q) + (std_q^2 + (mean_q - mean_p)^2) / (2 std_p^2) - 1/2
 
@@ -65,43 +65,3 @@ class Gaussian(Distribution):
     def leaning(self, signs: Tensor, strength: float) -> Gaussian:
         """Means at `signs`, standard deviation 2.4 / strength (0.6 at the kit's 4)."""
         return Gaussian(signs, torch.full_like(signs, math.log(2.4 / strength)))
-
-
-class MultivariateGaussian(Distribution):
-    """A normal distribution whose dimensions are correlated within a site."""
-
-    parameters: ClassVar[tuple[str, ...]] = ("mean", "scale_tril")
-
-    def __init__(self, mean: Tensor, scale_tril: Tensor) -> None:
-        """mean (B, S, E), and scale_tril (B, S, E, E), lower triangular with a positive diagonal: the Cholesky factor of the
-        covariance."""
-        self.mean, self.scale_tril = wide(mean), wide(scale_tril)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(B, S, E)."""
-        rows, sites, events = self.mean.shape
-        return rows, sites, events
-
-    def sample(self, noise: Noise, *, differentiable: bool = False) -> Latent:
-        """mean + scale_tril epsilon, (B, S, E); reparameterised, so that gradients flow through the value."""
-        rows, sites, events = self.shape
-        assert len(noise) == rows, f"{len(noise)} rows of noise for {rows} rows"
-        epsilon = noise.normal(sites, events, device=self.mean.device).to(self.mean)
-        value = self.mean + (self.scale_tril @ epsilon[..., None])[..., 0]
-        return Latent(value, self, noise) if differentiable else Latent(value.detach())
-
-    def log_prob(self, latent: Latent) -> Tensor:
-        """(B, S) nats."""
-        away = (latent.value - self.mean)[..., None]
-        scaled = torch.linalg.solve_triangular(self.scale_tril, away, upper=False)[..., 0]
-        log_stds = self.scale_tril.diagonal(dim1=-2, dim2=-1).log()
-        return (-0.5 * scaled.square() - log_stds - 0.5 * math.log(2.0 * math.pi)).sum(-1)
-
-    def tempered(self, temperature: float) -> MultivariateGaussian:
-        """Standard deviations times the temperature."""
-        return MultivariateGaussian(self.mean, self.scale_tril * temperature)
-
-    def expected(self) -> Tensor:
-        """The means."""
-        return self.mean
