@@ -83,8 +83,7 @@ class KVCache:
     def update(self, block: int, key: Tensor, value: Tensor, prefixes: tuple[Prefix, ...] = ()) -> tuple[Tensor, Tensor]:
         """Write the pass's keys and values (B, Hkv, T, dh) of a block; return those of all columns, behind the slots of the
         block's prefixes."""
-        front_key = [prefix.key.to(key.dtype) for prefix in prefixes]
-        front_value = [prefix.value.to(value.dtype) for prefix in prefixes]
+        front_key, front_value = [prefix.key for prefix in prefixes], [prefix.value for prefix in prefixes]
         if self._parent is not None:
             rows, held = self._parent
             behind = _slots(held._fronts[block])
@@ -96,7 +95,7 @@ class KVCache:
         had = self._fronts[block]
         if len(had) == len(prefixes) and all(map(operator.is_, had, prefixes)):
             front_key = front_value = []  # they lie there
-        where = {"start": self.start, "capacity": self.capacity, "behind": _slots(had), "slots": _slots(prefixes)}
+        where = {"start": self.start, "capacity": self.capacity, "behind": _slots(had)}
         keys = self._keys[block] = _written(self._keys[block], key, front_key, **where)
         values = self._values[block] = _written(self._values[block], value, front_value, **where)
         self._fronts[block] = prefixes
@@ -106,7 +105,8 @@ class KVCache:
     def _joined(self, held: Tensor | None, rows: Tensor, new: Tensor, behind: int, front: list[Tensor]) -> Tensor:
         """Some rows of the columns in a buffer, which lie behind so many slots, between slots and new columns."""
         assert held is not None
-        return torch.cat((*front, held.narrow(2, behind, self.length).index_select(0, rows), new), dim=2)
+        slots = [each.to(new.dtype) for each in front]
+        return torch.cat((*slots, held.narrow(2, behind, self.length).index_select(0, rows), new), dim=2)
 
     def prefix(self, block: int, made: Prefix | tuple[Prefix, ...] | None) -> tuple[Prefix, ...]:
         """The prefixes of a block, those made in passes before included."""
@@ -258,11 +258,11 @@ def _written(
     start: int,
     capacity: int,
     behind: int = 0,
-    slots: int = 0,
     dim: int = 2,
 ) -> Tensor:
-    """Write `new` at column `start` of a buffer of at least `capacity` columns along `dim`, behind `slots` slots: those of
-    `front`, or where it is empty those that are there. So far the columns lie `behind` so many."""
+    """Write `new` at column `start` of a buffer of at least `capacity` columns along `dim`, behind the slots of `front`, or
+    where it is empty those that are there: so far the columns lie `behind` so many."""
+    slots = sum(each.shape[dim] for each in front) if front else behind
     if buffer is None or behind != slots or buffer.shape[dim] < slots + capacity:
         shape = list(new.shape)
         shape[dim] = slots + capacity

@@ -330,7 +330,9 @@ class _Run:
 
     def _refined(self, numbers: list[int], texts: Texts) -> dict[str, Distribution]:
         """The refined proposals of some requests of the batch, which may have fewer sites than the whole."""
-        rows = torch.tensor([self.places.get(number, 0) for number in numbers], device=self.model.device)
+        if not self.proposals:
+            return {}
+        rows = torch.tensor([self.places[number] for number in numbers], device=self.model.device)
         return {
             name: found.select(rows).narrow(0, texts.context.sites_of(name).mask.shape[1])
             for name, found in self.proposals.items()
@@ -375,4 +377,3 @@ def _evaluating(model: LatentDecoder) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-

@@ -16,6 +16,7 @@ import torch
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.estimating import PARTICLE_TOKENS, How, Request, estimated, may_filter
+from latentlm.likelihood.filtering import open_latents
 from latentlm.likelihood.nats import LOGITS, pass_tokens
 from latentlm.likelihood.refining import GRADIENT_TOKENS
 
@@ -66,7 +67,7 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
-    if how.refine and model.has_latents:  # all blocks keep what their gradients need
+    if how.refine and open_latents(model, longest.tokens, longest.given):  # all blocks keep what their gradients need
         kept_tokens = max(GRADIENT_TOKENS, len(longest.tokens))
         stream += kept_tokens * size * backbone.blocks * (16 * backbone.width + 4 * backbone.feed_forward)
     filters = how.method == "smc" or (how.method == "auto" and how.doubles and may_filter(model, longest))
