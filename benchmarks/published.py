@@ -45,8 +45,9 @@ BYTES = 1_024
 """Of each document: four windows, of which one by a particle filter takes a CPU some seconds."""
 BASELINE = "vanilla-tiny"
 PRECISION = Precision(max_samples=512)
-PROPOSALS = 2
-"""Raised where a vector's refined proposal is another (latentlm/likelihood/refining.py): 2 has a full covariance."""
+PROPOSALS = 3
+"""Raised where a vector's refined proposal is another (latentlm/likelihood/refining.py): 2 has a full covariance, 3 is refined
+anew where samples do not settle."""
 SLOWEST = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
 """Begun first, so that at the end no process works alone."""
 Facts = dict[str, Any]

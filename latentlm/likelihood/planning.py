@@ -15,7 +15,7 @@ import torch
 
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood.estimating import PARTICLE_TOKENS, How, Request, estimated, may_filter
+from latentlm.likelihood.estimating import AGAIN, PARTICLE_TOKENS, How, Request, estimated, may_filter
 from latentlm.likelihood.nats import LOGITS, pass_tokens
 from latentlm.likelihood.refining import GRADIENT_TOKENS
 
@@ -81,6 +81,8 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     if filters and how.method == "auto":
         few = replace(how, method="smc", samples=FEW_PARTICLES, max_samples=FEW_PARTICLES)
         most = max(most, seconds + _seconds(model, longest, few) * scale * 2 * how.most / FEW_PARTICLES)
+    elif how.refine and how.doubles and model.has_latents:
+        most *= 1 + AGAIN  # where no round settles it
     return Plan(
         requests=len(requests),
         tokens=tokens,
