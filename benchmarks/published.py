@@ -45,10 +45,11 @@ BYTES = 1_024
 """Of each document: four windows, of which one by a particle filter takes a CPU some seconds."""
 BASELINE = "vanilla-tiny"
 PRECISION = Precision(max_samples=512)
-PROPOSALS = 2
-"""Raised where a vector's refined proposal is another (latentlm/likelihood/refining.py): 2 has a full covariance."""
-SLOWEST = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
-"""Begun first, so that at the end no process works alone."""
+VECTORS = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
+"""Of which a document's vector is proposed for."""
+PROPOSALS = {"likelihood": 3, "coverage": 3, "refining": 2}
+"""Raised where these proposals are others: 2 has a full covariance (latentlm/likelihood/refining.py), 3 is refined anew where
+samples do not settle, and weighs a filter's particles in even parts."""
 Facts = dict[str, Any]
 
 
@@ -115,9 +116,9 @@ def measure_missing(
 
 
 def _missing(names: Sequence[str], kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What is not kept under the facts of today, what takes longest first."""
+    """What is not kept under the facts of today, what takes longest first, so that at the end no process works alone."""
     cards = models()
-    for name in sorted(names, key=lambda name: name not in SLOWEST):
+    for name in sorted(names, key=lambda name: name not in VECTORS):
         for kind in kinds:
             if KINDS[kind].applies(cards[name]) and _kept(kind, cards[name]) is None:
                 yield kind, name
@@ -127,7 +128,7 @@ def facts_of(kind: str, card: Card) -> Facts:
     """What the numbers depend on."""
     assert card.weights is not None
     facts: Facts = {"weights": card.weights.sha256, "texts": texts_hash(), "settings": KINDS[kind].settings}
-    return facts | ({"proposals": PROPOSALS} if card.name in convergence.VECTORS else {})
+    return facts | ({"proposals": PROPOSALS[kind]} if card.name in VECTORS else {})
 
 
 def _apart(kind: str, name: str, device: str, *, shown: bool) -> str | None:

@@ -484,6 +484,50 @@ def test_refined_continuations_depend_on_no_other(method: str, last_latent: str)
         assert (alone.value, alone.samples) == (pytest.approx(score.value, abs=1e-4), score.samples)
 
 
+def test_a_filter_keeps_the_vectors_that_the_whole_text_speaks_for() -> None:
+    """Proposed vectors begin with less weight than those of the prior; resampled by that at once they were lost, and islands
+    differed six times as much."""
+    model = tiny("document", prior=StandardNormal, events=4)
+    with torch.no_grad():
+        model.injection.map.weight.mul_(3)  # type: ignore[operator,union-attr]
+        texts = Texts.of(model, [(2 * TEXT)[:16]], [1])
+        settings = {"target": "prior", "last_latent": "posterior"}
+        q = refined(model, texts, Noise.keyed(0, ["a"]), steps=60, **settings)  # type: ignore[arg-type]
+        assert q is not None
+        several = {"defensive": 0.5, "refined": {"z": q}, **settings}
+        noise = [Noise.keyed(seed, ["a"], samples=512) for seed in (1, 2)]
+        found = filtered(model, texts, noise[0], particles=8, proposed=("z",), **several).log_weights  # type: ignore[arg-type]
+        weights = log_weights(model, texts, noise[1], proposal="posterior", **several).log_weights  # type: ignore[arg-type]
+    eights = log_mean_exp(weights.view(64, 8))[0]
+    assert float(found.std()) < 1.5 * float(eights.std())
+    assert float(log_mean_exp(found)[0] - log_mean_exp(weights)[0]) == pytest.approx(0, abs=0.1)
+
+
+def test_what_samples_do_not_settle_is_refined_longer_and_weighed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other draws than those by which it was chosen; what is settled keeps its score."""
+    settings = {"method": "iwae", "samples": "auto", "max_samples": 64, "tolerance": 1e-4, "refine": 3}
+    once = score_texts(vector(), [TEXT, TEXT[:4]], **settings)  # type: ignore[arg-type]
+    steps = []
+
+    def counted(*args: object, **more: object) -> object:
+        steps.append(more["steps"])
+        return refined(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("latentlm.likelihood.estimating.refined", counted)
+    assert score_texts(vector(), [TEXT, TEXT[:4]], **settings) == once  # type: ignore[arg-type]
+    assert steps == [3]
+    first_is_not = lambda weights: [number > 0 for number in range(len(weights))]  # noqa: E731
+    monkeypatch.setattr("latentlm.likelihood.estimating.settled", first_is_not)
+    again = score_texts(vector(), [TEXT, TEXT[:4]], **settings)  # type: ignore[arg-type]
+    assert steps == [3, 3, 12]
+    assert again[1] == once[1]
+    longer = score_texts(vector(), [TEXT], **{**settings, "refine": 12})[0]  # type: ignore[arg-type]
+    assert len({once[0].value, longer.value, again[0].value}) == 3
+    assert again[0].value == pytest.approx(once[0].value, abs=4 * once[0].standard_error)
+    fixed = score_texts(vector(), [TEXT], **{**settings, "samples": 64})[0]  # type: ignore[arg-type]
+    assert (fixed.settled, fixed.samples) == (0.0, 64), "what is asked for by number is what is given"
+
+
 def test_a_refined_proposal_depends_on_its_text_alone() -> None:
     settings = {"method": "iwae", "samples": 16, "refine": 10}
     together = score_texts(vector(), [TEXT, TEXT[:4], TEXT[2:]], **settings)  # type: ignore[arg-type]
