@@ -8,8 +8,8 @@ alone.
 `auto` weighs, and filters what that does not settle: over a text of hundreds of sites the weights of whole paths spread more
 than any number of them can make up for, and a filter, which lets the paths that explain the text so far have descendants, does
 not care how long it is. A latent that is drawn once for all targets has no sites to filter over: where there is no other, more
-samples are all that is left, and then better proposals: what no round has settled is refined anew, by four times the gradient
-steps, and weighed again, with draws of its own.
+samples are all that is left, and then better proposals: what the last round leaves unsettled is refined anew, by four times the
+gradient steps, and weighed again, with draws of its own.
 """
 
 from __future__ import annotations
@@ -172,12 +172,20 @@ class _Run:
             return
         to_filter = self._rounds(numbers, texts)
         self._filter_all(to_filter, min(FIRST_PARTICLES, self.how.max_samples))
-        left = [number for number in numbers if self.proposals and self.how.doubles and not self.scores[number].settled]
-        left = [number for number in left if number not in to_filter]
+        left = [number for number in numbers if number not in to_filter and self.refines_again(number)]
         if left:
-            texts = self._texts(left)
+            texts, before = self._texts(left), {number: self.scores[number].near_ties for number in left}
             self._refine(left, texts, AGAIN * self.how.refine)
             self._rounds(left, texts, again=True)
+            for number, ties in before.items():  # which may have decided that there is a second time
+                self.scores[number] = replace(self.scores[number], near_ties=self.scores[number].near_ties + ties)
+
+    def refines_again(self, number: int) -> bool:
+        """Whether a request has a refined proposal (none is made for one target, whose draws are the target's) and the last
+        round has not settled it."""
+        request = self.requests[number]
+        proposes = bool(self.proposals) and len(request.tokens) - request.given > 1
+        return proposes and self.how.doubles and not self.scores[number].settled
 
     def _rounds(self, numbers: list[int], texts: Texts, *, again: bool = False) -> list[int]:
         """Weigh, round after round; the requests that filters are to go on with. `again`: with draws of their own."""
@@ -335,7 +343,7 @@ class _Run:
     def _refine(self, numbers: list[int], texts: Texts, steps: int) -> None:
         """Refine the proposal of the first latent, where one site of it is open over all targets, for a batch."""
         self.proposals, (target, opened), how = {}, self.kinds[numbers[0]], self.how
-        if not (steps and opened) or how.method == "prior":
+        if not (steps and opened) or how.method in ("prior", "elbo"):
             return
         noise = Noise.keyed(how.seed, [(self.requests[number].key, "refining") for number in numbers])
         found = refined(self.model, texts, noise, target=target, last_latent=how.last_latent, steps=steps)

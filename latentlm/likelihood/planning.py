@@ -55,7 +55,7 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     """Score one of the longest requests to see how long it takes. Raises UserError where there are none."""
     tokens = sum(len(request.tokens) - request.given for request in requests)
     longest = max(requests, key=lambda request: len(request.tokens))
-    one = replace(how, max_samples=how.samples)
+    one = replace(how, max_samples=how.samples, doubles=False)
     estimated(model, [longest], one)  # the first run of anything is slower
     scale = sum(len(request.tokens) for request in requests) / len(longest.tokens)
     seconds = _seconds(model, longest, one) * scale
@@ -83,7 +83,7 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     if filters and how.method == "auto":
         few = replace(how, method="smc", samples=FEW_PARTICLES, max_samples=FEW_PARTICLES)
         most = max(most, seconds + _seconds(model, longest, few) * scale * 2 * how.most / FEW_PARTICLES)
-    elif refines and how.doubles:
+    elif refines and how.doubles and how.method not in ("smc", "elbo", "prior"):
         most *= 1 + AGAIN  # where no round settles it
     return Plan(
         requests=len(requests),
