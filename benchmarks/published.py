@@ -47,9 +47,14 @@ BASELINE = "vanilla-tiny"
 PRECISION = Precision(max_samples=512)
 VECTORS = ("gaussian-tiny", "ltm-tiny", "della-tiny", "two-level-tiny")
 """Of which a document's vector is proposed for."""
-PROPOSALS = {"likelihood": 3, "coverage": 3, "refining": 2}
+PROPOSALS = {
+    "likelihood": dict.fromkeys(VECTORS, 3),
+    "coverage": {"gaussian-tiny": 3, "two-level-tiny": 3, "ltm-tiny": 2},
+    "refining": {"gaussian-tiny": 2, "ltm-tiny": 2},
+}
 """Raised where these proposals are others: 2 has a full covariance (latentlm/likelihood/refining.py), 3 is refined anew where
-samples do not settle, and weighs a filter's particles in even parts."""
+samples do not settle, and weighs a filter's particles in even parts. (By 3, none of the scores behind the coverage of ltm-tiny
+and 7 in 1,000 of della-tiny's would be others, and the truths so far as they are not known.)"""
 Facts = dict[str, Any]
 
 
@@ -128,7 +133,8 @@ def facts_of(kind: str, card: Card) -> Facts:
     """What the numbers depend on."""
     assert card.weights is not None
     facts: Facts = {"weights": card.weights.sha256, "texts": texts_hash(), "settings": KINDS[kind].settings}
-    return facts | ({"proposals": PROPOSALS[kind]} if card.name in VECTORS else {})
+    proposals = PROPOSALS.get(kind, {}).get(card.name)
+    return facts if proposals is None else facts | {"proposals": proposals}
 
 
 def _apart(kind: str, name: str, device: str, *, shown: bool) -> str | None:
