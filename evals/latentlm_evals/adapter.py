@@ -59,7 +59,7 @@ from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
 from latentlm_evals.options import batch_rows, ours, seen_tokens
 from latentlm_evals.ranks import Ranks, emptied, in_document_order
-from latentlm_evals.reading import TokenRequest, begun, fitted, reader_of
+from latentlm_evals.reading import TokenRequest, begun, cut_and_joined, fitted, reader_of
 from latentlm_evals.scored import Scored
 from latentlm_evals.scoring_settings import LastLatent, ScoringSettings
 from latentlm_evals.writing import Writer
@@ -200,7 +200,7 @@ class LatentLM(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, nats, and whether greedy decoding would produce it. Raises UserError, before any
         is scored, for a continuation that is empty or longer than what the model can see."""
-        self._evaluation.look_ahead(self._check, besides="loglikelihood")
+        self._evaluation.hear(requests, self._check, besides="loglikelihood")
         prepared, joined = zip(*map(self._prepared, requests), strict=True) if requests else ((), ())
         self._scored.joined += sum(joined)
         return self._loglikelihood_tokens(list(prepared), disable_tqdm=disable_tqdm, requested=requests)
@@ -251,7 +251,7 @@ class LatentLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, nats, each cut into windows that add up; an empty text has 0."""
-        self._evaluation.look_ahead(self._check)
+        self._evaluation.hear(requests, self._check)
         texts = [str(request.args[0]) for request in requests]
         tokens = [self.reader.plain(text) for text in texts]
 
@@ -292,10 +292,10 @@ class LatentLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, greedy unless the task samples. Latents are drawn anew for each prompt."""
-        self._evaluation.look_ahead(self._check)
+        self._evaluation.hear(requests, self._check)
         settings = [GenerationSettings.of(request.args[1], self.max_length) for request in requests]
         contexts = [str(request.args[0]) for request in requests]
-        prompts = [self.reader.encode(context) or [self.prefix_token_id] for context in contexts]
+        prompts = [self.reader.prompt(context) for context in contexts]
         rooms = [self.max_length - wanted.max_tokens for wanted in settings]
         self._scored.cut(sum(len(p) > room for p, room in zip(prompts, rooms, strict=True)), len(prompts), self.max_length)
         repeats = repeat_numbers(requests)
@@ -361,6 +361,7 @@ class LatentLM(TemplateLM):
     def begin_evaluation(self, evaluation: Evaluation) -> None:
         """Count anew: the next requests are this evaluation's. `lm_eval.evaluate` calls it (following.py)."""
         self._evaluation, self._scored = evaluation, Scored()
+        evaluation.share(self.rank, self.world_size)
 
     def end_evaluation(self, results: dict[str, Any]) -> None:
         """Put every item's scores beside its answers in lm-eval's samples, where it logs them (`lm_eval.evaluate` calls it)."""
@@ -368,6 +369,9 @@ class LatentLM(TemplateLM):
 
     def _finished(self) -> Scored:
         """The counts of an evaluation that is over, with those of answers that came from a database."""
+        unheard = [cut_and_joined(self.reader, request, self.max_length) for request in self._evaluation.unheard()]
+        self._scored.cut(sum(cut for cut, _ in unheard), len(unheard), self.max_length)
+        self._scored.joined += sum(joined for _, joined in unheard)
         recalled = self._evaluation.recall(self.cache_hook)
         self._scored.add(recalled)
         self._scored.recalled += len(recalled)

@@ -76,7 +76,7 @@ def evaluate(
     cache_requests: Annotated[bool, typer.Option(help="Keep the built requests too.")] = False,
     predict_only: Annotated[bool, typer.Option(help="Answers only, no metrics; for --output.")] = False,
     confirm_run_unsafe_code: Annotated[bool, typer.Option(help="Run code that the model writes (mbpp).")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the likelihoods will take.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the evaluation will take.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write lm-eval's whole results here, as JSON.")] = None,
     as_json: AsJson = False,
     show_task_path: Annotated[

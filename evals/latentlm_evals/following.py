@@ -20,6 +20,7 @@ from latentlm.errors import UserError
 from latentlm.likelihood import Score
 from latentlm.likelihood.results import exact_score
 from latentlm_evals.answers import recall_score
+from latentlm_evals.ranks import build_own_requests
 from latentlm_evals.scored import Owner
 
 LIKELIHOODS = ("loglikelihood", "loglikelihood_rolling")
@@ -35,17 +36,27 @@ class Evaluation:
         self._tasks = dict(tasks or {})
         self._samples = dict(samples or {})
         self._scores: dict[int, tuple[Instance, Score | None]] = {}
-        self._begun = False
+        self._heard: set[int] = set()
+
+    def share(self, rank: int, count: int) -> None:
+        """This process, of `count`, will have the requests of every `count`-th document (ranks.py)."""
+        for task in self._tasks.values():
+            build_own_requests(task, rank, count)
 
     def requests(self) -> Iterator[Instance]:
         """This process's requests, task by task; of each task lm-eval builds them before the first one is answered."""
         for task in self._tasks.values():
             yield from getattr(task, "instances", None) or ()
 
-    def look_ahead(self, check: Callable[[Instance], None], *, besides: str | None = None) -> None:
-        """Before the first answer, `check` every request, besides those of a kind that its caller checks. Raises the check's
-        UserError, with the task's name."""
-        first, self._begun = not self._begun, True
+    def unheard(self) -> list[Instance]:
+        """The requests that the model was not asked: a `--use_cache` database answered them."""
+        return [request for request in self.requests() if id(request) not in self._heard]
+
+    def hear(self, requests: Sequence[Instance], check: Callable[[Instance], None], *, besides: str | None = None) -> None:
+        """The model is asked `requests`. Before its first answer, `check` every request of the evaluation, besides those of a
+        kind that its caller checks. Raises the check's UserError, with the task's name."""
+        first = not self._heard
+        self._heard.update(map(id, requests))
         for request in self.requests() if first else ():
             if request.request_type == besides:
                 continue

@@ -83,15 +83,16 @@ def _verdict(model: ModelResult) -> str:
     return f"{'yes' if model.converged else '[red]no[/red]'}, {model.good_to}"
 
 
-def show_plans(plans: dict[str, Plan], *, title: str = "What the likelihoods will take", console: Console) -> None:
+def show_plans(plans: dict[str, Plan], *, title: str = "What measuring will take", console: Console) -> None:
     """What measuring will take, a row per model."""
     rows = {name: plan.lines() for name, plan in plans.items()}
     table = Table(title=f"{title} (a dry run: nothing is measured)", title_justify="left")
     table.add_column("model", no_wrap=True)
-    for label in next(iter(rows.values())):
+    labels = list(dict.fromkeys(label for cells in rows.values() for label in cells))
+    for label in labels:
         table.add_column(label, justify="right")
     for name, cells in rows.items():
-        table.add_row(escape(name), *cells.values())
+        table.add_row(escape(name), *(cells.get(label, "–") for label in labels))
     console.print(table)
 
 

@@ -28,6 +28,11 @@ class Writer:
     last_latent: Literal["posterior", "prior"]
     batch_size: int | None
 
+    @property
+    def together(self) -> int:
+        """Prompts in a batch."""
+        return self.batch_size or _TOGETHER
+
     def draws(self, settings: GenerationSettings) -> bool:
         """Whether another repeat of a request would have another text: latents are drawn anew for each."""
         return self.model.has_latents or settings.temperature > 0
@@ -45,7 +50,7 @@ class Writer:
             seed=self.seed,
             last_latent=self.last_latent,
             keys=keys,
-            batch_size=self.batch_size or _TOGETHER,
+            batch_size=self.together,
         )
         return [self._text(one, settings.stop) for one in found]
 

@@ -119,8 +119,8 @@ def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: in
 def _text_or_file(text: str) -> str:
     """The contents of the file of that name, where there is one; otherwise the text itself."""
     try:
-        return Path(text).read_text(encoding="utf-8")
-    except (OSError, ValueError):  # no file's name (too long, a null byte), or no text in it
+        return Path(text).read_text(encoding="utf-8", errors="surrogateescape")  # a tokenizer takes any bytes
+    except (OSError, ValueError):  # no file's name (too long, a null byte)
         return text
 
 
