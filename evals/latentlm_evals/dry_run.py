@@ -38,11 +38,7 @@ class TaskPlan(Plan):
         """Quantities and their values; of what is not asked for, none."""
         found = super().lines() if self.requests or not self.texts else {}
         if self.texts:
-            found |= {
-                "texts": f"{self.texts:,}",
-                "their tokens, at most": f"{self.written:,}",
-                "their time, at most": seconds_text(self.writing),
-            }
+            found["texts"] = f"{self.texts:,}: {self.written:,} tokens, {seconds_text(self.writing)} at most"
         return found
 
 

@@ -123,7 +123,7 @@ def test_texts_are_planned_by_what_they_take_to_their_last_token(monkeypatch: py
     assert (found.texts, found.written, found.requests) == (5, 100, 0)
     assert found.writing == 3 * (5.0 + 20)
     assert {size for size, _ in written} == {2}
-    assert list(found.lines()) == ["texts", "their tokens, at most", "their time, at most"]
+    assert found.lines() == {"texts": "5: 100 tokens, 75 s at most"}
     nothing = DryLM(byte_decoder("vanilla"))
     assert nothing.plan().lines()["requests"] == "0"
 
