@@ -54,7 +54,7 @@ from latentlm_evals import chat
 from latentlm_evals.answers import keep, keep_score, recall, refuse_samples, repeat_numbers
 from latentlm_evals.chunks import answer_in_chunks
 from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_facts
-from latentlm_evals.following import Evaluation, announce
+from latentlm_evals.following import Evaluation, announce, torch_seed
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
 from latentlm_evals.options import batch_rows, ours, seen_tokens
@@ -65,8 +65,6 @@ from latentlm_evals.scoring_settings import LastLatent, ScoringSettings
 from latentlm_evals.writing import Writer
 
 Windows = Literal["auto", "disjoint", "overlapping"]
-
-_TORCH_SEED = 67280421310721  # of torch's generator before anybody seeds it
 
 _log = logging.getLogger("latentlm_evals")
 
@@ -156,10 +154,9 @@ class LatentLM(TemplateLM):
             given["model"] = str(given["model"])  # lm-eval takes a folder of digits for a number
         if "model" not in given:
             raise UserError("--model_args needs a model: model=NAME of the zoo (see `latentlm zoo list`), or model=RUN_FOLDER.")
-        if "seed" not in given and torch.initial_seed() not in (_TORCH_SEED, DEFAULT_OTHER_SEED):
+        if "seed" not in given and (theirs := torch_seed()) not in (None, DEFAULT_OTHER_SEED):
             _log.warning(
-                "latentlm: --seed %d does not reach the latents, which are keyed by seed=0: say seed=... in --model_args.",
-                torch.initial_seed(),
+                "latentlm: --seed %d does not reach the latents, which are keyed by seed=0: say seed=... in --model_args.", theirs
             )
         return cls(**given)
 

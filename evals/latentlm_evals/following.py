@@ -2,12 +2,14 @@
 
 lm-eval hands a model its requests one kind after another. It does not say that an evaluation begins, nor what else is to come:
 what cannot be served would be found hours late, after the likelihoods of other tasks, and answers from a `--use_cache` database
-would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens, and show it the results.
+would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens, and show it the results. Nor does it tell a model its
+seeds: `torch_seed` looks them up.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -118,6 +120,18 @@ def _announcing(evaluate: Any) -> Any:
 
     announcing.announces = True  # type: ignore[attr-defined]
     return announcing
+
+
+def torch_seed() -> int | None:
+    """The seed that lm-eval gave torch before it had this model made: `--seed`, or `torch_random_seed`. None where lm-eval gave
+    none, or has not asked for the model; the seed in force may then be anybody's."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == (evaluator.__name__, "simple_evaluate"):
+            seed = frame.f_locals.get("torch_random_seed")
+            return seed if isinstance(seed, int) else None
+        frame = frame.f_back
+    return None
 
 
 def _flat(tasks: Mapping[str, Any]) -> dict[str, Any]:
