@@ -156,7 +156,8 @@ class LatentLM(TemplateLM):
             raise UserError("--model_args needs a model: model=NAME of the zoo (see `latentlm zoo list`), or model=RUN_FOLDER.")
         if "seed" not in given and (theirs := torch_seed()) not in (None, DEFAULT_OTHER_SEED):
             _log.warning(
-                "latentlm: --seed %d does not reach the latents, which are keyed by seed=0: say seed=... in --model_args.", theirs
+                "latentlm: --seed %d does not reach the latents, which are keyed by seed=0: say seed=... in --model_args.",
+                theirs,
             )
         return cls(**given)
 

@@ -110,8 +110,8 @@ class Thinking:
         return tokens[len(tokens) - tokens[::-1].index(self.end) :]
 
     def answer(self, text: str, stop: Sequence[str]) -> str:
-        """What of a text counts, in `hf`'s order: no thoughts, no blanks before the rest, and of that nothing from a stop string
-        on. `text` lacks what `after` leaves out, and has the stop string that it ended at."""
+        """What of a text counts, in `hf`'s order: no thoughts, no blanks before the rest, and of that nothing from a stop
+        string on. `text` lacks what `after` leaves out, and has the stop string that it ended at."""
         if isinstance(self.end, int):
             text = text.lstrip()  # with thoughts or without
         return str(postprocess_generated_text(text, list(stop), self.end if isinstance(self.end, str) else None))

@@ -186,15 +186,15 @@ def _write(output: Path, results: dict[str, Any]) -> None:
 def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
+    from latentlm.cli.tables import ReadableTable
     from latentlm_evals.scored import verdict
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
-    table = Table(title=f"{escape(model)} ({how}, seed {facts['seed']})", title_justify="left", show_edge=False, pad_edge=False)
     filtered = any(row.filter != "none" for row in [*rows, *groups])
-    for column in ("task", "metric", *(["filter"] if filtered else [])):
-        table.add_column(column, overflow="fold")  # where the terminal is narrow: names are folded, numbers stay whole
+    names = ("task", "metric", *(["filter"] if filtered else []))
+    title = f"{escape(model)} ({how}, seed {facts['seed']})"
+    table = ReadableTable(*names, names=len(names), title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in ("value", "stderr", "chance", "items"):
         table.add_column(column, justify="right", no_wrap=True)
     for part in (rows, groups):

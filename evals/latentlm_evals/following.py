@@ -2,8 +2,8 @@
 
 lm-eval hands a model its requests one kind after another. It does not say that an evaluation begins, nor what else is to come:
 what cannot be served would be found hours late, after the likelihoods of other tasks, and answers from a `--use_cache` database
-would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens, and show it the results. Nor does it tell a model its
-seeds: `torch_seed` looks them up.
+would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens, and show it the results. Nor does lm-eval
+tell a model of its seeds: `torch_seed` looks torch's up.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import math
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from latentlm.cli.tables import ReadableTable
 from latentlm_evals.results import TaskComparison, TaskDifference
 
 _MANY = 10  # rows from which chance findings are worth a word
@@ -18,7 +18,7 @@ def show_tasks(found: TaskComparison, *, console: Console) -> None:
     first, *others = found.models if found.differences else [""]
     for name in others:
         title = f"{escape(name)} minus {escape(first)}, item by item"
-        table = Table(title=title, title_justify="left")
+        table = ReadableTable(title=title, title_justify="left")
         table.add_column("task and metric", overflow="fold")
         for column in ("from, to", "difference", "McNemar", "items", "seeds"):
             table.add_column(column, justify="right", no_wrap=True)

@@ -73,9 +73,10 @@ def describe(
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=f"{escape(found.card.name)} ({found.card.status})", title_justify="left", show_header=False)
+    from latentlm.cli.tables import ReadableTable
+
+    table = ReadableTable(title=f"{escape(found.card.name)} ({found.card.status})", title_justify="left", show_header=False)
     for rows in found.sections():
         for label, value in rows:
             table.add_row(escape(label), escape(value))

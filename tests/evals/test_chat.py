@@ -171,8 +171,8 @@ def test_wherever_the_model_stops_the_answers_are_those_of_hf(folder: Path) -> N
     """Stop strings before, in and after the end of the thoughts, and ends that never come."""
     ours, theirs = LatentLM(str(folder)), HFLM(pretrained=str(folder), device="cpu", dtype="float32")
     (whole,) = ours.generate_until(asked([]), disable_tqdm=True)
-    pieces = [piece for start in range(len(whole) - 2) for size in (1, 2, 3) if (piece := whole[start : start + size]).isascii()]
-    pieces = list(dict.fromkeys(pieces))
+    cut = [whole[start : start + size] for start in range(len(whole) - 2) for size in (1, 2, 3)]
+    pieces = list(dict.fromkeys(filter(str.isascii, cut)))
     assert len(pieces) > 15
     ends: list[str | int | None] = [None, "never", pieces[0], pieces[9], pieces[-3], *ours.reader.plain(whole)[3:5]]
     differ = 0
