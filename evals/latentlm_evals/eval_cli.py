@@ -5,11 +5,13 @@
     latentlm eval free-tiny --tasks my_task --include-path tasks/ --json
     latentlm eval runs/mine --suite headline --confirm-run-unsafe-code --use-cache answers
 
-What `lm_eval run` has is here too, under the same names with dashes. `torchrun -m latentlm.cli eval ...` shares an evaluation.
+What `lm_eval run` has is here too, under the same names with dashes, but for what docs/lm-eval.md lists. `torchrun -m
+latentlm.cli eval ...` shares an evaluation.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -75,9 +77,12 @@ def evaluate(
     use_cache: Annotated[Path | None, typer.Option(help="Keep answers here, and take them from here.")] = None,
     cache_requests: Annotated[bool, typer.Option(help="Keep the built requests too.")] = False,
     predict_only: Annotated[bool, typer.Option(help="Answers only, no metrics; for --output.")] = False,
+    metadata: Annotated[str, typer.Option(help='For tasks that ask for it: a=1,b=[2,3] or a JSON object.')] = "",
+    write_out: Annotated[bool, typer.Option("--write-out", "-w", help="Say each task's first prompt and answer.")] = False,
     confirm_run_unsafe_code: Annotated[bool, typer.Option(help="Run code that the model writes (mbpp).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the evaluation will take.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write lm-eval's whole results here, as JSON.")] = None,
+    log_samples: Annotated[bool, typer.Option(help="Every item with its answers in --output's file.")] = True,
     as_json: AsJson = False,
     show_task_path: Annotated[
         bool, typer.Option("--task-path", is_eager=True, callback=_print_task_path, help="Print the shipped tasks' folder.")
@@ -96,6 +101,9 @@ def evaluate(
         raise UserError("--limit 0 leaves nothing to evaluate; leave it out for every item.")
     check_tasks(names, include_path)
     _check_output(output)
+    if predict_only and not log_samples:
+        raise UserError("--predict-only leaves nothing but the answers: leave --no-log-samples out.")
+    said = _settings(metadata, "--metadata")
     given = {
         "model": model,
         "score": score,
@@ -124,6 +132,8 @@ def evaluate(
             use_cache=None if use_cache is None else str(use_cache),
             cache_requests=cache_requests,
             predict_only=predict_only,
+            metadata=said,
+            write_out=write_out,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
     if isinstance(adapter, DryLM):
@@ -138,7 +148,7 @@ def evaluate(
     rows, groups = task_results(results), group_results(results)
     facts = results["config"]["latentlm"]
     if output is not None:
-        _write(output, results)
+        _write(output, results if log_samples else {key: value for key, value in results.items() if key != "samples"})
     if as_json:
         said = {"model": model, "facts": facts, "tasks": [vars(row) for row in rows], "groups": [vars(row) for row in groups]}
         emit(plain(said))
@@ -156,9 +166,14 @@ def _names(tasks: str | None, suite: str | None) -> list[str]:
 
 
 def _settings(text: str, option: str) -> dict[str, Any]:
-    """`a=1,b=[x]` as lm_eval reads it. Raises UserError."""
+    """`a=1,b=[x]` as lm_eval reads it, or a JSON object. Raises UserError."""
     from lm_eval._cli.utils import handle_cli_value_string, split_top_level
 
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{option}: {text} is no JSON object ({error}); write NAME=VALUE or mend it.") from None
     found = {}
     for piece in split_top_level(text):
         name, equals, value = piece.partition("=")
