@@ -137,7 +137,9 @@ def evaluate(
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
     if isinstance(adapter, DryLM):
-        found = adapter.plan()
+        found = adapter.everybodys()
+        if found is None:  # another process says it
+            return
         if as_json:
             emit(asdict(found))
         else:
