@@ -113,7 +113,7 @@ def test_generate_and_score_read_prompts_as_the_adapter_does(folder: Path, space
         adapter = LatentLM(source)
         reader = PromptReader.of(adapter.model.tokenizer)  # type: ignore[arg-type]
         assert reader.prefix == adapter.prefix_token_id
-        for context, continuation in [*PAIRS, ("", ""), ("a", "  b"), ("a  ", "b")]:
+        for context, continuation in [*PAIRS, ("", ""), ("a", "  b"), ("a  ", "b"), ("a\udcff", "b")]:
             assert reader.pair(context, continuation) == adapter.reader.pair(context, continuation)
             expected = adapter.reader.prompt(context)
             assert fed_tokens(adapter.model, context, 0) == expected
