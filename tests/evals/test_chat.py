@@ -213,7 +213,10 @@ def test_what_counts_of_a_text_is_what_counts_in_hf(
         assert found == theirs.generate_until(asked(stop), disable_tqdm=True), text
 
 
-@pytest.mark.parametrize(("end", "message"), [([3], "neither a text nor"), (True, "neither a text nor"), (99999, "is no token")])
+BAD_ENDS = [([3], "neither a text nor"), (True, "neither a text nor"), (99999, "is no token")]
+
+
+@pytest.mark.parametrize(("end", "message"), BAD_ENDS)
 def test_an_end_of_thoughts_that_is_none_is_refused(folder: Path, end: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         LatentLM(str(folder), think_end_token=end)
