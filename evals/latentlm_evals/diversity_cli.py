@@ -55,6 +55,7 @@ def diversity(
     from latentlm_evals.diversity import experiment, table
     from latentlm_evals.diversity.figure import svg
     from latentlm_evals.diversity.sampling import Source
+    from latentlm_evals.outputs import Outputs
 
     if prefill not in get_args(Source):
         raise unknown_name("prefill", prefill, get_args(Source))
@@ -73,10 +74,10 @@ def diversity(
         else:
             table.show_work(work, console=console)
         return
+    outputs = Outputs(out, numbers="diversity.json", keys={"task", "right_answers"}, beside=["pass-at-k.svg"])
     found = experiment.run(models, settings, console=console)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "pass-at-k.svg").write_text(svg(found), encoding="utf-8")
-    (out / "diversity.json").write_text(as_json(asdict(found)) + "\n", encoding="utf-8")
+    outputs.write("diversity.json", as_json(asdict(found)) + "\n")
+    outputs.write("pass-at-k.svg", svg(found))
     if as_json_:
         emit(asdict(found))
     else:

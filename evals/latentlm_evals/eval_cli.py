@@ -19,7 +19,9 @@ from typing import Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.config.writing import check_replaceable, write_text
 from latentlm.errors import UserError, unknown_name
+from latentlm_evals.outputs import has_keys
 from latentlm_evals.strict_json import plain, strict_json
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
 
@@ -138,7 +140,7 @@ def evaluate(
     rows, groups = task_results(results), group_results(results)
     facts = results["config"]["latentlm"]
     if output is not None:
-        _write(output, results)
+        write_text(output, strict_json(results), ours=_are_results, kind=_RESULTS)
     if as_json:
         said = {"model": model, "facts": facts, "tasks": [vars(row) for row in rows], "groups": [vars(row) for row in groups]}
         emit(plain(said))
@@ -172,15 +174,18 @@ def _settings(text: str, option: str) -> dict[str, Any]:
 
 def _check_output(output: Path | None) -> None:
     """Refuse a place that cannot be written before the long work, not after."""
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output {output} is not a file in an existing folder; give one, such as results.json.")
+    check_replaceable(output, _are_results, kind=_RESULTS)
 
 
-def _write(output: Path, results: dict[str, Any]) -> None:
-    try:
-        output.write_text(strict_json(results), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror}); choose another --output.") from None
+def _are_results(path: Path) -> bool:
+    return has_keys(path, {"results", "configs"})
+
+
+_RESULTS = "a file of results as this command writes it"
 
 
 def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str, Any]) -> None:

@@ -10,13 +10,13 @@ aggregated, which groups there are and which way is better; without it lm-eval's
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentlm.config.reading import json_data, read_text
 from latentlm.errors import UserError
 
 ItemId = tuple[int, str]
@@ -128,7 +128,7 @@ def _results(folder: Path, date: str) -> dict[str, Any] | None:
     """The results file that was written with the samples of this date; its name begins with what `--output_path` says."""
     for file in sorted(folder.iterdir()):
         if file.name.endswith(f"_{date}.json"):
-            found = _json(file.read_text(encoding="utf-8"), str(file))
+            found = _json(read_text(file, most=2**32), str(file))
             if "results" in found:
                 return found
     return None
@@ -144,9 +144,9 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 
 def _json(text: str, source: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source} is no JSON ({error.msg}): was the evaluation cut off? Make it again.") from None
+        found = json_data(text, source=source)
+    except UserError as error:
+        raise UserError(f"{error} Was the evaluation cut off? Make it again.") from None
     if not isinstance(found, dict):
         raise UserError(f"{source} is not what lm_eval --log_samples writes.")
     return found

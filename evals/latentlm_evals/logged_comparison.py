@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentlm.errors import UserError
 from latentlm_evals import report
-from latentlm_evals.comparison import prepare_folder
+from latentlm_evals.comparison import comparison_outputs
 from latentlm_evals.logged import Evaluation, samples_folder
 from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.results import TaskComparison
@@ -42,8 +42,8 @@ def compare_folders(names: Sequence[str], tasks: Sequence[str], folder: Path, *,
         Model(name, tuple(Evaluation.read(label, path) for label, path in zip(own_labels, own, strict=True)))
         for name, own_labels, own in zip(shared_name(labels), labels, paths, strict=True)
     ]
+    outputs = comparison_outputs(folder)
     found = compare_tasks(models, tasks)
-    prepare_folder(folder)
-    (folder / "comparison.json").write_text(found.to_json() + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(report.tasks_page(found, command), encoding="utf-8")
+    outputs.write("comparison.json", found.to_json() + "\n")
+    outputs.write("report.html", report.tasks_page(found, command))
     return found

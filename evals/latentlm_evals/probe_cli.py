@@ -59,6 +59,7 @@ def probe(
     from rich.console import Console
 
     from latentlm_evals.loading import load_model
+    from latentlm_evals.outputs import Outputs
     from latentlm_evals.probe import table
     from latentlm_evals.probe.attributes import read_attribute
     from latentlm_evals.probe.judges import judge_name
@@ -74,7 +75,7 @@ def probe(
     found.check()
     judge_name(judge, found)
     settings = Settings(pairs=pairs, groups=groups, prompt=prompt, max_tokens=max_tokens, seed=seed, judge=judge)
-    _make(out)
+    outputs = Outputs(out, numbers="probe.json", keys={"model", "trained_on"}, beside=["probe.svg"])
     decoder = load_model(model, device=device)
     plain = None if baseline is None else load_model(baseline, device=device)
     found, seen = without_trained(found, [one for one in (model, baseline) if one is not None])
@@ -83,21 +84,13 @@ def probe(
     with _bars(console) as progress:
         result = probed(decoder, found.chosen(texts, seed=seed), settings, baseline=plain, progress=progress)
     plainly = {"model": model, "baseline": baseline, "trained_on": seen, **asdict(result)}
-    (out / "probe.json").write_text(as_json(plainly) + "\n", encoding="utf-8")
-    (out / "probe.svg").write_text(picture(result, model), encoding="utf-8")
+    outputs.write("probe.json", as_json(plainly) + "\n")
+    outputs.write("probe.svg", picture(result, model))
     if as_json_:
         emit(plainly)
         return
     table.show(result, console=console)
     console.print(f"Picture: {out / 'probe.svg'}   numbers: {out / 'probe.json'}", markup=False)
-
-
-def _make(folder: Path) -> None:
-    """The folder of the results. Raises UserError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {folder} cannot be made: {error.strerror}. Choose another folder.") from None
 
 
 @contextmanager

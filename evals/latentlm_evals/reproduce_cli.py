@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,8 @@ def synthetic(
     from rich.console import Console
 
     from latentlm_evals.figure4 import experiment, table
-    from latentlm_evals.figure4.figure import pictures, svg
+    from latentlm_evals.figure4.figure import KINDS, pictures, svg
+    from latentlm_evals.outputs import Outputs
 
     console = Console(stderr=as_json_)
     patterns = only or []
@@ -77,12 +79,13 @@ def synthetic(
         else:
             experiment.ship(study, done, runs, kept, ship, console=console)
         return
+    drawn = [f"figure4-{kind}.{ending}" for kind in KINDS for ending in ("svg", "png")]
+    outputs = Outputs(out, numbers="synthetic.json", keys={"label", "generated"}, beside=drawn)
     found = experiment.show(patterns, settings, console=console)
-    out.mkdir(parents=True, exist_ok=True)
+    outputs.write("synthetic.json", as_json([asdict(one) for one in found]) + "\n")
     for kind, figure in pictures(found).items():
-        (out / f"figure4-{kind}.svg").write_text(svg(figure), encoding="utf-8")
-        figure.savefig(out / f"figure4-{kind}.png", dpi=110)
-    (out / "synthetic.json").write_text(as_json([asdict(one) for one in found]) + "\n", encoding="utf-8")
+        outputs.write(f"figure4-{kind}.svg", svg(figure))
+        outputs.write(f"figure4-{kind}.png", functools.partial(figure.savefig, format="png", dpi=110))
     if as_json_:
         emit([asdict(one) for one in found])
     else:

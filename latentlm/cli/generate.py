@@ -62,8 +62,11 @@ def generate(
     if sum((latents != "fresh", latents_from is not None, load_latents is not None)) > 1:
         raise UserError("Give one of --latents shared, --latents-from and --load-latents.")
     from latentlm.cli._models import load_reader
+    from latentlm.generation.latents import check_latents_path
     from latentlm.generation.latents import save_latents as write_latents
 
+    if save_latents is not None:
+        check_latents_path(save_latents)
     decoder = load_reader(model, device=device)
     given = _given(decoder, latents_from, load_latents, seed)
     if save_latents is not None and not decoder.has_latents:

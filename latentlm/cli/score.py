@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -142,11 +143,8 @@ def _show_plan(found: Plan, as_json: bool) -> None:
 
 def _read(name: str) -> bytes:
     """A file's bytes, or standard input's. Raises UserError where there is nothing to score."""
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UserError(f"{name} cannot be read: {why}. Give a text file, or - for standard input.") from None
+    remedy = "Give a text file, or - for standard input."
+    data = sys.stdin.buffer.read() if name == "-" else read_bytes(Path(name), remedy=remedy)
     if not data:
         what = "Standard input" if name == "-" else name
         raise UserError(f"{what} is empty: there is no text to score.")

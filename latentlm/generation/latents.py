@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentlm.config.writing import check_replaceable, write_atomically
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import Latent, Latents
 
@@ -107,12 +108,22 @@ def save_latents(
         scales = {name: latent.granularity_text for name, latent in model.latents.items()}
         metadata["granularity"] = json.dumps(scales)
         metadata["names"] = json.dumps(list(scales))
+    check_latents_path(path)
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def check_latents_path(path: str | Path) -> None:
+    """Raise UserError unless latents can be written there: anew, or in the place of others."""
+    check_replaceable(Path(path), are_latents, kind="a file of latents")
+
+
+def are_latents(path: Path) -> bool:
+    """Whether a file holds latents, as `save_latents` writes them."""
     try:
-        save_file(tensors, str(path), metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The latents could not be written to {path}: {error}. Choose a folder that can be written to."
-        ) from None
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("format") in (_FORMAT, _FORMAT_1)
+    except (OSError, SafetensorError):
+        return False
 
 
 def _by_name(latents: Latent | Latents | Sequence[Latent] | Sequence[Latents]) -> dict[str | None, list[Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from latentlm.config.reading import read_json
+from latentlm.config.writing import write_text
 from latentlm.errors import UserError
 from latentlm.tokenizer.base import END_OF_TEXT, Tokenizer, as_bytes, tokens_before
 
@@ -91,9 +92,9 @@ class LibraryTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> str:
         """Writes tokenizer.json, and beside it which token ends a text where the file alone would not tell."""
-        _write(folder / FILE, self._backend.to_str(pretty=True))
+        write_text(folder / FILE, self._backend.to_str(pretty=True))
         if end_of_text_name(self._backend, None) != self._end_of_text_name:
-            _write(folder / COMPANION, json.dumps({"eos_token": self._end_of_text_name}, indent=2) + "\n")
+            write_text(folder / COMPANION, json.dumps({"eos_token": self._end_of_text_name}, indent=2) + "\n")
         return FILE
 
 
@@ -203,10 +204,10 @@ def end_of_text_name(backend: Any, companion: Path | None) -> str | None:
     UserError where the companion names a token that is not there."""
     special = special_tokens(backend)
     if companion is not None and companion.is_file():
-        try:
-            said = json.loads(companion.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{companion} is not readable: {error}") from None
+        whole = read_json(companion)
+        if not isinstance(whole, dict):
+            raise UserError(f"{companion} should hold a mapping, not {type(whole).__name__}.")
+        said = whole.get("eos_token")
         said = said.get("content") if isinstance(said, dict) else said
         if said is not None:
             if not isinstance(said, str) or backend.token_to_id(said) is None:
@@ -216,10 +217,3 @@ def end_of_text_name(backend: Any, companion: Path | None) -> str | None:
                 )
             return said
     return next((name for name in _END_OF_TEXT_NAMES if name in special), None)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+from latentlm.config.reading import json_data, read_text, short
 from latentlm.errors import UserError, did_you_mean, typed_path
 from latentlm.tokenizer.base import END_OF_TEXT, ByteTokenizer, Tokenizer
 from latentlm.tokenizer.library import (
@@ -58,11 +58,13 @@ def _read(path: Path) -> LibraryTokenizer:
     """A tokenizer.json, byte-level or other."""
     from tokenizers import Tokenizer as Backend
 
+    text = read_text(path)
+    layout = json_data(text, source=str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        layout = json.loads(text)
         backend = Backend.from_str(text)
-    except Exception as error:  # the library raises bare Exception on a bad file
+    except BaseException as error:  # the library raises bare Exception on a bad file, and no Exception where it panics
+        if isinstance(error, KeyboardInterrupt):
+            raise
         _unreadable(path, error)
     name = end_of_text_name(backend, path.with_name(COMPANION))
     if name is None:
@@ -78,8 +80,8 @@ def _read(path: Path) -> LibraryTokenizer:
     return tokenizer
 
 
-def _unreadable(path: Path, error: Exception) -> NoReturn:
-    raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {error}") from None
+def _unreadable(path: Path, error: BaseException) -> NoReturn:
+    raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {short(str(error))}") from None
 
 
 def _is_byte_level(layout: dict[str, Any]) -> bool:

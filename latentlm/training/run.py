@@ -55,7 +55,7 @@ class Run:
         self._metrics = MetricsFile(self.out / METRICS)
 
     def _write_start(self, command: Sequence[str] | None) -> None:
-        """The recipe comes last: its presence says that the run was started."""
+        """What says how the run was made, the recipe last."""
         self.prepared.tokenizer.save(self.out)
         manifest = make_manifest(
             self.recipe,

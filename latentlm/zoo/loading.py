@@ -12,7 +12,6 @@ without weights (status "architecture") loads freshly initialised and says so; r
 from __future__ import annotations
 
 import fnmatch
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from latentlm.composed import build, complete
-from latentlm.config import Card, WeightsSpec
+from latentlm.config import Card, WeightsSpec, read_json
 from latentlm.errors import UserError, typed_path, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.plugins.provenance import explained
@@ -95,9 +94,10 @@ def load(
 def _plugins_then(entry: Entry) -> dict[str, Any]:
     """What a run folder's manifest says of its plugins; nothing elsewhere, or where it cannot be read."""
     try:
-        said = json.loads((entry.folder / "manifest.json").read_text(encoding="utf-8"))["plugins"]
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = read_json(entry.folder / "manifest.json")
+    except UserError:
         return {}
+    said = whole.get("plugins") if isinstance(whole, dict) else None
     return said if isinstance(said, dict) and all(isinstance(each, dict) for each in said.values()) else {}
 
 

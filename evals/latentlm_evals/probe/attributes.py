@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentlm.config.reading import short
 from latentlm.errors import UserError, did_you_mean, typed_path
 from latentlm.training.data import numbered_lines
 from latentlm.training.data.synthetic import PREFIX, SOURCES, Decided, source
@@ -129,8 +130,8 @@ def _json_lines(path: Path, text_field: str, rating_field: str) -> Iterator[tupl
     for where, line in _lines(path):
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON: {error}. A .jsonl file holds one JSON object per line.") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {short(str(error))}. A .jsonl file holds one JSON object per line.") from None
         if not isinstance(row, dict):
             raise UserError(f'{where}: a {type(row).__name__} where an object such as {{"text": ..., "rating": ...}} belongs.')
         for field, option in ((text_field, "--text-field"), (rating_field, "--rating-field")):

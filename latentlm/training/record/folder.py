@@ -1,31 +1,30 @@
 """The folder of a run: who may write into it, and whether a recipe continues what is there.
 
 card.yaml, model.safetensors       the finished model, a zoo model like any other
-recipe.yaml                        the resolved recipe; its presence says that the run was started
+recipe.yaml                        the resolved recipe, written before the first step
 manifest.json, metrics.jsonl, checkpoints/, tokenizer.json
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentlm.config import Recipe, as_yaml, parse, read_yaml
+from latentlm.config import Recipe, as_yaml, parse, read_json, read_yaml
+from latentlm.config.writing import remove_leftovers, write_text
 from latentlm.errors import UserError, typed_path
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.training.recipes import RECIPE
-from latentlm.zoo.files import PART, remove_leftovers, write_text_atomically
 from latentlm.zoo.shelves import CARD
 from latentlm.zoo.weights import refuse_bytes
 
 METRICS, CHECKPOINTS, WEIGHTS = "metrics.jsonl", "checkpoints", "model.safetensors"
 _LOCK = ".lock"
-_BEFORE_START = {_LOCK, TOKENIZER, "tokenizer_config.json", "manifest.json", "tensorboard"}
-"""What a run writes ahead of recipe.yaml."""
+_OF_A_RUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", "manifest.json", "tensorboard", CHECKPOINTS}
+"""What a run writes ahead of its first checkpoint, beside its lock."""
 
 _FREE_TO_CHANGE = {
     "name", "description", "data.path",
@@ -57,21 +56,22 @@ def locked(out: Path) -> Iterator[None]:
 
 def check_free(out: Path, *, resume: bool) -> None:
     """Refuse to overwrite a run, or someone else's files. Raises UserError with what to do."""
-    if (out / CARD).exists() and not resume:
+    if is_finished(out) and not resume:
         raise UserError(f"{out} holds a finished run. Choose another folder with --out, or delete it first.")
-    if (out / RECIPE).exists():
+    if is_started(out):
         if not resume:
             raise UserError(f"{out} holds a run that was started. Go on with --resume, or choose another folder with --out.")
         return
-    others = sorted(path.name for path in _entries(out) if path.name not in _BEFORE_START and not path.name.endswith(PART))
+    own = _OF_A_RUN if (out / _LOCK).is_file() else {}  # a run that ended before it had saved anything
+    others = sorted(path.name for path in _entries(out) if path.name not in own and not path.name.startswith("."))
     if others:
         listed = ", ".join(others[:3])
         raise UserError(f"{out} is not empty and no run ({listed}). Choose another folder with --out.")
 
 
 def is_started(out: Path) -> bool:
-    """Whether there is a run to resume."""
-    return (out / RECIPE).exists()
+    """Whether there is a run to resume: one that has saved something. (One that was refused or diverged before begins anew.)"""
+    return (out / RECIPE).exists() and (is_finished(out) or any((out / CHECKPOINTS).glob("step-*")))
 
 
 def is_finished(out: Path) -> bool:
@@ -81,7 +81,7 @@ def is_finished(out: Path) -> bool:
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
     """Write the resolved recipe: every setting, defaults included."""
-    write_text_atomically(out / RECIPE, as_yaml(recipe))
+    write_text(out / RECIPE, as_yaml(recipe))
 
 
 def saved_recipe(out: Path) -> Recipe:
@@ -105,11 +105,11 @@ def check_same_recipe(out: Path, recipe: Recipe) -> None:
 def _is_own_tokenizer(out: Path, spec: str) -> bool:
     """Whether a tokenizer.json elsewhere is the one that the run keeps a copy of."""
     try:
-        own, other = (json.loads(path.read_text(encoding="utf-8")) for path in (out / TOKENIZER, typed_path(spec)))
-    except (OSError, ValueError):
+        own, other = (read_json(path) for path in (out / TOKENIZER, typed_path(spec)))
+    except UserError:
         return False
     ignored = {"truncation": None, "padding": None}  # never used, and not kept
-    return bool({**own, **ignored} == {**other, **ignored})
+    return isinstance(own, dict) and isinstance(other, dict) and bool({**own, **ignored} == {**other, **ignored})
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

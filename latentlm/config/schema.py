@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentlm.errors import UserError, invalid, unknown_name
+from latentlm.errors import invalid
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -326,75 +324,3 @@ def parse(schema: type[Schema], data: Any, *, source: str) -> Schema:
         return schema.model_validate(data)
     except ValidationError as error:
         raise invalid(error, schema, source=source) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping. Raises UserError with file and line."""
-    try:
-        data = yaml_data(path.read_text(encoding="utf-8"), source=str(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not readable as YAML: it is no text in UTF-8.") from None
-    if not isinstance(data, dict):
-        found = "and is empty" if data is None else f"not {type(data).__name__}"
-        raise UserError(f"{path} should hold a mapping (key: value), {found}.")
-    return data
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would keep the second and say nothing."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it is read, before `<<` puts another's keys in, which its own may replace."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
-                if key.value in seen:
-                    problem = f'the key "{key.value}" is there twice, first in line {seen[key.value]}, then'
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                seen[key.value] = key.start_mark.line + 1
-        return node
-
-
-def yaml_data(text: str, *, source: str, remedy: str = "") -> Any:
-    """What a YAML text says, no key twice. Raises UserError, which names `source` and ends with the remedy."""
-    try:
-        return _UniqueKeys(text).get_single_data()
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or " ".join(str(error).split())
-        where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
-        raise UserError(f"{source} is not readable as YAML: {problem}{where}. {remedy}".rstrip()) from None
-
-
-def as_yaml(data: BaseModel, *, exclude_none: bool = False) -> str:
-    """The text of a YAML file that `read_yaml` and `parse` turn back into `data`."""
-    said = data.model_dump(mode="json", exclude_none=exclude_none)
-    readable, safe = (yaml.safe_dump(said, sort_keys=False, allow_unicode=as_is) for as_is in (True, False))
-    return safe if re.search("[\x85\u2028\u2029]", readable) else readable  # line breaks to YAML, which folds them
-
-
-def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Apply `a.b=value` to nested plain data; values are read as YAML. `model.latents.NAME=null` takes a latent out. Raises
-    UserError on a malformed one."""
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f'"{override}" is not of the form key=value (for example train.steps=500).')
-        node = data
-        *parents, last = key.split(".")
-        for parent in parents:
-            child = node.get(parent)
-            if isinstance(child, str):  # `encoder: free` grows into `{name: free, ...}`
-                child = {"name": child}
-            node[parent] = dict(child) if isinstance(child, dict) else {}
-            node = node[parent]
-        value = yaml_data(text, source=f'the value in "{override}"', remedy="Put quotes around text with special characters.")
-        if value is None and parents == ["model", "latents"]:  # the one mapping whose keys the recipe makes up
-            if last not in node:
-                raise unknown_name("latent", last, node)
-            del node[last]
-        else:
-            node[last] = value
-    return data
