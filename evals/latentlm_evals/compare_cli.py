@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def compare(
         emit(asdict(comparison))
     else:
         show(comparison, console=console)
-        console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")
+        console.print(escaped(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}"))
 
 
 def _show_logged(names: list[str], tasks: str | None, folder: Path, command: str, *, console: Console, as_json: bool) -> None:
@@ -152,4 +153,4 @@ def _show_logged(names: list[str], tasks: str | None, folder: Path, command: str
         emit(asdict(found))
     else:
         show_tasks(found, console=console)
-        console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")
+        console.print(escaped(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}"))

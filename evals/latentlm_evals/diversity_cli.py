@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from latentlm.cli.output import AsJson, as_json, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -82,4 +83,4 @@ def diversity(
         emit(asdict(found))
     else:
         table.show(found, console=console)
-        console.print(f"Picture: {out / 'pass-at-k.svg'}   numbers: {out / 'diversity.json'}")
+        console.print(escaped(f"Picture: {out / 'pass-at-k.svg'}   numbers: {out / 'diversity.json'}"))

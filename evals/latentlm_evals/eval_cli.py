@@ -190,9 +190,9 @@ _RESULTS = "a file of results as this command writes it"
 
 def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from latentlm.cli.text import escaped
     from latentlm_evals.scored import verdict
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
@@ -211,4 +211,4 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
         table.add_section()
     Console().print(table)
     if (found := verdict(facts, option="--samples")) is not None:
-        Console().print(f"[yellow]* {escape(found)}[/yellow]")
+        Console().print(f"[yellow]* {escaped(found)}[/yellow]")

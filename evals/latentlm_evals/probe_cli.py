@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentlm.cli.output import AsJson, as_json, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def probe(
         emit(plainly)
         return
     table.show(result, console=console)
-    console.print(f"Picture: {out / 'probe.svg'}   numbers: {out / 'probe.json'}", markup=False)
+    console.print(escaped(f"Picture: {out / 'probe.svg'}   numbers: {out / 'probe.json'}"))
 
 
 @contextmanager
@@ -141,6 +142,6 @@ def fetch_reviews(
     if as_json:
         emit({"texts": str(found.texts), "lexicon": str(found.lexicon)})
         return
-    console.print(f"Texts and ratings: {found.texts}", markup=False, soft_wrap=True)
-    console.print(f"Train on them: latentlm train RECIPE data.path={found.texts}", markup=False, soft_wrap=True)
+    console.print(escaped(f"Texts and ratings: {found.texts}"), soft_wrap=True)
+    console.print(escaped(f"Train on them: latentlm train RECIPE data.path={found.texts}"), soft_wrap=True)
     console.print("Probe a model: latentlm probe MODEL --attribute reviews", markup=False)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from latentlm.cli.output import AsJson, as_json, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Repeat published experiments.")
@@ -75,7 +76,7 @@ def synthetic(
         runs.mkdir(parents=True, exist_ok=True)
         study, done = experiment.train(patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=console)
         if ship is None:
-            console.print(f"Each run in {runs} is a model; --ship SHELF makes cards of them.")
+            console.print(escaped(f"Each run in {runs} is a model; --ship SHELF makes cards of them."))
         else:
             experiment.ship(study, done, runs, kept, ship, console=console)
         return
@@ -90,4 +91,4 @@ def synthetic(
         emit([asdict(one) for one in found])
     else:
         table.show(found, console=console)
-        console.print(f"Pictures: {out}/figure4-*.svg and .png   numbers: {out / 'synthetic.json'}")
+        console.print(escaped(f"Pictures: {out}/figure4-*.svg and .png   numbers: {out / 'synthetic.json'}"))

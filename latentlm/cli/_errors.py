@@ -16,7 +16,7 @@ from typing import TextIO
 
 import typer
 
-from latentlm.cli._text import shown
+from latentlm.cli.text import shown
 from latentlm.errors import UserError
 
 _REMEDIES = {

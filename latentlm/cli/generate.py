@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import shown
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def _print(texts: list[str], generations: list[Generation], samples: int, as_jso
     for number, (prompt, made) in enumerate(pairs):
         if len(pairs) > 1:
             typer.secho(f"--- {prompt!r}, sample {made.sample}", fg=typer.colors.BRIGHT_BLACK, file=sys.stdout)
-        typer.secho(prompt, bold=True, nl=False, file=sys.stdout)
-        typer.echo(made.text, file=sys.stdout)
+        said = shown if sys.stdout.isatty() else str  # a terminal obeys what it is sent, a file keeps it
+        typer.secho(said(prompt), bold=True, nl=False, file=sys.stdout)
+        typer.echo(said(made.text or ""), file=sys.stdout)
         if number + 1 < len(pairs):
             typer.echo(file=sys.stdout)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import shown
 from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError
 
@@ -116,7 +117,7 @@ def score(
     if as_json:
         emit(_as_json(model, rows, total, meaning))
     else:
-        typer.echo(_as_text(rows, total, meaning, auto=method == "auto"), file=sys.stdout)
+        typer.echo(shown(_as_text(rows, total, meaning, auto=method == "auto")), file=sys.stdout)
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _show_plan(found: Plan, as_json: bool) -> None:
     if as_json:
         emit(asdict(found))
     else:
-        typer.echo("\n".join(f"{k:{width}}  {v}" for k, v in lines.items()), file=sys.stdout)
+        typer.echo(shown("\n".join(f"{k:{width}}  {v}" for k, v in lines.items())), file=sys.stdout)
 
 
 def _read(name: str) -> bytes:

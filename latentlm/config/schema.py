@@ -29,14 +29,16 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """Base of every schema: unknown keys are errors, and so is yes or no for a number."""
+    """Base of every schema: unknown keys are errors, and so is yes or no for a number, and what no computer counts to."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts True as 1, and pydantic with it."""
+        """Python counts True as 1, and pydantic with it; tensors have sizes of 64 bits."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("is too large: numbers have at most 63 bits.")
         if isinstance(value, bool) and info.field_name is not None:
             annotation = cls.model_fields[info.field_name].annotation
             kinds = {annotation, *get_args(annotation)}
@@ -46,6 +48,10 @@ class Strict(BaseModel):
 
 
 # ------------------------------------------------------------------------------------------------------------- model
+
+
+MOST_BLOCKS = 10_000
+"""Ten times as deep as any transformer that was trained; each is objects in memory, weights or not."""
 
 
 class RopeScaling(Strict, frozen=True):
@@ -62,7 +68,7 @@ class BackboneConfig(Strict):
 
     vocabulary: int = Field(257, ge=2, description="symbols; left out, the tokenizer's")
     width: int = Field(128, ge=1, description="D, of the residual stream")
-    blocks: int = Field(4, ge=1, description="L, transformer blocks")
+    blocks: int = Field(4, ge=1, le=MOST_BLOCKS, description="L, transformer blocks")
     heads: int = Field(4, ge=1, description="query heads of the attention")
     kv_heads: int | None = Field(None, ge=1, description="key/value heads; default: as many as heads")
     head_dim: int | None = Field(None, ge=2, description="default: width / heads")
@@ -249,7 +255,7 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms or embeddings")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean square")
-    clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    clip: float = Field(1.0, gt=0, allow_inf_nan=True, description="largest global gradient norm")
     prompts: float = Field(0.0, ge=0, le=1, description="share of rows that begin with a given prompt (data.packing=false)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -207,6 +207,13 @@ def check_events(latents: Latent | Latents | Sequence[Latent], model: LatentDeco
     if name not in model.latents:
         raise unknown_name("latent", name, model.latents)
     dims, whose = model.latents[name].dims, "the model's" if len(model.latents) == 1 else f"{name}'s"
+    parts: Any = getattr(model.latents[name], "named_parts", tuple)()
+    are_bits = any(part.family == "bits" for _, part in parts)
     for row in rows_of(latents):
         if row.shape[-1] != dims:
             raise UserError(f"The given latents have {row.shape[-1]} events per site, but {whose} have {dims}.")
+        if row.is_complex() or not bool(torch.isfinite(row).all()):
+            raise UserError("The given latents hold values that are no finite numbers.")
+        if are_bits and not bool(((row == 0) | (row == 1)).all()):
+            odd = row[(row != 0) & (row != 1)][0].item()
+            raise UserError(f"The given latents hold {odd:g}, but {whose} are bits, each 0 or 1.")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentlm.config import read_json
+from latentlm.config.tensor_files import finite
 from latentlm.errors import CheckpointError, UserError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -61,7 +62,7 @@ def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                 tensor = opened.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise CheckpointError(f'{file}: "{name}" holds {tensor.dtype} numbers; quantised weights are not read.')
-                yield name, tensor
+                yield name, finite(tensor, name, file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); download it again.") from None
 

@@ -11,11 +11,14 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import track
+
 from hostile.harness import Case, Outcome, run
+from latentlm.cli.text import shown
 
 KINDS = ("writers", "isolation", "readers", "sizes", "values", "terminals")
 
@@ -69,22 +72,16 @@ def main() -> None:
     wanted = [(kind, case) for kind, case in every() if not options.patterns or any(
         kind == pattern or fnmatch.fnmatch(case.name, pattern) for pattern in options.patterns)]  # fmt: skip
     ready()
+    rows: list[dict[str, object]] = []
+    console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="hostile-base-") as folder:
-        base = made(Path(folder) / "base")
-        found = list(zip(wanted, outcomes([case for _, case in wanted], base, options.jobs), strict=True))
-    counts: Counter[str] = Counter()
-    rows = []
-    for (kind, case), outcome in found:
-        problems = outcome.problems(case)
-        for problem in problems:
-            counts[problem.split(":")[0][:40]] += 1
-        if problems:
-            said = {"output": outcome.output.decode(errors="replace")[-1500:], "errors": outcome.errors.decode(errors="replace")[-3000:]}
-            rows.append({"kind": kind, "case": case.name, "problems": problems, **said})
-            print(f"{kind}: {case.name}: {'; '.join(problems)}")
-    print(f"{len(found) - len(rows)} of {len(found)} clean")
-    for what, count in counts.most_common():
-        print(f"  {count:4d} {what}")
+        found = outcomes([case for _, case in wanted], made(Path(folder) / "base"), options.jobs)
+        for (kind, case), outcome in track(zip(wanted, found, strict=True), "Bad inputs", total=len(wanted), console=console):
+            if problems := outcome.problems(case):
+                said = {name: getattr(outcome, name).decode(errors="replace")[-3000:] for name in ("output", "errors")}
+                rows.append({"kind": kind, "case": case.name, "problems": problems, **said})
+                print(shown(f"{kind}: {case.name}: {'; '.join(problems)}"), flush=True)
+    print(f"{len(wanted) - len(rows)} of {len(wanted)} clean")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     sys.exit(bool(rows))

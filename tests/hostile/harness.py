@@ -95,7 +95,7 @@ class Outcome:
             yield f"good input refused: {errors.strip()[:200]}"
         elif case.good is False and self.status == 0:
             yield f"accepted: {self.output.decode(errors='replace').strip()[:120]}"
-        elif self.status != 0 and not re.search(r"^(error: |│ |╭─ Error|warning: )", errors, re.M):
+        elif self.status != 0 and not re.search(r"^(error: |│ |╭─ Error|warning: | *Usage: )", both, re.M):
             yield f"no message: {errors.strip()[:120]!r}"
         if found := _CONTROL.search(both):
             yield f"control character {found[0]!r}"
