@@ -79,7 +79,13 @@ def invalid(error: ValidationError, schema: type[BaseModel], *, source: str) -> 
         else:
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}" if where else message)
-    return UserError(f"{source}: " + "; ".join(lines))
+    told = [line if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]}..." for line in lines[:_MOST_LINES]]
+    more = [f"and {len(lines) - _MOST_LINES:,} more"] if len(lines) > _MOST_LINES else []
+    return UserError(f"{source}: " + "; ".join([*told, *more]))
+
+
+_MOST_LINES, _MOST_LETTERS = 8, 300
+"""Of what is wrong with a file: nobody reads more."""
 
 
 def _near(key: str, known: list[str] | None) -> str:

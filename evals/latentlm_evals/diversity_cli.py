@@ -54,8 +54,9 @@ def diversity(
     from rich.console import Console
 
     from latentlm_evals.diversity import experiment, table
-    from latentlm_evals.diversity.figure import svg
+    from latentlm_evals.diversity.figure import draw
     from latentlm_evals.diversity.sampling import Source
+    from latentlm_evals.figures import svg
     from latentlm_evals.outputs import Outputs
 
     if prefill not in get_args(Source):
@@ -78,7 +79,7 @@ def diversity(
     outputs = Outputs(out, numbers="diversity.json", keys={"task", "right_answers"}, beside=["pass-at-k.svg"])
     found = experiment.run(models, settings, console=console)
     outputs.write("diversity.json", as_json(asdict(found)) + "\n")
-    outputs.write("pass-at-k.svg", svg(found))
+    outputs.write("pass-at-k.svg", svg(draw(found)))
     if as_json_:
         emit(asdict(found))
     else:

@@ -94,6 +94,8 @@ def evaluate(
     from latentlm_evals.tables import show_plans
 
     names = _names(tasks, suite)
+    if limit is not None and not limit < 2**63:
+        raise UserError(f"--limit {limit} is no number of items; leave it out for every item.")
     if limit == 0:  # lm-eval takes it for no limit
         raise UserError("--limit 0 leaves nothing to evaluate; leave it out for every item.")
     check_tasks(names, include_path)

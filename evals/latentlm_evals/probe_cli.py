@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 reviews = typer.Typer(add_completion=False)
 
+MOST = 2**31 - 1
+"""Of texts, pairs and groups: more than a life would see."""
 _EPILOG = """
 Examples:
 
@@ -42,16 +44,16 @@ def probe(
     model: Annotated[str, typer.Argument(help="A model with latents: zoo name, run folder or card.", show_default=False)],
     attribute: Annotated[str, typer.Option(help="Texts and their labels; see below.", show_default=False)],
     baseline: Annotated[str | None, typer.Option(help="A decoder without latents, to lay beside.", show_default=False)] = None,
-    texts: Annotated[int, typer.Option(min=40, help="Rated texts, at most.")] = 1000,
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of texts whose z are exchanged, at most.")] = 100,
-    groups: Annotated[int, typer.Option(min=2, help="Groups of five texts under one z.")] = 40,
+    texts: Annotated[int, typer.Option(min=40, max=MOST, help="Rated texts, at most.")] = 1000,
+    pairs: Annotated[int, typer.Option(min=2, max=MOST, help="Pairs of texts whose z are exchanged, at most.")] = 100,
+    groups: Annotated[int, typer.Option(min=2, max=MOST, help="Groups of five texts under one z.")] = 40,
     prompt: Annotated[str, typer.Option(help="What generated texts begin with.", show_default=False)] = "",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of a generated text. Default: the longest text's.")] = None,
     judge: Annotated[str | None, typer.Option(help="rule, lexicon or words. Default: the attribute's own.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Ratings above are positive. Default: 0, or the middle.")] = None,
     text_field: Annotated[str, typer.Option(help="Of a .jsonl file.")] = "text",
     rating_field: Annotated[str, typer.Option(help="Of a .jsonl file.")] = "rating",
-    seed: Annotated[int, typer.Option(min=0, help="Of texts, latents and what is written.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of texts, latents and what is written.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the picture and the numbers.")] = Path("runs/probe"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: the model's own choice.")] = None,
     as_json_: AsJson = False,

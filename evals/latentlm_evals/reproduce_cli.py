@@ -60,7 +60,8 @@ def synthetic(
     from rich.console import Console
 
     from latentlm_evals.figure4 import experiment, table
-    from latentlm_evals.figure4.figure import KINDS, pictures, svg
+    from latentlm_evals.figure4.figure import KINDS, pictures
+    from latentlm_evals.figures import save, svg
     from latentlm_evals.outputs import Outputs
 
     console = Console(stderr=as_json_)
@@ -86,7 +87,7 @@ def synthetic(
     outputs.write("synthetic.json", as_json([asdict(one) for one in found]) + "\n")
     for kind, figure in pictures(found).items():
         outputs.write(f"figure4-{kind}.svg", svg(figure))
-        outputs.write(f"figure4-{kind}.png", functools.partial(figure.savefig, format="png", dpi=110))
+        outputs.write(f"figure4-{kind}.png", functools.partial(save, figure, kind="png", dpi=110))
     if as_json_:
         emit([asdict(one) for one in found])
     else:

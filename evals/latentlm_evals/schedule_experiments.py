@@ -25,9 +25,10 @@ from latentlm.config import Recipe
 from latentlm.config.writing import check_replaceable, write_atomically
 from latentlm.errors import UserError, did_you_mean
 from latentlm_evals import schedule_bench, schedule_report
+from latentlm_evals.figures import save
 from latentlm_evals.outputs import Outputs, is_picture
 from latentlm_evals.schedule_catalog import check_names
-from latentlm_evals.schedule_plot import draw, save
+from latentlm_evals.schedule_plot import draw
 from latentlm_evals.schedule_runs import Outcome, Task, run_all
 
 _POINTS = 40  # measurements of a curve that is drawn
@@ -67,7 +68,7 @@ def make_plot(settings: Settings, *, seed: int, image: Path | None, as_json: boo
     outputs.write("schedules.json", json.dumps(result, indent=1) + "\n")
     what = "the built-in text" if settings.recipe is None else settings.recipe
     figure = draw(outcomes, title=f"Held out: {what}, {settings.steps} steps, seed {seed}")
-    write_atomically(image, functools.partial(save, figure), ours=is_picture)
+    write_atomically(image, functools.partial(save, figure, kind=image.suffix[1:], dpi=150), ours=is_picture)
     schedule_report.show_endings(outcomes, result, as_json=as_json)
     console.print(f"Figure: {image}   curves: {settings.out / 'schedules.json'}", highlight=False)
 

@@ -4,7 +4,6 @@ the right. All panels share their scales, so that curves compare across panels. 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlm_evals.plots import COLOURS
@@ -43,14 +42,6 @@ def draw(outcomes: list[Outcome], *, title: str) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure, the same bytes for the same figure."""
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "latentlm"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
 def _limits(outcomes: list[Outcome]) -> tuple[float, tuple[float, float]]:

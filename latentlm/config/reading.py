@@ -42,7 +42,7 @@ def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 (byte {error.start:,}). Save it as UTF-8.") from None
+        raise UserError(f"{path} is not readable: it is no text in UTF-8 (byte {error.start:,}). Save it as UTF-8.") from None
 
 
 def read_bytes(path: Path, *, remedy: str = "") -> bytes:
@@ -75,9 +75,9 @@ def why_not(path: Path | str, error: OSError | ValueError) -> str:
     said = {
         errno.ENOENT: "does not exist.",
         errno.ENOTDIR: "does not exist: a file stands where a folder is needed.",
-        errno.EISDIR: "is a folder. Give a file.",
-        errno.EINVAL: "is no plain file but a pipe, a device or a socket. Give a file.",
-        errno.ENXIO: "is no plain file but a pipe, a device or a socket. Give a file.",
+        errno.EISDIR: "is a folder, not a file.",
+        errno.EINVAL: "is no plain file but a pipe, a device or a socket.",
+        errno.ENXIO: "is no plain file but a pipe, a device or a socket.",
         errno.ELOOP: "is a link that leads in a circle.",
         errno.EACCES: "cannot be read: no permission. Change its permissions.",
         errno.ENAMETOOLONG: "does not exist: no path is that long.",

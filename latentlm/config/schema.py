@@ -260,7 +260,7 @@ class TrainConfig(Strict):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; default: torch's")
     seed: int = Field(0, description="of weights, order of rows, and noise")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     eval_every: int = Field(200, ge=1, description="steps between scores of held-out documents")

@@ -370,10 +370,12 @@ def _proposals(by_latent: Mapping[str, Tensor]) -> list[str]:
 
 @contextmanager
 def _evaluating(model: LatentDecoder) -> Iterator[None]:
-    """Evaluation mode, and back."""
-    training = model.training
+    """Evaluation mode, and back. Threads share the mode: where it is right already, it is not touched."""
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train()

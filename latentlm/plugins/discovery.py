@@ -152,7 +152,7 @@ def _told(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = "(an error whose text cannot be had)"
-    return short(f"{type(error).__name__}: {' '.join(text.split())}", 400)
+    return short(f"{type(error).__name__}: {' '.join(text.split())}", 1500)
 
 
 def take(plugin: Plugin, module: ModuleType) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from latentlm import plugins
 from latentlm.config import Card, as_yaml, parse, read_yaml
 from latentlm.config.writing import atomic_folder
-from latentlm.errors import UserError, typed_path, unknown_name
+from latentlm.errors import CheckpointError, UserError, typed_path, unknown_name
 
 CARD = "card.yaml"
 ZOO_PATH = "LATENTLM_ZOO_PATH"
@@ -204,23 +204,26 @@ def add_run(run: Path, *, name: str | None = None, shelf: Path | None = None, re
     entry = find(Path(run))
     if entry.path.name != CARD or entry.card.weights is None:
         raise UserError(f"{run} is no finished run; give the folder that `latentlm train` wrote.")
-    weights = _weights.inside(entry.folder, entry.card.weights.uri)
-    _weights.check_file(weights)
+    promised, weights = entry.card.weights, _weights.inside(entry.folder, entry.card.weights.uri)
     shelf = typed_path(shelf or user_shelf())
     wanted = name or entry.card.name
     old = _given_way(wanted, shelf, replace=replace)
     changes = {"name": wanted, "weights": entry.card.weights.model_copy(update={"uri": weights.name}).model_dump()}
     card = parse(Card, _merged(entry.card, old) | changes, source=f'card "{wanted}"')
     target = shelf / card.name
-    kind = "a folder of a card and what belongs to it alone"
-    with atomic_folder(target, ours=_holds_a_card_alone, kind=kind) as temporary:
-        for file in (weights, *_beside(entry)):
-            shutil.copyfile(file, temporary / file.name)
-        promised = entry.card.weights
-        _weights.verify(temporary / weights.name, size=promised.size, digest=promised.sha256)  # the copy is what is kept
-        (temporary / CARD).write_text(as_yaml(card, exclude_none=True), encoding="utf-8")
-    if old is not None and old.folder != target.resolve():
-        old.path.unlink()
+    with _weights.hold(weights) as file:
+        _weights.verify(file, size=promised.size, digest=promised.sha256)
+        _weights.check_finite(file)
+        try:
+            with atomic_folder(target, ours=_holds_a_card_alone, kind="a card's folder with nothing else in it") as temporary:
+                file.copy_to(temporary / weights.name)
+                for other in _beside(entry):
+                    shutil.copyfile(other, temporary / other.name)
+                (temporary / CARD).write_text(as_yaml(card, exclude_none=True), encoding="utf-8")
+            if old is not None and old.folder != target.resolve():
+                old.path.unlink()
+        except (OSError, CheckpointError) as error:
+            raise UserError(f"cannot add {card.name} to {shelf}: {error} Another shelf is given with --to.") from None
     return Entry(card, target / CARD)
 
 

@@ -139,6 +139,13 @@ def load_into(model: nn.Module, path: Path | TensorFile) -> None:
             tensor.copy_(finite(file.get_tensor(name), name, path))
 
 
+def check_finite(file: TensorFile) -> None:
+    """Raise CheckpointError where a tensor holds what is no finite number."""
+    with file.tensors() as opened:
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            finite(opened.get_tensor(name), name, file)
+
+
 @contextmanager
 def _opened(path: Path | TensorFile) -> Iterator[Any]:
     """A safetensors file, mapped. Raises CheckpointError where it is none."""

@@ -40,10 +40,6 @@ def ready() -> None:
     """Import what commands import, so that forks need not."""
     import lm_eval  # noqa: F401
 
-    import latentlm.cli
-    import latentlm.likelihood
-    import latentlm.training.loop
-    import latentlm.zoo
     import latentlm_evals.measure  # noqa: F401
 
 
@@ -69,8 +65,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every outcome that is not clean")
     options = parser.parse_args()
-    wanted = [(kind, case) for kind, case in every() if not options.patterns or any(
-        kind == pattern or fnmatch.fnmatch(case.name, pattern) for pattern in options.patterns)]  # fmt: skip
+    wanted = [
+        (kind, case)
+        for kind, case in every()
+        if not options.patterns or any(kind == pattern or fnmatch.fnmatch(case.name, pattern) for pattern in options.patterns)
+    ]
     ready()
     rows: list[dict[str, object]] = []
     console = Console(stderr=True)

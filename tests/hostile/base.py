@@ -44,7 +44,9 @@ def make(folder: Path) -> Path:
     texts = folder / "texts"
     texts.mkdir(parents=True)
     for number in range(8):
-        (texts / f"{number}.txt").write_text(f"The text with number {number} says little, and says it {number} times over.\n" * 4)
+        (texts / f"{number}.txt").write_text(
+            f"The text with number {number} says little, and says it {number} times over.\n" * 4
+        )
     (folder / "my.yaml").write_text(recipe(data__path=str(texts)))
     train(load_recipe(str(folder / "my.yaml")), out=folder / "run", progress=False)
     (folder / "my.yaml").write_text(recipe())

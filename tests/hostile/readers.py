@@ -70,20 +70,74 @@ _YAML: dict[str, bytes | str] = {
     "minutes for steps": recipe().replace("steps: 2", "steps: 1:30"),
     "an octal number": recipe().replace("steps: 2", "steps: 0100"),
 }
-_TYPES = {"null": None, "true": True, "a text": "x", "a list": [1], "a mapping": {"a": 1}, "a fraction": 0.5, "minus one": -1,
-          "a huge number": 10**30, "infinite": float("inf"), "no number": float("nan")}  # fmt: skip
-_SETTINGS = ("name", "description", "model", "model.decoder", "model.event_dims", "model.backbone", "model.backbone.width",
-             "model.backbone.heads", "model.backbone.context", "model.encoder", "model.prior", "model.injection",
-             "model.kl_schedule", "model.granularity", "model.latents", "data", "data.path", "data.tokenizer", "data.seed",
-             "train", "train.steps", "train.batch", "train.learning_rate", "train.seed", "train.device", "train.dtype",
-             "train.save_every", "plugins")  # fmt: skip
-_RIGHT = {("description", "a text"), ("name", "a text"), ("description", "null"), ("model.encoder", "null"), ("model.prior", "null"),
-          ("model.injection", "null"), ("model.kl_schedule", "null"), ("train.device", "null")}  # fmt: skip
+_TYPES = {
+    "null": None,
+    "true": True,
+    "a text": "x",
+    "a list": [1],
+    "a mapping": {"a": 1},
+    "a fraction": 0.5,
+    "minus one": -1,
+    "a huge number": 10**30,
+    "infinite": float("inf"),
+    "no number": float("nan"),
+}
+_SETTINGS = (
+    "name",
+    "description",
+    "model",
+    "model.decoder",
+    "model.event_dims",
+    "model.backbone",
+    "model.backbone.width",
+    "model.backbone.heads",
+    "model.backbone.context",
+    "model.encoder",
+    "model.prior",
+    "model.injection",
+    "model.kl_schedule",
+    "model.granularity",
+    "model.latents",
+    "data",
+    "data.path",
+    "data.tokenizer",
+    "data.seed",
+    "train",
+    "train.steps",
+    "train.batch",
+    "train.learning_rate",
+    "train.seed",
+    "train.device",
+    "train.dtype",
+    "train.save_every",
+    "plugins",
+)
+_RIGHT = {
+    ("description", "a text"),
+    ("name", "a text"),
+    ("description", "null"),
+    ("model.encoder", "null"),
+    ("model.prior", "null"),
+    ("model.injection", "null"),
+    ("model.kl_schedule", "null"),
+    ("train.device", "null"),
+}
 _PATHS = {
-    "a folder": "texts", "a loop of links": "loop", "a link to nothing": "dangling", "a pipe": "pipe", "nobody's home": "~nobody-at-all/x",
-    "nothing": "missing.yaml", "the empty text": "", "a long name": "x" * 300, "a long path": "x/" * 3000, "a socket": "socket",
-    "zeros without end": "/dev/zero", "a process's memory": "/proc/self/mem", "below a file": "notes.txt/x", "a terminal": "/dev/tty",
-}  # fmt: skip
+    "a folder": "texts",
+    "a loop of links": "loop",
+    "a link to nothing": "dangling",
+    "a pipe": "pipe",
+    "nobody's home": "~nobody-at-all/x",
+    "nothing": "missing.yaml",
+    "the empty text": "",
+    "a long name": "x" * 300,
+    "a long path": "x/" * 3000,
+    "a socket": "socket",
+    "zeros without end": "/dev/zero",
+    "a process's memory": "/proc/self/mem",
+    "below a file": "notes.txt/x",
+    "a terminal": "/dev/tty",
+}
 
 
 def odd_files(folder: Path) -> None:
@@ -105,7 +159,9 @@ def cases() -> Iterator[Case]:
         yield Case(f"card of a folder: {what}", ("generate", "bad", "x"), files={"bad/card.yaml": text})
         yield Case(f"study: {what}", ("study", "bad.yaml", "--dry-run"), files={"bad.yaml": text})
         if isinstance(text, str) and "\n" not in text.rstrip("\n"):
-            yield Case(f"override: {what}", ("train", "my.yaml", "--dry-run", f"train={text.strip()}"[:100_000].replace("\0", "")))
+            yield Case(
+                f"override: {what}", ("train", "my.yaml", "--dry-run", f"train={text.strip()}"[:100_000].replace("\0", ""))
+            )
     yield from _settings()
     yield from _paths()
     yield from _json()
@@ -125,48 +181,109 @@ def _settings() -> Iterator[Case]:
 def _paths() -> Iterator[Case]:
     for what, path in _PATHS.items():
         for command in (
-            ("train", path, "--dry-run"), ("zoo", "describe", path), ("generate", path, "x"), ("score", "run", path),
-            ("generate", "run", "x", "--load-latents", path), ("study", path, "--dry-run"),
-            ("train", "my.yaml", "--dry-run", f"data.path={path}"), ("train", "my.yaml", "--dry-run", f"data.tokenizer={path}"),
-            ("probe", "run", "--attribute", path), ("compare", path, "--dry-run"), ("zoo", "add", path),
-            ("eval", "run", "--tasks", "latentlm_cloze", "--include-path", path, "--limit", "1"), ("parts", "--for", path),
-        ):  # fmt: skip
+            ("train", path, "--dry-run"),
+            ("zoo", "describe", path),
+            ("generate", path, "x"),
+            ("score", "run", path),
+            ("generate", "run", "x", "--load-latents", path),
+            ("study", path, "--dry-run"),
+            ("train", "my.yaml", "--dry-run", f"data.path={path}"),
+            ("train", "my.yaml", "--dry-run", f"data.tokenizer={path}"),
+            ("probe", "run", "--attribute", path),
+            ("compare", path, "--dry-run"),
+            ("zoo", "add", path),
+            ("eval", "run", "--tasks", "latentlm_copy", "--include-path", path, "--limit", "1"),
+            ("parts", "--for", path),
+        ):
             good = None if path == "texts" or command[-1] == "data.tokenizer=" else False
             yield Case(f"path: {what}: {' '.join(command)[:60]}", command, prepare=odd_files, good=good)  # type: ignore[arg-type]
 
 
 def _json() -> Iterator[Case]:
     texts: dict[str, bytes | str] = {
-        "empty": "", "cut": '{"a": ', "a list": "[]", "a number": "5", "nested": "[" * 100_000 + "]" * 100_000, "no text": b"\xff\xfe\x00",
-        "a long number": '{"hidden_size": ' + "9" * 5000 + "}", "NaN": '{"hidden_size": NaN}', "null": "null",
+        "empty": "",
+        "cut": '{"a": ',
+        "a list": "[]",
+        "a number": "5",
+        "nested": "[" * 100_000 + "]" * 100_000,
+        "no text": b"\xff\xfe\x00",
+        "a long number": '{"hidden_size": ' + "9" * 5000 + "}",
+        "NaN": '{"hidden_size": NaN}',
+        "null": "null",
         "a key twice": '{"model_type": "llama", "model_type": "gpt2"}',
-    }  # fmt: skip
-    for name in ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json", "model.safetensors.index.json"):
+    }
+    for name in (
+        "config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+    ):
         for what, text in texts.items():
-            yield Case(f"{name}: {what}", ("generate", "llama", "def", "--max-tokens", "1"), files={f"llama/{name}": text}, good=None)  # type: ignore[arg-type]
+            yield Case(
+                f"{name}: {what}", ("generate", "llama", "def", "--max-tokens", "1"), files={f"llama/{name}": text}, good=None
+            )  # type: ignore[arg-type]
     said = {
-        "config.json": ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
-                        "rope_parameters", "rope_theta", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "hidden_act",
-                        "eos_token_id", "head_dim", "intermediate_size", "torch_dtype"),
-        "tokenizer_config.json": ("eos_token", "bos_token", "chat_template", "tokenizer_class", "add_bos_token", "added_tokens_decoder"),
+        "config.json": (
+            "model_type",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "vocab_size",
+            "rope_parameters",
+            "rope_theta",
+            "rms_norm_eps",
+            "tie_word_embeddings",
+            "max_position_embeddings",
+            "hidden_act",
+            "eos_token_id",
+            "head_dim",
+            "intermediate_size",
+            "torch_dtype",
+        ),
+        "tokenizer_config.json": (
+            "eos_token",
+            "bos_token",
+            "chat_template",
+            "tokenizer_class",
+            "add_bos_token",
+            "added_tokens_decoder",
+        ),
         "generation_config.json": ("eos_token_id", "temperature", "bos_token_id"),
-    }  # fmt: skip
+    }
     for name, keys in said.items():
         for key in keys:
             for what, value in _TYPES.items():
                 yield Case(
-                    f"{name}: {key} is {what}", ("generate", "llama", "def", "--max-tokens", "1"), good=None,  # type: ignore[arg-type]
+                    f"{name}: {key} is {what}",
+                    ("generate", "llama", "def", "--max-tokens", "1"),
+                    good=None,  # type: ignore[arg-type]
                     prepare=lambda folder, name=name, key=key, value=value: _changed(folder / "llama" / name, key, value),
-                )  # fmt: skip
-    index = {"a list": [], "no map": {}, "a map of numbers": {"weight_map": {"model.norm.weight": 5}}, "a map out": {
-        "weight_map": {"model.norm.weight": "../run/model.safetensors"}}, "a map to nothing": {"weight_map": {"model.norm.weight": "x.safetensors"}},
-        "a list for a map": {"weight_map": []}}  # fmt: skip
+                )
+    index = {
+        "a list": [],
+        "no map": {},
+        "a map of numbers": {"weight_map": {"model.norm.weight": 5}},
+        "a map out": {"weight_map": {"model.norm.weight": "../run/model.safetensors"}},
+        "a map to nothing": {"weight_map": {"model.norm.weight": "x.safetensors"}},
+        "a list for a map": {"weight_map": []},
+    }
     for what, value in index.items():
-        yield Case(f"index: {what}", ("generate", "llama", "def", "--max-tokens", "1"), good=None,  # type: ignore[arg-type]
-                   files={"llama/model.safetensors.index.json": json.dumps(value)})  # fmt: skip
+        yield Case(
+            f"index: {what}",
+            ("generate", "llama", "def", "--max-tokens", "1"),
+            good=None,  # type: ignore[arg-type]
+            files={"llama/model.safetensors.index.json": json.dumps(value)},
+        )
     for what, text in texts.items():
-        yield Case(f"state.json: {what}", ("train", "half", "-q", "--resume"), prepare=lambda folder, text=text: _half(folder, text),
-                   good=None, may_change=("half/*", "half/checkpoints/*", "half/checkpoints/*/*"))  # type: ignore[arg-type]  # fmt: skip
+        yield Case(
+            f"state.json: {what}",
+            ("train", "half", "-q", "--resume"),
+            prepare=lambda folder, text=text: _half(folder, text),
+            good=None,
+            may_change=("half/*", "half/checkpoints/*", "half/checkpoints/*/*"),
+        )  # type: ignore[arg-type]
         yield Case(f"tokenizer.json of a run: {what}", ("generate", "run", "x"), files={"run/tokenizer.json": text}, good=None)  # type: ignore[arg-type]
 
 
@@ -188,16 +305,31 @@ def _half(folder: Path, state: bytes | str) -> None:
 
 def _tables() -> Iterator[Case]:
     files: dict[str, bytes | str] = {
-        "texts.jsonl": '{"text": 5}\n{"text": null}\n', "cut.jsonl": '{"text": "a"}\n{"text": ', "bytes.jsonl": b'{"text": "\xff\xfe"}\n',
-        "list.jsonl": "[1, 2]\n", "nested.jsonl": '{"text": ' + "[" * 50_000 + "]" * 50_000 + "}\n", "other.jsonl": '{"body": "a"}\n',
-        "number.jsonl": '{"text": ' + "9" * 6000 + "}\n", "empty.jsonl": "", "nul.jsonl": b'{"text": "a\x00"}\n\x00\n',
-        "none.parquet": b"PAR1" + b"\x00" * 40 + b"PAR1", "text.parquet": "not a table", "empty.parquet": b"",
-        "bytes.txt": b"\xff\xfe\xfa" * 40, "empty.txt": "", "nul.txt": b"\x00" * 4000, "surrogate.jsonl": '{"text": "\\ud800"}\n',
-    }  # fmt: skip
+        "texts.jsonl": '{"text": 5}\n{"text": null}\n',
+        "cut.jsonl": '{"text": "a"}\n{"text": ',
+        "bytes.jsonl": b'{"text": "\xff\xfe"}\n',
+        "list.jsonl": "[1, 2]\n",
+        "nested.jsonl": '{"text": ' + "[" * 50_000 + "]" * 50_000 + "}\n",
+        "other.jsonl": '{"body": "a"}\n',
+        "number.jsonl": '{"text": ' + "9" * 6000 + "}\n",
+        "empty.jsonl": "",
+        "nul.jsonl": b'{"text": "a\x00"}\n\x00\n',
+        "none.parquet": b"PAR1" + b"\x00" * 40 + b"PAR1",
+        "text.parquet": "not a table",
+        "empty.parquet": b"",
+        "bytes.txt": b"\xff\xfe\xfa" * 40,
+        "empty.txt": "",
+        "nul.txt": b"\x00" * 4000,
+        "surrogate.jsonl": '{"text": "\\ud800"}\n',
+    }
     for name, content in files.items():
         odd = name in ("nul.txt", "nul.jsonl")
-        yield Case(f"data: {name}", ("train", "my.yaml", "-q", "--out", "new", f"data.path={name}"), files={name: content},
-                   good=None if odd else False)  # type: ignore[arg-type]  # fmt: skip
+        yield Case(
+            f"data: {name}",
+            ("train", "my.yaml", "-q", "--out", "new", f"data.path={name}"),
+            files={name: content},
+            good=None if odd else False,
+        )  # type: ignore[arg-type]
         yield Case(f"attribute: {name}", ("probe", "run", "--attribute", name), files={name: content})
         yield Case(f"score: {name}", ("score", "run", name, "--samples", "1"), files={name: content}, good=None)  # type: ignore[arg-type]
 
@@ -210,13 +342,28 @@ def _weights() -> Iterator[Case]:
         return header(json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()) + b"\0" * 4
 
     files = {
-        "empty": b"", "short": b"\0\0", "a huge header": header(b"{}", 2**62), "a long header": header(b"{}", 2**30), "no header": header(b"x" * 40),
-        "a header that is a list": header(b"[]"), "a nested header": header(b"[" * 50_000), "text": b"not weights at all, but text",
-        "a pickle": b"\x80\x04\x95\x10\x00", "a tensor out of range": tensor("z", offsets=(0, 4000)), "a negative shape": tensor("z", shape=(-1,)),
-        "a huge shape": tensor("z", shape=(2**40, 2**40)), "an unknown type": tensor("z", dtype="F99"), "a text for a shape": tensor("z", shape="x"),
-        "a name with control characters": tensor("\x1b[31mz"), "other tensors": tensor("z"),
-    }  # fmt: skip
+        "empty": b"",
+        "short": b"\0\0",
+        "a huge header": header(b"{}", 2**62),
+        "a long header": header(b"{}", 2**30),
+        "no header": header(b"x" * 40),
+        "a header that is a list": header(b"[]"),
+        "a nested header": header(b"[" * 50_000),
+        "text": b"not weights at all, but text",
+        "a pickle": b"\x80\x04\x95\x10\x00",
+        "a tensor out of range": tensor("z", offsets=(0, 4000)),
+        "a negative shape": tensor("z", shape=(-1,)),
+        "a huge shape": tensor("z", shape=(2**40, 2**40)),
+        "an unknown type": tensor("z", dtype="F99"),
+        "a text for a shape": tensor("z", shape="x"),
+        "a name with control characters": tensor("\x1b[31mz"),
+        "other tensors": tensor("z"),
+    }
     for what, content in files.items():
         yield Case(f"weights: {what}", ("generate", "run", "x"), files={"run/model.safetensors": content})
         yield Case(f"weights of a Llama: {what}", ("generate", "llama", "x"), files={"llama/model.safetensors": content})
-        yield Case(f"latents: {what}", ("generate", "run", "x", "--load-latents", "bad.safetensors"), files={"bad.safetensors": content})
+        yield Case(
+            f"latents: {what}",
+            ("generate", "run", "x", "--load-latents", "bad.safetensors"),
+            files={"bad.safetensors": content},
+        )

@@ -8,23 +8,60 @@ from pathlib import Path
 from hostile.harness import Case
 
 _WEIGHTS = {
-    "NaN": "t.fill_(float('nan'))", "infinite": "t.fill_(float('inf'))", "one NaN": "t.view(-1)[0] = float('nan')",
-}  # fmt: skip
+    "NaN": "t.fill_(float('nan'))",
+    "infinite": "t.fill_(float('inf'))",
+    "one NaN": "t.view(-1)[0] = float('nan')",
+}
 _LATENTS = {
-    "NaN": "torch.full_like(t, float('nan'))", "infinite": "torch.full_like(t, float('inf'))", "halves": "torch.full_like(t, 0.5)",
-    "twos": "torch.full_like(t, 2.0)", "complex": "t.to(torch.complex64)", "negative": "-torch.ones_like(t)",
-    "too wide": "torch.cat([t, t], -1)", "no sites": "t[:0]", "of one dimension": "t[0]", "of four dimensions": "t[None, None]",
-}  # fmt: skip
-_ODD = {"None": "None", "bytes": "b'ab'", "a float": "1.5", "NaN": "float('nan')", "a list": "[1, 'a']", "a dict": "{}", "True": "True",
-        "an object": "object()", "a long number": "10**30", "minus one": "-1"}  # fmt: skip
+    "NaN": "torch.full_like(t, float('nan'))",
+    "infinite": "torch.full_like(t, float('inf'))",
+    "halves": "torch.full_like(t, 0.5)",
+    "twos": "torch.full_like(t, 2.0)",
+    "complex": "t.to(torch.complex64)",
+    "negative": "-torch.ones_like(t)",
+    "too wide": "torch.cat([t, t], -1)",
+    "no sites": "t[:0]",
+    "of one dimension": "t[0]",
+    "of four dimensions": "t[None, None]",
+}
+_ODD = {
+    "None": "None",
+    "bytes": "b'ab'",
+    "a float": "1.5",
+    "NaN": "float('nan')",
+    "a list": "[1, 'a']",
+    "a dict": "{}",
+    "True": "True",
+    "an object": "object()",
+    "a long number": "10**30",
+    "minus one": "-1",
+}
 _CALLS: dict[str, tuple[str, ...]] = {
     "model.generate({0}, max_tokens=2)": ("bytes", "a float", "NaN", "a list", "an object", "a long number", "True"),
-    "model.generate('x', max_tokens={0})": ("None", "bytes", "a float", "NaN", "a list", "a dict", "an object", "minus one", "a long number"),
+    "model.generate('x', max_tokens={0})": (
+        "None",
+        "bytes",
+        "a float",
+        "NaN",
+        "a list",
+        "a dict",
+        "an object",
+        "minus one",
+        "a long number",
+    ),
     "model.generate('x', max_tokens=2, temperature={0})": ("None", "bytes", "NaN", "a list", "an object", "minus one"),
     "model.generate('x', max_tokens=2, top_k={0})": ("bytes", "a float", "NaN", "a list", "an object", "minus one"),
     "model.generate('x', max_tokens=2, top_p={0})": ("bytes", "NaN", "a list", "an object", "minus one", "a float"),
     "model.generate('x', max_tokens=2, seed={0})": ("None", "bytes", "a float", "a list", "an object"),
-    "model.generate('x', max_tokens=2, samples={0})": ("None", "bytes", "a float", "a list", "an object", "minus one", "a long number"),
+    "model.generate('x', max_tokens=2, samples={0})": (
+        "None",
+        "bytes",
+        "a float",
+        "a list",
+        "an object",
+        "minus one",
+        "a long number",
+    ),
     "model.generate('x', max_tokens=2, stop={0})": ("None", "bytes", "a float", "a list", "an object"),
     "model.generate('x', max_tokens=2, batch_size={0})": ("None", "bytes", "a float", "a list", "minus one"),
     "model.generate('x', max_tokens=2, prior_temperature={0})": ("None", "bytes", "NaN", "a list", "minus one"),
@@ -45,19 +82,28 @@ _CALLS: dict[str, tuple[str, ...]] = {
     "zoo.load('run', dtype={0})": ("bytes", "a float", "a list", "an object"),
     "zoo.load('run', weights={0})": ("bytes", "a float", "a list", "an object"),
 }
-_RIGHT = {("model.generate('x', max_tokens=2, truncate={0})", "True")}
 _LITERALS = (
-    "model.generate('x', max_tokens=2, prefill='priro')", "model.generate('x', max_tokens=2, last_latent='posteror')",
-    "model.generate('x', max_tokens=2, latents='frehs')", "model.generate('x', max_tokens=2, continuation_latents='shard')",
-    "model.generate('x', max_tokens=2, truncate='right')", "model.generate('x', max_tokens=2, prefill={'y': 'prior'})",
-    "model.generate('x', max_tokens=2, prefill={'z': 'priro'})", "model.generate('x', max_tokens=2, last_latent={'z': 5})",
-    "score_texts(model, ['abc'], method='iwea')", "score_texts(model, ['abc'], last_latent='priro')",
-    "score_texts(model, ['abc'], samples='atuo')", "score_texts(model, ['abc'], last_latent={'y': 'prior'})",
-    "score_continuations(model, [('a', 'b')], method='iwea')", "score_continuations(model, [('a', 5)])",
-    "score_continuations(model, [('a',)])", "score_continuations(model, ['ab'])", "score_continuations(model, [(b'a', b'b')])",
-    "score_continuations(model, 'ab')", "score_texts(model, 'abc', keys=[1, 2])",
-    "zoo.load('run', dtype='flot32')", "zoo.load('run', device='cdua')", "zoo.load('rnu')", "zoo.load('run', colour='red')",
-)  # fmt: skip
+    "model.generate('x', max_tokens=2, prefill='priro')",
+    "model.generate('x', max_tokens=2, last_latent='posteror')",
+    "model.generate('x', max_tokens=2, latents='frehs')",
+    "model.generate('x', max_tokens=2, continuation_latents='shard')",
+    "model.generate('x', max_tokens=2, truncate='right')",
+    "model.generate('x', max_tokens=2, prefill={'y': 'prior'})",
+    "model.generate('x', max_tokens=2, prefill={'z': 'priro'})",
+    "model.generate('x', max_tokens=2, last_latent={'z': 5})",
+    "score_texts(model, ['abc'], method='iwea')",
+    "score_texts(model, ['abc'], samples='atuo')",
+    "score_continuations(model, [('a', 'b')], method='iwea')",
+    "score_continuations(model, [('a', 5)])",
+    "score_continuations(model, [('a',)])",
+    "score_continuations(model, ['ab'])",
+    "score_continuations(model, [(b'a', b'b')])",
+    "score_continuations(model, 'ab')",
+    "score_texts(model, 'abc', keys=[1, 2])",
+    "zoo.load('run', dtype='flot32')",
+    "zoo.load('run', device='cdua')",
+    "zoo.load('rnu')",
+)
 _IMPORTS = "from latentlm import zoo\nfrom latentlm.likelihood import score_texts, score_continuations\nimport torch\n"
 _MODEL = _IMPORTS + "model = zoo.load('run')\n"
 
@@ -124,26 +170,42 @@ def _latents(change: str) -> Callable[[Path], None]:
 def cases() -> Iterator[Case]:
     """Of weights, latents, calls and literals."""
     commands = {
-        "generate": ("generate", "run", "x", "--max-tokens", "2"), "score": ("score", "run", "notes.txt", "--samples", "2"),
-        "eval": ("eval", "run", "--tasks", "latentlm_cloze", "--limit", "2", "--samples", "2"),
-        "compare": ("compare", "run", "--tasks", "none", "--documents", "2", "--document-bytes", "16", "--samples", "2", "--out", "new"),
+        "generate": ("generate", "run", "x", "--max-tokens", "2"),
+        "score": ("score", "run", "notes.txt", "--samples", "2"),
+        "eval": ("eval", "run", "--tasks", "latentlm_copy", "--limit", "2", "--samples", "2"),
+        "compare": (
+            "compare",
+            "run",
+            "--tasks",
+            "none",
+            "--documents",
+            "2",
+            "--document-bytes",
+            "16",
+            "--samples",
+            "2",
+            "--out",
+            "new",
+        ),
         "zoo add": ("zoo", "add", "run", "--to", "shelf"),
-    }  # fmt: skip
+    }
     for what, change in _WEIGHTS.items():
         for part in ("norm", "embed", "encoder"):
             for name, command in commands.items():
-                yield Case(f"weights {what} in {part}: {name}", command, prepare=_weights(change, part), says="norm|embed|encoder")
+                yield Case(
+                    f"weights {what} in {part}: {name}", command, prepare=_weights(change, part), says="norm|embed|encoder"
+                )
         yield Case(f"weights of a Llama {what}", ("generate", "llama", "x"), prepare=_llama(change), says="norm")
     yield Case("weights of a Llama complex", ("generate", "llama", "x"), prepare=_complex)
     for what, change in _LATENTS.items():
         yield Case(f"latents {what}", ("generate", "run", "x", "--load-latents", "bad.safetensors"), prepare=_latents(change))
-        code = f"from latentlm.interface import Latents, Latent\nt = model.encode('The text')['z'].values[0]\nt = {change}\n"
-        code = f"from latentlm.generation.latents import load_latents\nt = model.encode('The text')\nt = dict(t)['z']\nt = torch.as_tensor(getattr(t, 'values', t))[0]\nt = {change}\n"
+        if what == "no sites":
+            continue  # the prior goes on from there
         yield Case(f"latents {what} given in Python", python=_MODEL + _GIVEN.format(change=change))
     for call, odd in _CALLS.items():
         for what in odd:
-            good = True if (call, what) in _RIGHT else False
-            yield Case(f"{call.format(what)}", python=(_IMPORTS if call.startswith("zoo") else _MODEL) + call.format(_ODD[what]) + "\n", good=good)
+            lines = (_IMPORTS if call.startswith("zoo") else _MODEL) + call.format(_ODD[what]) + "\n"
+            yield Case(f"{call.format(what)}", python=lines)
     for line in _LITERALS:
         yield Case(line, python=_MODEL + line + "\n")
 

@@ -36,7 +36,15 @@ def _fifo(name: str) -> object:
 
 def cases() -> Iterator[Case]:
     """Of every writer."""
-    for target in ("notes.txt", "run/model.safetensors", "run/card.yaml", "my.yaml", "texts/0.txt", "texts", "llama/model.safetensors"):
+    for target in (
+        "notes.txt",
+        "run/model.safetensors",
+        "run/card.yaml",
+        "my.yaml",
+        "texts/0.txt",
+        "texts",
+        "llama/model.safetensors",
+    ):
         yield Case(f"latents over {target}", (*_GENERATE, target))
     yield Case("latents over latents", (*_GENERATE, "z.safetensors"), good=True, may_change=("z.safetensors",))
     yield Case("latents over a device", (*_GENERATE, "null"), prepare=_device("null"))  # type: ignore[arg-type]
@@ -50,34 +58,71 @@ def cases() -> Iterator[Case]:
     yield Case("card over a folder of notes", (*add, "--name", "mine", "--replace"), files={"mine/notes.txt": "mine"})
     yield Case("card over a link to a folder", (*add, "--name", "mine", "--replace"), prepare=_link("mine", "texts"))  # type: ignore[arg-type]
     yield Case(
-        "card over a card with notes beside", (*add, "--name", "mine", "--replace"), may_change=("mine/card.yaml",),
-        files={"mine/card.yaml": "card_version: 1\nname: mine\nstatus: architecture\nmodel: {decoder: vanilla}\n", "mine/notes.txt": "x"},
-    )  # fmt: skip
+        "card over a card with notes beside",
+        (*add, "--name", "mine", "--replace"),
+        may_change=("mine/card.yaml",),
+        files={
+            "mine/card.yaml": "card_version: 1\nname: mine\nstatus: architecture\nmodel: {decoder: vanilla}\n",
+            "mine/notes.txt": "x",
+        },
+    )
     yield Case("card on a shelf beside", ("zoo", "add", "run", "--to", "shelf"), good=True)
 
     train = ("train", "my.yaml", "-q", "--out", "new")
     for hidden in (".notes.part", ".tokenizer.json.part", ".model.safetensors.part", ".recipe.yaml.part"):
         yield Case(f"run beside {hidden}", train, files={f"new/{hidden}": "mine"}, good=True)
-    for name in ("tokenizer.json", "tokenizer.json.part", "recipe.yaml", "manifest.json", "metrics.jsonl", "model.safetensors",
-                 "card.yaml", ".lock", "checkpoints", ".model.safetensors.part", ".card.yaml.part", "tokenizer_config.json"):  # fmt: skip
+    for name in (
+        "tokenizer.json",
+        "tokenizer.json.part",
+        "recipe.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "card.yaml",
+        ".lock",
+        "checkpoints",
+        ".model.safetensors.part",
+        ".card.yaml.part",
+        "tokenizer_config.json",
+    ):
         target = "../texts" if name == "checkpoints" else "../notes.txt"
         # refused or done, the file that the link leads to stays as it is
-        yield Case(f"run through the link {name}", train, prepare=_link(f"new/{name}", target), good=None, may_change=("new/*",))  # type: ignore[arg-type]
+        yield Case(
+            f"run through the link {name}", train, prepare=_link(f"new/{name}", target), good=None, may_change=("new/*",)
+        )  # type: ignore[arg-type]
     for name in ("notes.txt", "texts", "llama", "my.yaml", "z.safetensors"):
         yield Case(f"run into {name}", ("train", "my.yaml", "-q", "--out", name))
     yield Case("run over a run", ("train", "my.yaml", "-q", "--out", "run"))
     yield Case("plugin over texts", ("new-plugin", "mine", "--out", "texts"))
-    yield Case("plugin over a folder", ("new-plugin", "mine"), files={"mine/notes.txt": "mine", "latentlm-mine/notes.txt": "mine"})
+    yield Case(
+        "plugin over a folder", ("new-plugin", "mine"), files={"mine/notes.txt": "mine", "latentlm-mine/notes.txt": "mine"}
+    )
     for name in ("notes.txt", "z.safetensors", "texts", "run/model.safetensors", "run/card.yaml"):
-        yield Case(f"evaluation over {name}", ("eval", "run", "--tasks", "latentlm_cloze", "--limit", "1", "--samples", "1", "--output", name))
-    yield Case("evaluation over a device", ("eval", "run", "--tasks", "latentlm_cloze", "--limit", "1", "--samples", "1", "--output", "null"),
-               prepare=_device("null"))  # type: ignore[arg-type]  # fmt: skip
+        yield Case(
+            f"evaluation over {name}",
+            ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--samples", "1", "--output", name),
+        )
+    yield Case(
+        "evaluation over a device",
+        ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--samples", "1", "--output", "null"),
+        prepare=_device("null"),
+    )  # type: ignore[arg-type]
     compare = ("compare", "run", "--tasks", "none", "--documents", "2", "--document-bytes", "16", "--samples", "2", "--out")
     for name in ("notes.txt", "my.yaml"):
         yield Case(f"comparison over {name}", (*compare, name))
     yield Case("comparison into a folder of others", (*compare, "mine"), files={"mine/report.html": "my own report"})
-    yield Case("figure into a folder of others", ("reproduce", "synthetic", "--out", "mine"), files={"mine/synthetic.json": "my own"})
-    yield Case("lines of a study over notes", ("study", "study.yaml", "--results", "notes.txt", "--table"), files={
-        "study.yaml": "name: s\nbase: my.yaml\narms: {a: {}}\n"})  # fmt: skip
-    yield Case("a run through a folder that is a link", ("train", "my.yaml", "-q", "--out", "link/new"), good=True,
-               prepare=_link("link", "texts"), files={"my.yaml": recipe(data__path="run/recipe.yaml")} if False else {})  # type: ignore[arg-type]  # fmt: skip
+    yield Case(
+        "figure into a folder of others", ("reproduce", "synthetic", "--out", "mine"), files={"mine/synthetic.json": "my own"}
+    )
+    yield Case(
+        "lines of a study over notes",
+        ("study", "study.yaml", "--results", "notes.txt", "--table"),
+        files={"study.yaml": "name: s\nbase: my.yaml\narms: {a: {}}\n"},
+    )
+    yield Case(
+        "a run through a folder that is a link",
+        ("train", "my.yaml", "-q", "--out", "link/new"),
+        good=True,
+        prepare=_link("link", "texts"),
+        files={"my.yaml": recipe(data__path="run/recipe.yaml")} if False else {},
+    )  # type: ignore[arg-type]
