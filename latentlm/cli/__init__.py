@@ -151,5 +151,8 @@ def main() -> None:
             raise
         typer.secho(f"error: {shown(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # before the command has begun, or after it has ended
+        typer.echo("stopped.", file=sys.stderr)
+        sys.exit(130)
     finally:
         flush_output()

@@ -28,7 +28,15 @@ from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
-from latentlm.training.record.folder import check_free, check_same_recipe, is_finished, is_started, locked, saved_recipe
+from latentlm.training.record.folder import (
+    begin_anew,
+    check_free,
+    check_same_recipe,
+    is_finished,
+    is_started,
+    locked,
+    saved_recipe,
+)
 from latentlm.training.record.manifest import read_manifest
 from latentlm.training.record.reporting import Reporter
 from latentlm.training.record.result import RunResult, read_result
@@ -58,6 +66,8 @@ def train(
     reporter = Reporter(recipe.name, steps=recipe.train.steps, quiet=not progress)
     check_free(out, resume=resume)
     with locked(out), _threads(recipe.train.threads):
+        if not resume:
+            begin_anew(out)
         if is_finished(out):
             _resumed(recipe, out)
             reporter.note(f"{out} is finished; there is nothing to resume.")

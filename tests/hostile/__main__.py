@@ -62,6 +62,7 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("patterns", nargs="*", help="of kinds or names, such as readers or '*latents*'")
+    parser.add_argument("--every", type=int, default=1, help="only every so many-th case of those chosen")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every outcome that is not clean")
     options = parser.parse_args()
@@ -70,6 +71,7 @@ def main() -> None:
         for kind, case in every()
         if not options.patterns or any(kind == pattern or fnmatch.fnmatch(case.name, pattern) for pattern in options.patterns)
     ]
+    wanted = wanted[:: options.every]
     ready()
     rows: list[dict[str, object]] = []
     console = Console(stderr=True)

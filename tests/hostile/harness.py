@@ -82,7 +82,8 @@ class Outcome:
         return list(self._problems(case, seconds, memory))
 
     def _problems(self, case: Case, seconds: float, memory: int) -> Iterable[str]:
-        errors, both = self.errors.decode(errors="replace"), (self.output + self.errors).decode(errors="replace")
+        errors = self.errors.decode(errors="replace")
+        both = self.output.decode(errors="replace") + "\n" + errors
         if self.timed_out:
             yield "it did not end"
             return
@@ -97,7 +98,7 @@ class Outcome:
         elif self.status != 0 and not re.search(r"^(error: |│ |╭─ Error|warning: | *Usage: )", both, re.M):
             yield f"no message: {errors.strip()[:120]!r}"
         errors = errors.replace("\r", "\n")  # a bar of progress
-        both = self.output.decode(errors="replace") + errors
+        both = self.output.decode(errors="replace") + "\n" + errors
         kept = self.status == 0 and case.argv[:1] == ("generate",)  # a text goes to a file as it is
         if found := _CONTROL.search(errors if kept else both):
             yield f"control character {found[0]!r}"

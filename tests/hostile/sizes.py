@@ -141,7 +141,7 @@ def cases() -> Iterator[Case]:
         card = f"card_version: 1\nname: big\nstatus: architecture\nmodel: {{decoder: vanilla, backbone: {{{block}}}}}\n"
         for command in (("zoo", "describe", "./big.yaml"), ("generate", "./big.yaml", "x"), ("zoo", "list")):
             yield Case(
-                f"card: {block}: {command[0]}", command, files={"big.yaml": card}, good=None if command[1] == "list" else False
+                f"card: {block}: {command[0]} {command[1]}", command, files={"big.yaml": card}, good=None
             )  # type: ignore[arg-type]
     yield Case(
         "recipe: many latents",

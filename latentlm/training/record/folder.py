@@ -1,7 +1,7 @@
 """The folder of a run: who may write into it, and whether a recipe continues what is there.
 
 card.yaml, model.safetensors       the finished model, a zoo model like any other
-recipe.yaml                        the resolved recipe, written before the first step
+recipe.yaml                        the resolved recipe; its presence says that the run was started
 manifest.json, metrics.jsonl, checkpoints/, tokenizer.json
 """
 
@@ -59,7 +59,7 @@ def check_free(out: Path, *, resume: bool) -> None:
     if is_finished(out) and not resume:
         raise UserError(f"{out} holds a finished run. Choose another folder with --out, or delete it first.")
     if is_started(out):
-        if not resume:
+        if not resume and not _is_empty_run(out):
             raise UserError(f"{out} holds a run that was started. Go on with --resume, or choose another folder with --out.")
         return
     own = _OF_A_RUN if (out / _LOCK).is_file() else {}  # a run that ended before it had saved anything
@@ -70,8 +70,19 @@ def check_free(out: Path, *, resume: bool) -> None:
 
 
 def is_started(out: Path) -> bool:
-    """Whether there is a run to resume: one that has saved something. (One that was refused or diverged before begins anew.)"""
-    return (out / RECIPE).exists() and (is_finished(out) or any((out / CHECKPOINTS).glob("step-*")))
+    """Whether there is a run to resume."""
+    return (out / RECIPE).exists()
+
+
+def _is_empty_run(out: Path) -> bool:
+    """Whether a run of ours began here that has saved nothing: it was refused, diverged, or was killed before it had."""
+    return (out / _LOCK).is_file() and not is_finished(out) and not any((out / CHECKPOINTS).glob("step-*"))
+
+
+def begin_anew(out: Path) -> None:
+    """Forget a run that has saved nothing."""
+    if _is_empty_run(out):
+        (out / RECIPE).unlink(missing_ok=True)
 
 
 def is_finished(out: Path) -> bool:

@@ -146,14 +146,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for text in read_bytes(path).splitlines() if path.is_file() else ():
         with suppress(ValueError, RecursionError):
             line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str):
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
 
 
 def last_line(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
     """The last line of a split; empty where there is none."""
-    return next((line for line in reversed(lines) if line["split"] == split), {})
+    return next((line for line in reversed(lines) if line.get("split") == split), {})
 
 
 def rewind(path: Path, *, step: int) -> list[dict[str, Any]]:
