@@ -89,7 +89,7 @@ class Run:
         manifest = read_manifest(self.out)
         before, threads = manifest.get("threads"), torch.get_num_threads()
         if self.trainer.model.device.type == "cpu" and isinstance(before, int) and before != threads:
-            self.reporter.warn(f"{threads} CPU threads, {before} at the start: sums round otherwise, so weights differ in bits.")
+            self.reporter.warn(f"{threads} CPU threads, {before} at the start: sums round otherwise, and bits differ.")
         manifest.setdefault("resumed", []).append({"step": checkpoint.step, "time": now(), "threads": threads})
         write_manifest(self.out, manifest)
         self.reporter.note(f"resuming at step {checkpoint.step} of {self.recipe.train.steps}")
