@@ -484,6 +484,91 @@ def test_refined_continuations_depend_on_no_other(method: str, last_latent: str)
         assert (alone.value, alone.samples) == (pytest.approx(score.value, abs=1e-4), score.samples)
 
 
+def test_a_filter_keeps_the_vectors_that_the_whole_text_speaks_for() -> None:
+    """Proposed vectors begin with less weight than those of the prior; resampled by that at once they were lost, and islands
+    differed six times as much."""
+    model = tiny("document", prior=StandardNormal, events=4)
+    with torch.no_grad():
+        model.injection.map.weight.mul_(3)  # type: ignore[operator,union-attr]
+        texts = Texts.of(model, [(2 * TEXT)[:16]], [1])
+        settings = {"target": "prior", "last_latent": "posterior"}
+        q = refined(model, texts, Noise.keyed(0, ["a"]), steps=60, **settings)  # type: ignore[arg-type]
+        assert q is not None
+        several = {"defensive": 0.5, "refined": {"z": q}, **settings}
+        noise = [Noise.keyed(seed, ["a"], samples=512) for seed in (1, 2)]
+        found = filtered(model, texts, noise[0], particles=8, proposed=("z",), **several).log_weights  # type: ignore[arg-type]
+        weights = log_weights(model, texts, noise[1], proposal="posterior", **several).log_weights  # type: ignore[arg-type]
+    eights = log_mean_exp(weights.view(64, 8))[0]
+    assert float(found.std()) < 1.5 * float(eights.std())
+    assert float(log_mean_exp(found)[0] - log_mean_exp(weights)[0]) == pytest.approx(0, abs=0.1)
+
+
+def test_predictions_on_the_way_know_all_of_a_proposals_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the tokens before, not of how many are to come: where nothing is resampled, a text predicts as its beginning does."""
+    monkeypatch.setattr("latentlm.likelihood.filtering.RESAMPLE_BELOW", 0.0)
+    model = tiny("document", prior=StandardNormal, events=4)
+    settings = {"target": "prior", "last_latent": "posterior"}
+    long = (2 * TEXT)[:14]
+    with torch.no_grad():
+        q = refined(model, Texts.of(model, [long], [1]), Noise.keyed(0, ["a"]), steps=30, **settings)  # type: ignore[arg-type]
+        several = {"defensive": 0.5, "refined": {"z": q}, "particles": 8, "proposed": ("z",), **settings}
+        whole, beginning = (
+            filtered(model, Texts.of(model, texts, [1] * len(texts)), Noise.keyed(1, "a" * len(texts), samples=64), **several)  # type: ignore[arg-type]
+            for texts in ([long], [long[:6]])
+        )
+    assert whole.token_nats[0, :5].tolist() == pytest.approx(beginning.token_nats[0].tolist(), abs=1e-6)
+    assert whole.greedy[0, :5].tolist() == beginning.greedy[0].tolist()
+    assert len(set(whole.token_nats[0].tolist())) == 13
+
+
+def test_what_samples_do_not_settle_is_refined_longer_and_weighed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other draws than those by which it was chosen; what is settled keeps its score."""
+    settings = {"method": "iwae", "samples": "auto", "max_samples": 64, "tolerance": 1e-4, "refine": 3}
+    once = score_texts(vector(), [TEXT, TEXT[:4]], **settings)  # type: ignore[arg-type]
+    longer = score_texts(vector(), [TEXT], **{**settings, "refine": 12})[0]  # type: ignore[arg-type]
+    steps = []
+
+    def counted(*args: object, **more: object) -> object:
+        steps.append(more["steps"])
+        return refined(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("latentlm.likelihood.estimating.refined", counted)
+    assert score_texts(vector(), [TEXT, TEXT[:4]], **settings) == once  # type: ignore[arg-type]
+    assert steps == [3]
+    first_is_not = lambda weights: [number > 0 for number in range(len(weights))]  # noqa: E731
+    monkeypatch.setattr("latentlm.likelihood.estimating.settled", first_is_not)
+    again = score_texts(vector(), [TEXT, TEXT[:4]], **settings)  # type: ignore[arg-type]
+    assert steps == [3, 3, 12]
+    assert again[1] == once[1]
+    assert len({once[0].value, longer.value, again[0].value}) == 3
+    assert again[0].value == pytest.approx(once[0].value, abs=4 * once[0].standard_error)
+    fixed = score_texts(vector(), [TEXT], **{**settings, "samples": 64})[0]  # type: ignore[arg-type]
+    assert (fixed.settled, fixed.samples) == (0.0, 64)
+    assert steps == [3, 3, 12, 3], "what is asked for by number is what is given"
+
+
+def test_what_has_no_proposal_is_not_weighed_anew_because_its_neighbour_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is proposed for one target; and what filters go on with is not refined anew."""
+    settings = {"method": "iwae", "samples": "auto", "max_samples": 64, "tolerance": 1e-4, "refine": 3}
+    monkeypatch.setattr("latentlm.likelihood.estimating.settled", lambda weights: [False] * len(weights))
+    keys: dict[str, object] = {"keys": ["short", "long"]}
+    together = score_texts(vector(), [TEXT[:2], TEXT], **keys, **settings)[0]  # type: ignore[arg-type]
+    alone = score_texts(vector(), [TEXT[:2]], keys=["short"], **settings)[0]  # type: ignore[arg-type]
+    assert together.value == pytest.approx(alone.value, abs=1e-6)
+    steps = []
+
+    def counted(*args: object, **more: object) -> object:
+        steps.append(more["steps"])
+        return refined(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("latentlm.likelihood.estimating.refined", counted)
+    monkeypatch.setattr("latentlm.likelihood.estimating.islands_agree", lambda weights: [False] * len(weights))
+    latents = {"intent": {"like": "gaussian", "dims": 2}, "bits": {"like": "free", "dims": 3}}
+    config = ModelConfig.model_validate({"decoder": "composed", "backbone": small_config().backbone, "latents": latents})
+    filtered_on = score_texts(build(config), [TEXT], **{**settings, "method": "auto"})[0]  # type: ignore[arg-type]
+    assert (filtered_on.method, steps) == ("smc", [3])
+
+
 def test_a_refined_proposal_depends_on_its_text_alone() -> None:
     settings = {"method": "iwae", "samples": 16, "refine": 10}
     together = score_texts(vector(), [TEXT, TEXT[:4], TEXT[2:]], **settings)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from latentlm.likelihood.diagnostics import diagnose
 from latentlm.likelihood.planning import plan
 from latentlm.likelihood.scoring import texts_to_score
 from latentlm.likelihood.texts import Texts
-from likelihood_parts import tiny
+from likelihood_parts import StandardNormal, tiny
 
 
 @cache
@@ -65,3 +65,11 @@ def test_a_plan_takes_as_long_as_all_tokens_at_the_speed_of_the_longest(monkeypa
     requests, _, how = texts_to_score(model(), texts, max_samples=64)  # at most, filters of 64 particles take over all of them
     monkeypatch.setattr(planning.time, "perf_counter", iter([0.0, 1.0, 0.0, 2.0]).__next__)
     assert plan(model(), requests, how).seconds == (pytest.approx(1.5), pytest.approx(1.5 + 2 * 2 * 1.5))
+
+
+@pytest.mark.parametrize(("method", "times"), [("iwae", 2 * 5), ("elbo", 2), ("smc", 2 * 2 - 1)])
+def test_a_plan_has_time_for_refining_anew_where_that_happens(monkeypatch: pytest.MonkeyPatch, method: Any, times: int) -> None:
+    vector = tiny("document", prior=StandardNormal, events=1)
+    requests, _, how = texts_to_score(vector, [[0, 1, 1, 0]], method=method, max_samples=64, refine=2)
+    monkeypatch.setattr(planning.time, "perf_counter", iter([0.0, 1.0]).__next__)
+    assert plan(vector, requests, how).seconds == (pytest.approx(1.0), pytest.approx(times))

@@ -8,7 +8,8 @@ alone.
 `auto` weighs, and filters what that does not settle: over a text of hundreds of sites the weights of whole paths spread more
 than any number of them can make up for, and a filter, which lets the paths that explain the text so far have descendants, does
 not care how long it is. A latent that is drawn once for all targets has no sites to filter over: where there is no other, more
-samples are all that is left.
+samples are all that is left, and then better proposals: what the last round leaves unsettled is refined anew, by four times the
+gradient steps, and weighed again, with draws of its own.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ FIRST_SAMPLES = 32
 """Of the first round."""
 FIRST_PARTICLES = 256
 """Of the first filters that take over from importance sampling."""
+AGAIN = 4
+"""Times as many gradient steps for the proposals of what the samples did not settle and no filter can."""
 PARTICLE_TOKENS = 2**18
 """Particles times tokens that are filtered together at most, unless one text has more: their keys and values are in memory."""
 Progress = Callable[[int, int], None]
@@ -159,20 +162,39 @@ class _Run:
 
     def finish(self, numbers: list[int]) -> None:
         """Score some requests, round after round. Raises UserError where one is not a number."""
-        texts, weights, samples, had = self._texts(numbers), None, self.how.samples, 0
+        texts = self._texts(numbers)
         if not self.checked:
             check_normalised(self.model, texts.context)
             self.checked = True
-        self._refine(numbers, texts)
+        self._refine(numbers, texts, self.how.refine)
         if self.model.has_latents and self.how.method == "smc":
             self._filter_all(numbers, self.how.samples)
             return
-        to_filter: list[int] = []
+        to_filter = self._rounds(numbers, texts)
+        self._filter_all(to_filter, min(FIRST_PARTICLES, self.how.max_samples))
+        left = [number for number in numbers if number not in to_filter and self.refines_again(number)]
+        if left:
+            texts, before = self._texts(left), {number: self.scores[number].near_ties for number in left}
+            self._refine(left, texts, AGAIN * self.how.refine)
+            self._rounds(left, texts, again=True)
+            for number, ties in before.items():  # which may have decided that there is a second time
+                self.scores[number] = replace(self.scores[number], near_ties=self.scores[number].near_ties + ties)
+
+    def refines_again(self, number: int) -> bool:
+        """Whether a request has a refined proposal (none is made for one target, whose draws are the target's) and the last
+        round has not settled it."""
+        request = self.requests[number]
+        proposes = bool(self.proposals) and len(request.tokens) - request.given > 1
+        return proposes and self.how.doubles and not self.scores[number].settled
+
+    def _rounds(self, numbers: list[int], texts: Texts, *, again: bool = False) -> list[int]:
+        """Weigh, round after round; the requests that filters are to go on with. `again`: with draws of their own."""
+        weights, samples, had, to_filter = None, self.how.samples, 0, list[int]()
         while numbers:
             if not self.model.has_latents:
                 self._exact(numbers, texts)
             else:
-                weights = self._weigh(numbers, texts, samples, had, weights)
+                weights = self._weigh(numbers, texts, samples, had, weights, again=again)
             self._check(numbers)
             had, samples = samples, 2 * samples
             to_filter += filter(self.needs_filter, numbers)
@@ -183,7 +205,7 @@ class _Run:
                 chosen = torch.tensor(left, device=self.model.device)
                 texts, weights = texts.select(chosen), weights if weights is None else weights.select(chosen)
             numbers = [numbers[place] for place in left]
-        self._filter_all(to_filter, min(FIRST_PARTICLES, self.how.max_samples))
+        return to_filter
 
     def _filter_all(self, numbers: list[int], samples: int) -> None:
         """Filter requests, as many together as fit, round after round."""
@@ -223,12 +245,12 @@ class _Run:
             )
 
     def _weigh(
-        self, numbers: list[int], texts: Texts, samples: int, had: int, before: Weights | None
+        self, numbers: list[int], texts: Texts, samples: int, had: int, before: Weights | None, *, again: bool
     ) -> Weights:
         """By importance sampling, or the bound: bring the weights from `had` to `samples` samples."""
         model, how = self.model, self.how
         batch = [self.requests[number] for number in numbers]
-        keys = [batch[place].key for place in texts.firsts.tolist()]
+        keys = [(batch[place].key, "again") if again else batch[place].key for place in texts.firsts.tolist()]
         noise = Noise.keyed(how.seed, keys, samples=samples - had, first=had)
         greedy = how.greedy and not had  # the first round's draws are as good as any
         if how.method == "elbo":
@@ -318,13 +340,13 @@ class _Run:
                 warnings=cautions(effective[row], many, known=agree[row], what="islands"),
             )
 
-    def _refine(self, numbers: list[int], texts: Texts) -> None:
+    def _refine(self, numbers: list[int], texts: Texts, steps: int) -> None:
         """Refine the proposal of the first latent, where one site of it is open over all targets, for a batch."""
         self.proposals, (target, opened), how = {}, self.kinds[numbers[0]], self.how
-        if not (how.refine and opened) or how.method == "prior":
+        if not (steps and opened) or how.method in ("prior", "elbo"):
             return
         noise = Noise.keyed(how.seed, [(self.requests[number].key, "refining") for number in numbers])
-        found = refined(self.model, texts, noise, target=target, last_latent=how.last_latent, steps=how.refine)
+        found = refined(self.model, texts, noise, target=target, last_latent=how.last_latent, steps=steps)
         if found is not None:
             self.proposals, self.places = {opened[0]: found}, {number: row for row, number in enumerate(numbers)}
 

@@ -17,7 +17,9 @@ particles of all islands, of which the greedy check asks for nothing more.
 
 A latent whose site stays open over all targets (a document's vector) gains nothing from resampling, which only makes its values
 fewer: it is drawn once for each particle from the defensive proposal of `iwae` and carries its weight, so far as the latents
-before it do so too.
+before it do so too. The log of that weight is taken in even parts, one with each target: taken at once it would have a value
+that the whole text speaks for resampled away before the text has spoken. At the end every particle has all of it, whatever it
+was resampled by, and the estimate is unbiased as before.
 
 Cost. The trunk, which is free of z, runs over the targets once for each text (`LatentDecoder.step_along`); the blocks above run
 once for each particle and token. Given tokens are fed to every particle (`prefill`).
@@ -132,8 +134,11 @@ class _Filter:
     """Particles under way."""
 
     def __init__(self, model: LatentDecoder, texts: Texts, noise: Noise, log_weights: Tensor, near_ties: Tensor) -> None:
-        self.model, self.texts, self.noise, self.weights, self.near_ties = model, texts, noise, log_weights, near_ties
+        self.model, self.texts, self.noise, self.near_ties = model, texts, noise, near_ties
         rows, islands, particles = log_weights.shape
+        self.ahead = texts.mask.sum(1)  # (B,) targets that are to come, and parts of the weights that particles begin with
+        self.part = log_weights / self.ahead[:, None, None]
+        self.weights = torch.zeros_like(log_weights)
         self.ones = noise.select(range(0, len(noise), particles)).stream("resampling")  # one for each island
         self.value = log_weights.new_zeros(rows, islands)
         self.resampled = torch.zeros_like(near_ties)
@@ -145,12 +150,15 @@ class _Filter:
         for place in range(texts.targets.shape[1]):
             wanted, real = texts.targets[:, place], texts.mask[:, place]
             log_probs = state.logits.log_softmax(-1).view(rows, -1, state.logits.shape[-1])  # (B, K, V)
-            share = (self.value[..., None] + self.weights).flatten(1).log_softmax(-1)  # (B, K)
+            whole = self.weights + self.part * self.ahead[:, None, None]
+            share = (self.value[..., None] + whole).flatten(1).log_softmax(-1)  # (B, K)
             predictive = (log_probs + share.to(log_probs)[..., None]).logsumexp(1)  # (B, V)
             greedy.append((predictive.argmax(-1) == wanted) | ~real)
             own = log_probs.gather(-1, wanted[:, None, None].expand(-1, log_probs.shape[1], 1))[..., 0].double()  # (B, K)
             nats.append((share + own).logsumexp(-1).masked_fill(~real, 0.0))
-            self.weights = self.weights + own.masked_fill(~real[:, None], 0.0).view_as(self.weights)
+            gained = own.view_as(self.weights) + self.part
+            self.weights = self.weights + gained.masked_fill(~real[:, None, None], 0.0)
+            self.ahead = self.ahead - real.long()
             if place + 1 < texts.targets.shape[1]:
                 state = self._resampled(state, place, texts.mask[:, place + 1])
                 here = (texts.lengths + place).clamp(max=texts.context.tokens.shape[1] - 1)  # rows that have ended go on idle
@@ -184,6 +192,7 @@ class _Filter:
         level = self.weights.logsumexp(-1) - math.log(particles)
         self.value = self.value + level.masked_fill(~chosen, 0.0)
         self.weights = torch.where(chosen[..., None], 0.0, self.weights)
+        self.part = self.part.gather(-1, parents)
         self.resampled = self.resampled + chosen.sum(-1)
         base = torch.arange(0, rows * islands * particles, particles, device=share.device)[:, None]  # (B*M, 1)
         return self.model.resample(state, (base + parents.view(-1, particles)).flatten())

@@ -15,7 +15,7 @@ import torch
 
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood.estimating import PARTICLE_TOKENS, How, Request, estimated, may_filter
+from latentlm.likelihood.estimating import AGAIN, PARTICLE_TOKENS, How, Request, estimated, may_filter
 from latentlm.likelihood.filtering import open_latents
 from latentlm.likelihood.nats import LOGITS, pass_tokens
 from latentlm.likelihood.refining import GRADIENT_TOKENS
@@ -55,7 +55,7 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     """Score one of the longest requests to see how long it takes. Raises UserError where there are none."""
     tokens = sum(len(request.tokens) - request.given for request in requests)
     longest = max(requests, key=lambda request: len(request.tokens))
-    one = replace(how, max_samples=how.samples)
+    one = replace(how, max_samples=how.samples, doubles=False)
     estimated(model, [longest], one)  # the first run of anything is slower
     scale = sum(len(request.tokens) for request in requests) / len(longest.tokens)
     seconds = _seconds(model, longest, one) * scale
@@ -67,7 +67,8 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
-    if how.refine and open_latents(model, longest.tokens, longest.given):  # all blocks keep what their gradients need
+    refines = how.refine and open_latents(model, longest.tokens, longest.given)
+    if refines:  # all blocks keep what their gradients need
         kept_tokens = max(GRADIENT_TOKENS, len(longest.tokens))
         stream += kept_tokens * size * backbone.blocks * (16 * backbone.width + 4 * backbone.feed_forward)
     filters = how.method == "smc" or (how.method == "auto" and how.doubles and may_filter(model, longest))
@@ -82,6 +83,8 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     if filters and how.method == "auto":
         few = replace(how, method="smc", samples=FEW_PARTICLES, max_samples=FEW_PARTICLES)
         most = max(most, seconds + _seconds(model, longest, few) * scale * 2 * how.most / FEW_PARTICLES)
+    elif refines and how.doubles and how.method not in ("smc", "elbo", "prior"):
+        most *= 1 + AGAIN  # where no round settles it
     return Plan(
         requests=len(requests),
         tokens=tokens,

@@ -66,7 +66,8 @@ def score_continuations(
     last_latent    whose draw the site of the last context token is under `operational`, as in `prefill`
     defensive      share of paths drawn from the target instead of the posterior, 0 <= defensive < 1
     refine         gradient steps that move the proposal of a document's vector towards what explains the continuation
-                   (`refining`); for an `operational` score that the encoder serves badly
+                   (`refining`); for an `operational` score that the encoder serves badly. With samples="auto" four times as
+                   many follow, and new samples, where the last round leaves it unsettled and there is nothing to filter over
     greedy         also say whether every target is the argmax of the predictive mixture (of those samples that no posterior
                    proposed which has seen the targets; where all were, a second pass of the upper blocks draws others)
     keys           key of each request's random numbers; default: its context
