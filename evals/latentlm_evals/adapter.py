@@ -30,7 +30,9 @@ not; random numbers are keyed by content, so batches and processes change no ans
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -119,6 +121,8 @@ class LatentLM(TemplateLM):
         self.model, self._tokenizer = loaded, loaded.tokenizer
         self._device = loaded.device
         folder, elsewhere = tokenizer_folder(model, tokenizer)
+        if elsewhere and loaded.end_tokens is not None:  # `hf` stops at the tokenizer's end-of-text too
+            loaded.end_tokens |= {loaded.tokenizer.end_of_text}
         self.reader = reader_of(
             loaded.tokenizer, folder, elsewhere=elsewhere, add_bos_token=add_bos_token, prefix_token_id=prefix_token_id
         )
@@ -148,6 +152,8 @@ class LatentLM(TemplateLM):
         if str(given.get("device", "")).startswith("cuda") and not torch.cuda.is_available():
             del given["device"]  # the lm_eval command asks for cuda:0 on every machine
         given |= {name: value for name, value in ours(arg_dict, known).items() if value is not None}
+        if isinstance(given.get("model"), int) and not isinstance(given["model"], bool):
+            given["model"] = str(given["model"])  # lm-eval takes a folder of digits for a number
         if "model" not in given:
             raise UserError("--model_args needs a model: model=NAME of the zoo (see `latentlm zoo list`), or model=RUN_FOLDER.")
         if "seed" not in given and torch.initial_seed() not in (_TORCH_SEED, DEFAULT_OTHER_SEED):
@@ -172,7 +178,8 @@ class LatentLM(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         """For lm-eval's cache of built requests: other tokenizers and templates have other names."""
-        return f"{self.reader.name}_{self.reader.digest()[:16]}"
+        said = json.dumps([self.reader.digest(), self.templates.said], sort_keys=True, default=str)
+        return f"{self.reader.name}_{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids of a text, the first token before it unless `add_special_tokens` is false."""

@@ -32,6 +32,11 @@ class Templates:
         self._chosen = str(known[name or "default"])
         return self._chosen
 
+    @property
+    def said(self) -> tuple[str | None, dict[str, Any]]:
+        """What conversations look like under: the template that was chosen, and its arguments."""
+        return self._chosen, self._arguments
+
     def _check(self) -> None:
         """Raise UserError where there is no template."""
         if not getattr(self._tokenizer, "chat_template", None):

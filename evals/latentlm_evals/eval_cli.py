@@ -198,7 +198,7 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
     from latentlm_evals.scored import verdict
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
-    table = Table(title=f"{model} ({how}, seed {facts['seed']})", title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(title=f"{escaped(model)} ({how}, seed {facts['seed']})", title_justify="left", show_edge=False, pad_edge=False)
     filtered = any(row.filter != "none" for row in [*rows, *groups])
     for column in ("task", "metric", *(["filter"] if filtered else [])):
         table.add_column(column, overflow="fold")  # where the terminal is narrow: names are folded, numbers stay whole
@@ -209,7 +209,7 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
             error = "-" if row.standard_error is None else f"{row.standard_error:.4f}"
             chance = "-" if row.chance is None else f"{row.chance:g}"
             words = [row.task, row.metric, *([row.filter] if filtered else [])]
-            table.add_row(*words, f"{row.value:.4f}", error, chance, str(row.items))
+            table.add_row(*map(escaped, words), f"{row.value:.4f}", error, chance, str(row.items))
         table.add_section()
     Console().print(table)
     if (found := verdict(facts, option="--samples")) is not None:

@@ -8,11 +8,11 @@ import torch
 
 from latentlm import zoo
 from latentlm.config import Card
-from latentlm.errors import UserError
+from latentlm.errors import UserError, typed_path
 from latentlm.interface import LatentDecoder
 from latentlm.interop import is_llama_folder
 from latentlm.tokenizer import FILE, check_vocabulary, load_tokenizer
-from latentlm.zoo.shelves import find
+from latentlm.zoo.shelves import find, is_name
 from latentlm_evals.options import flag
 
 
@@ -64,13 +64,14 @@ def tokenizer_folder(model: str | LatentDecoder, tokenizer: str | None) -> tuple
     if isinstance(model, LatentDecoder):
         return None, False
     if elsewhere:
-        return Path(model).expanduser(), True
+        return typed_path(model), True
     entry = find(model)
     return (entry.folder if entry.card.tokenizer not in (None, "bytes") else None), False
 
 
 def _is_llama(model: str) -> bool:
-    return is_llama_folder(Path(model).expanduser())
+    """As `zoo.load` takes it: a name goes before a folder of that name."""
+    return not is_name(model) and is_llama_folder(typed_path(model))
 
 
 def _file_of(tokenizer: str) -> str:

@@ -86,9 +86,13 @@ def test_a_template_without_a_system_role_gets_the_conversation_without_it(tmp_p
 def test_the_named_template_is_the_one_that_is_applied(tmp_path: Path) -> None:
     lm = LatentLM(str(llama_folder(tmp_path, chat_template={"default": TEMPLATE, "short": SHORT})))
     history = [{"role": "user", "content": "Hi"}]
+    names = [lm.tokenizer_name]
     assert lm.chat_template("short") == SHORT
+    names.append(lm.tokenizer_name)
     assert lm.apply_chat_template(history) == "Hi"
     assert lm.chat_template(True) == TEMPLATE
+    names.append(lm.tokenizer_name)
+    assert len(set(names)) == 3, "lm-eval keeps built requests by this name"
     assert lm.apply_chat_template(history).startswith("<|im_start|>user")
     with pytest.raises(UserError, match="short"):
         lm.chat_template("shrot")

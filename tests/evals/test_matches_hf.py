@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from latentlm.generation import generate
 from latentlm.tokenizer import BPETokenizer
 from latentlm_evals.adapter import LatentLM
+from llama_folders import llama_folder
 
 CONTEXT = 48
 TEXT = "def area(width, height):\n    return width * height\n\nclass Point:\n    def __init__(self, x):\n        self.x = x\n"
@@ -117,3 +120,40 @@ def test_greedy_generations_are_those_of_hf(ours: LatentLM, theirs: HFLM) -> Non
     asked = requests("generate_until", [(context, dict(settings)) for context in [*pieces(6, 1, 6), "x " * 60]])
     asked += requests("generate_until", [("class Point", {"until": [], "max_gen_toks": 20, "do_sample": False})])
     assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+def test_a_text_ends_at_the_tokenizers_end_of_text_too_as_in_hf(tmp_path: Path) -> None:
+    """Where generation_config.json names another end token alone, as chat-tuned folders do."""
+    folder = llama_folder(tmp_path / "ends")
+    lm = LatentLM(str(folder))
+    prompts = ["def area(", "import os", "class P", "return width"]
+    written = [generate(lm.model, [lm.reader.encode(prompt)], max_tokens=12, temperature=0)[0].tokens for prompt in prompts]
+    (frequent, _), *_ = Counter(token for tokens in written for token in set(tokens[2:])).most_common(1)
+    weights = load_file(folder / "model.safetensors")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        rows = weights[name].clone()
+        rows[[lm.eot_token_id, frequent]] = rows[[frequent, lm.eot_token_id]]
+        weights[name] = rows
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((folder / "generation_config.json").read_text())
+    end = lm.tok_encode("<|im_end|>", add_special_tokens=False)
+    (folder / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": end}))
+    ours, theirs = LatentLM(str(folder)), HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1)
+    asked = [(prompt, {"until": [], "max_gen_toks": 20}) for prompt in prompts]
+    found = [lm.generate_until(requests("generate_until", asked), disable_tqdm=True) for lm in (ours, theirs)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["~tilde", "123"])
+def test_a_folder_is_found_as_zoo_load_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    llama_folder(tmp_path / name)
+    assert LatentLM.create_from_arg_string(f"model={name}").model.config.backbone.width == 32
+
+
+def test_a_models_name_goes_before_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    llama_folder(tmp_path / "free-tiny")
+    lm = LatentLM("free-tiny")
+    assert lm.model.card is not None
+    assert lm.tok_encode("ab") == [256, 97, 98], "bytes after end-of-text, not the folder's tokens"
