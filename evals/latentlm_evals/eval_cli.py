@@ -198,7 +198,8 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
     from latentlm_evals.scored import verdict
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
-    table = Table(title=f"{escaped(model)} ({how}, seed {facts['seed']})", title_justify="left", show_edge=False, pad_edge=False)
+    title = f"{escaped(model)} ({how}, seed {facts['seed']})"
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     filtered = any(row.filter != "none" for row in [*rows, *groups])
     for column in ("task", "metric", *(["filter"] if filtered else [])):
         table.add_column(column, overflow="fold")  # where the terminal is narrow: names are folded, numbers stay whole
