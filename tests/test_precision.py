@@ -521,11 +521,8 @@ def test_predictions_on_the_way_know_all_of_a_proposals_weight(monkeypatch: pyte
     assert len(set(whole.token_nats[0].tolist())) == 13
 
 
-def test_what_samples_do_not_settle_is_refined_longer_and_weighed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By other draws than those by which it was chosen; what is settled keeps its score."""
-    settings = {"method": "iwae", "samples": "auto", "max_samples": 64, "tolerance": 1e-4, "refine": 3}
-    once = score_texts(vector(), [TEXT, TEXT[:4]], **settings)  # type: ignore[arg-type]
-    longer = score_texts(vector(), [TEXT], **{**settings, "refine": 12})[0]  # type: ignore[arg-type]
+def steps_of_refining(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The gradient steps of each refining from now on."""
     steps = []
 
     def counted(*args: object, **more: object) -> object:
@@ -533,6 +530,15 @@ def test_what_samples_do_not_settle_is_refined_longer_and_weighed_anew(monkeypat
         return refined(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("latentlm.likelihood.estimating.refined", counted)
+    return steps
+
+
+def test_what_samples_do_not_settle_is_refined_longer_and_weighed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other draws than those by which it was chosen; what is settled keeps its score."""
+    settings = {"method": "iwae", "samples": "auto", "max_samples": 64, "tolerance": 1e-4, "refine": 3}
+    once = score_texts(vector(), [TEXT, TEXT[:4]], **settings)  # type: ignore[arg-type]
+    longer = score_texts(vector(), [TEXT], **{**settings, "refine": 12})[0]  # type: ignore[arg-type]
+    steps = steps_of_refining(monkeypatch)
     assert score_texts(vector(), [TEXT, TEXT[:4]], **settings) == once  # type: ignore[arg-type]
     assert steps == [3]
     first_is_not = lambda weights: [number > 0 for number in range(len(weights))]  # noqa: E731
@@ -555,13 +561,7 @@ def test_what_has_no_proposal_is_not_weighed_anew_because_its_neighbour_is(monke
     together = score_texts(vector(), [TEXT[:2], TEXT], **keys, **settings)[0]  # type: ignore[arg-type]
     alone = score_texts(vector(), [TEXT[:2]], keys=["short"], **settings)[0]  # type: ignore[arg-type]
     assert together.value == pytest.approx(alone.value, abs=1e-6)
-    steps = []
-
-    def counted(*args: object, **more: object) -> object:
-        steps.append(more["steps"])
-        return refined(*args, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("latentlm.likelihood.estimating.refined", counted)
+    steps = steps_of_refining(monkeypatch)
     monkeypatch.setattr("latentlm.likelihood.estimating.islands_agree", lambda weights: [False] * len(weights))
     latents = {"intent": {"like": "gaussian", "dims": 2}, "bits": {"like": "free", "dims": 3}}
     config = ModelConfig.model_validate({"decoder": "composed", "backbone": small_config().backbone, "latents": latents})

@@ -183,9 +183,8 @@ class _Run:
     def refines_again(self, number: int) -> bool:
         """Whether a request has a refined proposal (none is made for one target, whose draws are the target's) and the last
         round has not settled it."""
-        request = self.requests[number]
-        proposes = bool(self.proposals) and len(request.tokens) - request.given > 1
-        return proposes and self.how.doubles and not self.scores[number].settled
+        several = len(self.requests[number].tokens) - self.requests[number].given > 1
+        return bool(self.proposals) and several and self.how.doubles and not self.scores[number].settled
 
     def _rounds(self, numbers: list[int], texts: Texts, *, again: bool = False) -> list[int]:
         """Weigh, round after round; the requests that filters are to go on with. `again`: with draws of their own."""
