@@ -39,6 +39,11 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def short(text: str, most: int = 200) -> str:
+    """A text as it is told in a message: not without end."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest of `known`, or an empty string where nothing is near. One that is a word of
     the other (`event_dims` for `dims`) is near."""

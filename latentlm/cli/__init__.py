@@ -15,13 +15,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from latentlm.cli._errors import explain, flush_output, tidy_warnings
-from latentlm.cli.text import any_terminal, shown
+from latentlm.cli.text import any_terminal, told
 from latentlm.errors import UserError, did_you_mean
 
 _GROUP = "latentlm.commands"
@@ -57,7 +59,9 @@ class _LazyGroup(TyperGroup):
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             near = did_you_mean(args[0], self.list_commands(ctx))
             ctx.fail(f'No such command "{args[0]}".{near} See `latentlm --help`.')
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        _refuse_empty_paths(ctx, found[1], found[2])
+        return found
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name; while the overview is printed, a stub with its one line of help."""
@@ -91,8 +95,22 @@ def _shown_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(message := getattr(error, "message", None), str):
-            error.message = shown(message)  # type: ignore[attr-defined]
+            error.message = told(message)  # type: ignore[attr-defined]
         raise
+
+
+def _refuse_empty_paths(ctx: Any, command: Any, args: list[str]) -> None:
+    """An option for a path that is given the empty text (a variable of the shell that is not set) is refused: to Python that is
+    the folder one is in."""
+    empty = {word for word, value in pairwise(args) if not value} | {
+        word[:-1] for word in args if word.startswith("--") and word.endswith("=")
+    }
+    for leaf in (command, *getattr(command, "commands", {}).values()) if empty else ():
+        kinds = get_type_hints(leaf.callback) if leaf.callback else {}
+        for parameter in leaf.params:
+            kind = kinds.get(parameter.name)
+            if Path in (kind, *get_args(kind)) and (option := next(iter(empty.intersection(parameter.opts)), None)):
+                ctx.fail(f"{option} is given an empty path. Say . for the folder you are in.")
 
 
 def _load(cmd_name: str) -> typer.Typer:
@@ -149,7 +167,7 @@ def main() -> None:
     except Exception as error:
         if (message := explain(error)) is None:
             raise
-        typer.secho(f"error: {shown(message)}", fg=typer.colors.RED, file=sys.stderr)
+        typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # before the command has begun, or after it has ended
         typer.echo("stopped.", file=sys.stderr)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from latentlm.config.reading import short
-from latentlm.errors import UserError
+from latentlm.errors import UserError, short
 
 MOST = 2**63 - 1
 """What a tensor's sizes and seeds can be."""

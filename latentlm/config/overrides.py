@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latentlm.config.reading import yaml_data
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError, short, unknown_name
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f'"{override}" is not of the form key=value (for example train.steps=500).')
+            raise UserError(f'"{short(override)}" is not of the form key=value (for example train.steps=500).')
         node = data
         *parents, last = key.split(".")
         for parent in parents:
@@ -23,7 +23,8 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
                 child = {"name": child}
             node[parent] = dict(child) if isinstance(child, dict) else {}
             node = node[parent]
-        value = yaml_data(text, source=f'the value in "{override}"', remedy="Put quotes around text with special characters.")
+        remedy = "Put quotes around text with special characters."
+        value = yaml_data(text, source=f'the value in "{short(override)}"', remedy=remedy)
         if value is None and parents == ["model", "latents"]:  # the one mapping whose keys the recipe makes up
             if last not in node:
                 raise unknown_name("latent", last, node)

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from latentlm.errors import UserError
+from latentlm.errors import UserError, short
 
 MOST_BYTES = 2**26
 """Of a text of settings. (A tokenizer with a million symbols takes a third of it.)"""
@@ -83,11 +83,6 @@ def why_not(path: Path | str, error: OSError | ValueError) -> str:
         errno.ENAMETOOLONG: "does not exist: no path is that long.",
     }.get(error.errno or 0, f"cannot be read: {error.strerror or error}.")
     return f"{short(str(path))} {said}"
-
-
-def short(text: str, most: int = 200) -> str:
-    """A text as it is told in a message: not without end."""
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- YAML

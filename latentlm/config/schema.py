@@ -227,6 +227,7 @@ class DataConfig(Strict):
 
     path: str = Field(
         "stdlib",
+        min_length=1,
         description='"stdlib" (sources of the running Python), "synthetic:NAME" (texts of known density), a folder, a .txt, '
         ".jsonl or .parquet file, or a data set of the Hugging Face hub (owner/name, or hf:name)",
     )
@@ -270,11 +271,15 @@ class TrainConfig(Strict):
     tensorboard: bool = Field(False, description="write event files too (needs the extra `tensorboard`)")
 
 
+_NAME, _LONGEST_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 200
+"""Of runs and cards, which name folders: file systems allow 255 bytes."""
+
+
 class Recipe(Strict):
     """What `latentlm train` reads."""
 
     name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and its card; default: the file's name"
+        "run", pattern=_NAME, max_length=_LONGEST_NAME, description="of the run and its card; default: the file's name"
     )
     description: str = Field("", description="for the card")
     plugins: list[str] = Field(default_factory=list, description="plugins it needs; their parts win where another has the name")
@@ -298,7 +303,7 @@ class Card(Strict):
     """A model of the zoo. Card format version 1; 2 for a model with `latents`."""
 
     card_version: Literal[1, 2] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=_NAME, max_length=_LONGEST_NAME)
     description: str = ""
     status: Literal["trained", "architecture"]
     plugins: list[str] = Field(default_factory=list)

@@ -20,8 +20,7 @@ import pluggy
 from pydantic import BaseModel
 
 from latentlm import __version__
-from latentlm.config.reading import short
-from latentlm.errors import PluginError, did_you_mean, unknown_name
+from latentlm.errors import PluginError, did_you_mean, short, unknown_name
 from latentlm.plugins import hookspecs, moved
 
 GROUP = "latentlm"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from latentlm.config.reading import json_data, read_text, short
-from latentlm.errors import UserError, did_you_mean, typed_path
+from latentlm.config.reading import json_data, read_text
+from latentlm.errors import UserError, did_you_mean, short, typed_path
 from latentlm.tokenizer.base import END_OF_TEXT, ByteTokenizer, Tokenizer
 from latentlm.tokenizer.library import (
     COMPANION,

@@ -36,7 +36,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 def _name_of(path: Path) -> str:
     """A recipe's name where it says none: its file's, or for a recipe.yaml its folder's, in letters that a name may have."""
     said = path.resolve().parent.name if path.name == RECIPE else path.stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", said).strip("._-") or "run"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", said)[:200].strip("._-") or "run"
 
 
 def default_out(name: str, recipe: Recipe, *, resume: bool) -> Path:

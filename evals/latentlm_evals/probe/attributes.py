@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentlm.config.reading import short
-from latentlm.errors import UserError, did_you_mean, typed_path
+from latentlm.errors import UserError, did_you_mean, short, typed_path
 from latentlm.training.data import numbered_lines
 from latentlm.training.data.synthetic import PREFIX, SOURCES, Decided, source
 from latentlm_evals.probe.fetching import cached

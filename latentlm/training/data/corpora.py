@@ -32,8 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config import DataConfig
-from latentlm.config.reading import short
-from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
+from latentlm.errors import UserError, did_you_mean, short, typed_path, unknown_name
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
 from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
 from latentlm.training.data.synthetic import PREFIX as SYNTHETIC
