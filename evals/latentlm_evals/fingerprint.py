@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import latentlm
+from latentlm.config.reading import json_data
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 
@@ -112,7 +113,9 @@ def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
             raise UserError(f"The --use_cache database holds answers that no latentlm model signed. {remedy}")
         database[CACHE_KEY] = json.dumps(facts, sort_keys=True)
         return
-    found = json.loads(database[CACHE_KEY])
+    found = json_data(str(database[CACHE_KEY]), source="the fingerprint of the --use_cache database")
+    if not isinstance(found, dict):
+        raise UserError(f"The --use_cache database has a fingerprint that is none. {remedy}")
     changed = [name for name in sorted({*found, *facts}) if found.get(name) != facts.get(name)]
     if changed:
         listed = "; ".join(f"{name} was {found.get(name)}, is {facts.get(name)}" for name in changed)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentlm.config.reading import json_data, read_text
-from latentlm.errors import UserError
+from latentlm.config.reading import json_data, open_plain, read_text, why_not
+from latentlm.errors import UserError, short
 
 ItemId = tuple[int, str]
 """(doc_id, hash of the document)."""
@@ -84,7 +85,8 @@ class Evaluation:
             results = _results(place, date)
             complete = complete and results is not None
             found = {task: _lines(file) for task, (of, file) in latest.items() if of == date}
-            part = cls.of(name, {**(results or {}), "samples": found})
+            with _as_logged(place):
+                part = cls.of(name, {**(results or {}), "samples": found})
             tasks.update(part.tasks)
             groups.update({group: below for group, below in part.groups.items() if below})
             values.update(part.group_values)
@@ -136,10 +138,27 @@ def _results(folder: Path, date: str) -> dict[str, Any] | None:
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """One at a time: samples hold whole documents."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _json(line, f"{file}, line {number}")
+    try:
+        with open_plain(file) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _json(line.decode("utf-8"), f"{file}, line {number}")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}, line {number}: no text in UTF-8. Make the evaluation again.") from None
+    except OSError as error:
+        raise UserError(why_not(file, error)) from None
+
+
+@contextmanager
+def _as_logged(folder: Path) -> Iterator[None]:
+    """What is taken for lm-eval's files has values of other kinds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        said = short(f"{type(error).__name__}: {error}")
+        raise UserError(f"{folder} is not as lm_eval --log_samples writes it ({said}). Make the evaluation again.") from None
 
 
 def _json(text: str, source: str) -> dict[str, Any]:

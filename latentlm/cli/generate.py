@@ -13,6 +13,7 @@ import typer
 
 from latentlm.cli.output import AsJson, emit
 from latentlm.cli.text import shown
+from latentlm.config.reading import read_text
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: in
 def _text_or_file(text: str) -> str:
     """The contents of the file of that name, where there is one; otherwise the text itself."""
     try:
-        return Path(text).read_text(encoding="utf-8")
-    except (OSError, ValueError):  # no file's name (too long, a null byte), or no text in it
+        return read_text(Path(text))
+    except UserError:  # no file's name (too long, a null byte), or no text in it
         return text
 
 

@@ -33,7 +33,10 @@ def real(name: str, value: Any, *, least: float = -math.inf, above: float = -mat
     """A finite number. Raises UserError."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise UserError(f"{name} must be a number, not {shown(value)}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not (math.isfinite(number) and least <= number <= most and number > above):
         said = (("at least", least), ("above", above), ("at most", most))
         bounds = [f"{word} {bound:g}" for word, bound in said if abs(bound) < math.inf]

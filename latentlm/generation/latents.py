@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentlm.config.reading import json_data
 from latentlm.config.writing import check_replaceable, write_atomically
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError, short, unknown_name
 from latentlm.interface import Latent, Latents
 
 if TYPE_CHECKING:
@@ -162,24 +163,33 @@ def load_latents(path: str | Path, *, model: LatentDecoder | None = None) -> lis
         name = key.removeprefix(_PREFIX).rpartition(".")[0] or unnamed
         rows.setdefault(name, []).append(Latent(tensor[None]))
     if model is not None:
-        _check_file(path, rows, _granularities(metadata, unnamed), model)
-    order = [name for name in _names(metadata, rows) if name in rows]
+        _check_file(path, rows, _granularities(path, metadata, unnamed), model)
+    order = [name for name in _names(path, metadata, rows) if name in rows]
     count = max(len(values) for values in rows.values())
     return [Latents({name: rows[name][number] for name in order if number < len(rows[name])}) for number in range(count)]
 
 
-def _names(metadata: dict[str, str], rows: Mapping[str, object]) -> list[str]:
-    """The latents of a file in the order of their decoder, where the file says it."""
-    said = json.loads(metadata["names"]) if "names" in metadata else []
+def _names(path: str | Path, metadata: dict[str, str], rows: Mapping[str, object]) -> list[str]:
+    """The latents of a file in the order of their decoder, where the file says it. Raises UserError."""
+    said = _said(path, metadata["names"], list) if "names" in metadata else []
     return [*said, *(name for name in rows if name not in said)]
 
 
-def _granularities(metadata: dict[str, str], unnamed: str) -> dict[str, str]:
-    """What a file says of the granularity of each latent; format 1 has a word for the only one."""
+def _granularities(path: str | Path, metadata: dict[str, str], unnamed: str) -> dict[str, str]:
+    """What a file says of the granularity of each latent; format 1 has a word for the only one. Raises UserError."""
     said = metadata.get("granularity")
     if said is None:
         return {}
-    return dict(json.loads(said)) if metadata.get("format") == _FORMAT else {unnamed: said}
+    return _said(path, said, dict) if metadata.get("format") == _FORMAT else {unnamed: said}
+
+
+def _said(path: str | Path, text: str, kind: type[list[str]] | type[dict[str, str]]) -> Any:
+    """A list of texts, or a mapping of texts to texts, in a file's header. Raises UserError."""
+    said = json_data(text, source=f"the header of {path}")
+    texts = said.values() if isinstance(said, dict) else said
+    if not isinstance(said, kind) or not all(isinstance(one, str) for one in texts):
+        raise UserError(f"{path} is damaged: its header says {short(text)} of its latents. Save them again.")
+    return said
 
 
 def _check_file(

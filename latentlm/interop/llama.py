@@ -67,7 +67,8 @@ def llama_config(folder: str | Path) -> ModelConfig:
     """The vanilla decoder that config.json describes. Raises UserError for what the backbone has not."""
     path = Path(folder) / _CONFIG
     settings = read_mapping(path)
-    if (kind := settings.get("model_type")) not in _ABSENT:
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in _ABSENT:
         known = " and ".join(_ABSENT)
         raise UserError(f'{path}: model_type is "{kind}", and only {known} have the structure of the vanilla decoder.')
     settings = {**_ABSENT[kind], **settings}

@@ -45,10 +45,10 @@ def weight_files(folder: Path) -> list[Path]:
 def _indexed(folder: Path) -> list[Path]:
     """The files that the index names."""
     names = read_mapping(folder / _INDEX).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{folder / _INDEX} has no weight_map; download it again.")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{folder / _INDEX} has no weight_map of tensors to files; download it again.")
     # A name that leads out of the folder is cut down to its last part.
-    files = [folder / Path(str(name)).name for name in sorted(set(names.values()))]
+    files = [folder / Path(name).name for name in sorted(set(names.values()))]
     if absent := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(f"{folder} lacks {', '.join(absent)}, which its index names; download it again.")
     return files

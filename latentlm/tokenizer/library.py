@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from latentlm.config.reading import read_json
 from latentlm.config.writing import write_text
-from latentlm.errors import UserError
+from latentlm.errors import UserError, short
 from latentlm.tokenizer.base import END_OF_TEXT, Tokenizer, as_bytes, tokens_before
 
 FILE = "tokenizer.json"
@@ -67,10 +68,13 @@ class LibraryTokenizer(Tokenizer):
 
     def leading(self) -> list[int]:
         """The special tokens that the file itself puts before a text (its post-processor), none where it has no such rule."""
-        return tokens_before(self._backend.encode("a", add_special_tokens=True).ids, self._ids("a"))
+        with _explained(self.name):
+            whole = self._backend.encode("a", add_special_tokens=True).ids
+        return tokens_before(whole, self._ids("a"))
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        with _explained(self.name):
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """`decode` as UTF-8."""
@@ -80,7 +84,8 @@ class LibraryTokenizer(Tokenizer):
         """The library's decoding, without end-of-text."""
         self._check(tokens)
         kept = [int(token) for token in tokens if token != self.end_of_text]
-        return str(self._backend.decode(kept, skip_special_tokens=False))
+        with _explained(self.name):
+            return str(self._backend.decode(kept, skip_special_tokens=False))
 
     def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
         """The text of both less that of `before`: decoders leave out the blank that begins a text, and join the bytes of a
@@ -157,7 +162,10 @@ class BPETokenizer(LibraryTokenizer):
                 parts.append(self._added[token].encode("utf-8"))
                 continue
             symbol = self._backend.id_to_token(int(token)) or ""  # a hole in the ids stands for nothing
-            parts.append(bytes(self._byte_of_letter[letter] for letter in symbol))
+            try:
+                parts.append(bytes(self._byte_of_letter[letter] for letter in symbol))
+            except KeyError:  # no letters of bytes: plain text, as the library has it
+                parts.append(symbol.encode("utf-8"))
         return b"".join(parts)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -176,10 +184,22 @@ class BPETokenizer(LibraryTokenizer):
                 readable[index] = text.decode("utf-8")
             except UnicodeDecodeError:
                 continue
-        batch = self._backend.encode_batch_fast(list(readable.values()), add_special_tokens=False)
+        with _explained(self.name):
+            batch = self._backend.encode_batch_fast(list(readable.values()), add_special_tokens=False)
         ids = dict(zip(readable, (encoding.ids for encoding in batch), strict=True))
         found = (ids[index] if index in ids else self.encode(text) for index, text in enumerate(texts))
         return [np.asarray(tokens, dtype=self.array_type) for tokens in found]
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """A rule of the file that fails on a text: the library raises bare Exception, and no Exception where it panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"the tokenizer {name} fails on this text: {short(str(error))}. Mend its tokenizer.json.") from None
 
 
 def byte_letters() -> list[str]:

@@ -1,4 +1,4 @@
-"""What every case finds in its folder: a trained model with latents, a Llama folder, texts, latents, a study, a shelf."""
+"""What every case finds in its folder: a trained model with latents, a Llama folder, texts, latents, evaluations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from guessing import evaluated, logged
 from llama_folders import llama_folder
 
 RECIPE = {
@@ -53,6 +54,8 @@ def make(folder: Path) -> Path:
     model = zoo.load(str(folder / "run"))
     save_latents(folder / "z.safetensors", [model.encode("The text", seed=0)], model=model)
     llama_folder(folder / "llama")
+    for number, name in enumerate(("one", "two")):
+        logged(folder / "logged" / name, evaluated(number, ["latentlm_copy"], limit=3))
     (folder / "notes.txt").write_text("what a user wrote\n")
     return folder
 

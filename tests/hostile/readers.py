@@ -8,8 +8,10 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from hostile import json_files
 from hostile.base import recipe
 from hostile.harness import Case
+from hostile.json_files import TYPES
 
 _ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(12)
@@ -72,18 +74,6 @@ _YAML: dict[str, bytes | str] = {
 }
 _TEXTS = ("a date out of range", "yes for a name")
 """Texts to YAML 1.2, as which they are read, so that they may name a run."""
-_TYPES = {
-    "null": None,
-    "true": True,
-    "a text": "x",
-    "a list": [1],
-    "a mapping": {"a": 1},
-    "a fraction": 0.5,
-    "minus one": -1,
-    "a huge number": 10**30,
-    "infinite": float("inf"),
-    "no number": float("nan"),
-}
 _SETTINGS = (
     "name",
     "description",
@@ -167,14 +157,14 @@ def cases() -> Iterator[Case]:
             )
     yield from _settings()
     yield from _paths()
-    yield from _json()
+    yield from json_files.cases()
     yield from _tables()
     yield from _weights()
 
 
 def _settings() -> Iterator[Case]:
     for key in _SETTINGS:
-        for what, value in _TYPES.items():
+        for what, value in TYPES.items():
             if (key, what) in _RIGHT or (key == "description" and what == "a text"):
                 continue
             changed = recipe(**{key.replace(".", "__"): value})
@@ -200,110 +190,6 @@ def _paths() -> Iterator[Case]:
         ):
             good = None if path == "texts" or command[-1] == "data.tokenizer=" else False
             yield Case(f"path: {what}: {' '.join(command)[:60]}", command, prepare=odd_files, good=good)  # type: ignore[arg-type]
-
-
-def _json() -> Iterator[Case]:
-    texts: dict[str, bytes | str] = {
-        "empty": "",
-        "cut": '{"a": ',
-        "a list": "[]",
-        "a number": "5",
-        "nested": "[" * 100_000 + "]" * 100_000,
-        "no text": b"\xff\xfe\x00",
-        "a long number": '{"hidden_size": ' + "9" * 5000 + "}",
-        "NaN": '{"hidden_size": NaN}',
-        "null": "null",
-        "a key twice": '{"model_type": "llama", "model_type": "gpt2"}',
-    }
-    for name in (
-        "config.json",
-        "tokenizer_config.json",
-        "tokenizer.json",
-        "generation_config.json",
-        "model.safetensors.index.json",
-    ):
-        for what, text in texts.items():
-            yield Case(
-                f"{name}: {what}", ("generate", "llama", "def", "--max-tokens", "1"), files={f"llama/{name}": text}, good=None
-            )  # type: ignore[arg-type]
-    said = {
-        "config.json": (
-            "model_type",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "vocab_size",
-            "rope_parameters",
-            "rope_theta",
-            "rms_norm_eps",
-            "tie_word_embeddings",
-            "max_position_embeddings",
-            "hidden_act",
-            "eos_token_id",
-            "head_dim",
-            "intermediate_size",
-            "torch_dtype",
-        ),
-        "tokenizer_config.json": (
-            "eos_token",
-            "bos_token",
-            "chat_template",
-            "tokenizer_class",
-            "add_bos_token",
-            "added_tokens_decoder",
-        ),
-        "generation_config.json": ("eos_token_id", "temperature", "bos_token_id"),
-    }
-    for name, keys in said.items():
-        for key in keys:
-            for what, value in _TYPES.items():
-                yield Case(
-                    f"{name}: {key} is {what}",
-                    ("generate", "llama", "def", "--max-tokens", "1"),
-                    good=None,  # type: ignore[arg-type]
-                    prepare=lambda folder, name=name, key=key, value=value: _changed(folder / "llama" / name, key, value),
-                )
-    index = {
-        "a list": [],
-        "no map": {},
-        "a map of numbers": {"weight_map": {"model.norm.weight": 5}},
-        "a map out": {"weight_map": {"model.norm.weight": "../run/model.safetensors"}},
-        "a map to nothing": {"weight_map": {"model.norm.weight": "x.safetensors"}},
-        "a list for a map": {"weight_map": []},
-    }
-    for what, value in index.items():
-        yield Case(
-            f"index: {what}",
-            ("generate", "llama", "def", "--max-tokens", "1"),
-            good=None,  # type: ignore[arg-type]
-            files={"llama/model.safetensors.index.json": json.dumps(value)},
-        )
-    for what, text in texts.items():
-        yield Case(
-            f"state.json: {what}",
-            ("train", "half", "-q", "--resume"),
-            prepare=lambda folder, text=text: _half(folder, text),
-            good=None,
-            may_change=("half/*", "half/checkpoints/*", "half/checkpoints/*/*"),
-        )  # type: ignore[arg-type]
-        yield Case(f"tokenizer.json of a run: {what}", ("generate", "run", "x"), files={"run/tokenizer.json": text}, good=None)  # type: ignore[arg-type]
-
-
-def _changed(path: Path, key: str, value: object) -> None:
-    said = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**said, key: value}))
-
-
-def _half(folder: Path, state: bytes | str) -> None:
-    """A run whose second checkpoint has another state file."""
-    import shutil
-
-    shutil.copytree(folder / "run", folder / "half")
-    (folder / "half" / "card.yaml").unlink()
-    (folder / "half" / "model.safetensors").unlink()
-    newest = sorted((folder / "half" / "checkpoints").iterdir())[-1]
-    (newest / "state.json").write_bytes(state.encode() if isinstance(state, str) else state)
 
 
 def _tables() -> Iterator[Case]:

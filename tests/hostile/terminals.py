@@ -185,7 +185,7 @@ def _latents(folder: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(
-        {f"latents.{_EVIL}.00000000": torch.zeros(3, 4)}, folder / "bad.safetensors", metadata={"format": "latentlm-latents-2"}
+        {f"latent.{_EVIL}.00000000": torch.zeros(3, 4)}, folder / "bad.safetensors", metadata={"format": "latentlm.latents.2"}
     )
 
 

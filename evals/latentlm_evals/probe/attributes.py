@@ -166,8 +166,8 @@ def _rating(value: Any, where: str) -> float:
         return _WORDS[value.strip().lower()]
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: {str(value)[:40]!r} is no rating: a number, true or false, positive or negative.")
+        raise UserError(f"{where}: {short(repr(value), 40)} is no rating: a number, true or false, positive or negative.")
     return number
