@@ -8,11 +8,14 @@ database and refuses one that holds another's. The same facts go into lm-eval's 
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 import platform
+import sqlite3
 import subprocess
 from collections.abc import MutableMapping
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,16 @@ def plugin_versions(model: LatentDecoder) -> dict[str, str]:
             versions[entry.name] = f"{entry.dist.name} {entry.dist.version}"
             packages.discard(package)
     return versions | dict.fromkeys(sorted(packages), "registered in this process")
+
+
+def check_cache(path: Path) -> None:
+    """Raise UserError, before any work, unless every database that `--use_cache PATH` would go on with is one."""
+    for file in path.parent.glob(f"{glob.escape(path.name)}_rank*.db"):
+        try:
+            with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+                database.execute("PRAGMA schema_version")
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise UserError(f"{file} is no database of kept answers ({error}). Give --use_cache another path.") from None
 
 
 def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
