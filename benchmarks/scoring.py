@@ -8,6 +8,8 @@
     hf             lm-eval's HFLM on a Llama folder
     vanilla        our adapter on the same folder
     free K=1 ...   the Free Transformer on the same backbone, `operational` (rolling: `iwae`) with K samples
+    chunk K=16     a code for every 8 tokens: options share the sites that their context closes
+    gaussian K=16  a vector for the document, whose posterior has seen the option: they share the trunk alone, the embedding
 
 Beside the ratios stands what the operations come to: trunk, encoder and prior once, the blocks above and the head K times, each
 token of a context once for all options that share it (the encoder, which has seen the option, runs for each).
@@ -32,11 +34,19 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.contenders import FULL, QUICK, Size, free, llama
 from benchmarks.timing import Row, interleaved, summary
+from latentlm.composed import build
+from latentlm.config import ModelConfig
+from latentlm.interface import LatentDecoder
 from latentlm.tokenizer import BPETokenizer
 from latentlm_evals.adapter import LatentLM
 
 Job = Callable[[], list[Any]]
 SAMPLES = (1, 4, 16)
+COARSE = {
+    "chunk K=16": {"decoder": "chunk", "granularity": "chunk:8"},
+    "gaussian K=16": {"decoder": "gaussian", "event_dims": 32},
+}
+"""Settings of the decoders with coarser latents, on the same backbone."""
 BATCH = 8
 
 
@@ -50,6 +60,8 @@ class Case:
     options: int = 0
     length: int = 0
     """Of an option."""
+    coarse: bool = False
+    """Whether the decoders with coarser latents are timed too."""
 
 
 def cases(quick: bool) -> list[Case]:
@@ -58,9 +70,9 @@ def cases(quick: bool) -> list[Case]:
     return [
         Case("one token, 4 options", questions, context, options=4, length=1),
         Case("one token, 10 options", questions, context, options=10, length=1),
-        Case("12 tokens, 4 options", questions // 2, context, options=4, length=12),
+        Case("12 tokens, 4 options", questions // 2, context, options=4, length=12, coarse=True),
         Case("12 tokens, distinct contexts", 2 * questions, context, options=1, length=12),
-        Case("rolling", questions, 2 * context),
+        Case("rolling", questions, 2 * context, coarse=True),
     ]
 
 
@@ -72,7 +84,7 @@ def run(*, quick: bool = False) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         adapters = _adapters(size, bits, Path(folder))
         for case in cases(quick):
-            jobs = {name: _job(adapter, case) for name, adapter in adapters.items()}
+            jobs = {name: _job(adapter, case) for name, adapter in adapters.items() if case.coarse or name not in COARSE}
             _check_equal(jobs, case)
             made = summary(interleaved(jobs, rounds=size.rounds), reference="vanilla", suite="scoring", case=case.name)
             for row in made:
@@ -121,7 +133,12 @@ def _adapters(size: Size, bits: int, folder: Path) -> dict[str, Any]:
         "vanilla": plain,
         "hf": HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=BATCH),
         **{f"free K={samples}": LatentLM(latent, samples=samples, **same) for samples in SAMPLES},
+        **{name: LatentLM(_coarse(settings, size), samples=16, **same) for name, settings in COARSE.items()},
     }
+
+
+def _coarse(settings: dict[str, Any], size: Size) -> LatentDecoder:
+    return build(ModelConfig.model_validate({**settings, "backbone": size.backbone.model_dump()})).eval()
 
 
 def _job(adapter: Any, case: Case) -> Job:

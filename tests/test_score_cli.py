@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,10 +92,24 @@ def test_several_files_and_standard_input(run: Run, file: Path) -> None:
 
 def test_given_text_makes_it_a_continuation(run: Run, file: Path) -> None:
     found = json.loads(run("free", "-", "--given", "def ", "--samples", "4", "--json", text="f(x):"))
-    request = ([256, *b"def "], [*b"f(x):", 256])
+    request = ([256, *b"def"], [*b" f(x):", 256])  # the blank is the continuation's, as in lm-eval
     score = score_continuations(bytes_model("free"), [request], samples=4)[0]
     assert found["files"][0]["nats"] == pytest.approx(score.value, abs=1e-4)
     assert found["files"][0]["method"] == "operational"
+
+
+def test_context_and_continuation_are_read_as_lm_eval_s_adapter_reads_them(run: Run, tmp_path: Path) -> None:
+    def nats(given: str, data: bytes) -> float:
+        (tmp_path / "text.txt").write_bytes(data)
+        printed = run("vanilla", str(tmp_path / "text.txt"), "--given", given, "--json")
+        return float(json.loads(printed)["files"][0]["nats"])
+
+    def expected(given: list[int], continued: list[int]) -> float:
+        return score_continuations(bytes_model("vanilla"), [(given, continued)])[0].value
+
+    assert nats(" ", b"x") == pytest.approx(expected([256], [*b" x", 256]), abs=1e-4)
+    argument = os.fsdecode(b"caf\xe9")  # an argument that is no UTF-8
+    assert nats(argument, b"\xff") == pytest.approx(expected([256, *b"caf\xe9"], [0xFF, 256]), abs=1e-4)
 
 
 def test_one_sample_gives_null_for_its_error(run: Run, file: Path) -> None:

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from latentlm.errors import UserError
-from latentlm.tokenizer import BPETokenizer, ByteTokenizer, LibraryTokenizer, byte_letters, check_vocabulary, load_tokenizer
+from latentlm.tokenizer import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    LibraryTokenizer,
+    byte_letters,
+    check_vocabulary,
+    load_tokenizer,
+)
 
 SENTENCES = ["the cat sat on the mat, the end", "def f(x):\n    return x + 1\n", "déjà vu, déjà vu", "the 日本語 text"] * 3
 TRAINED = BPETokenizer.train(SENTENCES, vocabulary=300)
@@ -42,6 +50,15 @@ def test_bytes_that_are_not_utf8_come_back_from_bpe_tokens(data: bytes) -> None:
 def test_a_lone_surrogate_keeps_its_three_bytes() -> None:
     for tokenizer in (ByteTokenizer(), TRAINED):
         assert tokenizer.decode_bytes(tokenizer.encode("a\ud800b")) == b"a\xed\xa0\x80b"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=40))
+def test_bytes_of_an_argument_that_is_no_utf8_are_these_bytes(data: bytes) -> None:
+    argument = data.decode("utf-8", "surrogateescape")  # as Python reads arguments and names of files
+    for tokenizer in (ByteTokenizer(), TRAINED):
+        assert tokenizer.encode(argument) == tokenizer.encode(data)
+        assert tokenizer.decode_bytes(tokenizer.encode_prompt(f"{argument}{END_OF_TEXT}")).startswith(data)
 
 
 def test_byte_tokens_are_the_bytes_and_256_ends_a_text() -> None:

@@ -54,19 +54,17 @@ from latentlm_evals import chat
 from latentlm_evals.answers import keep, keep_score, recall, refuse_samples, repeat_numbers
 from latentlm_evals.chunks import answer_in_chunks
 from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_facts
-from latentlm_evals.following import Evaluation, announce
+from latentlm_evals.following import Evaluation, announce, torch_seed
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
 from latentlm_evals.options import batch_rows, ours, seen_tokens
 from latentlm_evals.ranks import Ranks, emptied, in_document_order
-from latentlm_evals.reading import TokenRequest, begun, fitted, reader_of
+from latentlm_evals.reading import TokenRequest, begun, cut_and_joined, fitted, reader_of
 from latentlm_evals.scored import Scored
 from latentlm_evals.scoring_settings import LastLatent, ScoringSettings
 from latentlm_evals.writing import Writer
 
 Windows = Literal["auto", "disjoint", "overlapping"]
-
-_TORCH_SEED = 67280421310721  # of torch's generator before anybody seeds it
 
 _log = logging.getLogger("latentlm_evals")
 
@@ -156,10 +154,10 @@ class LatentLM(TemplateLM):
             given["model"] = str(given["model"])  # lm-eval takes a folder of digits for a number
         if "model" not in given:
             raise UserError("--model_args needs a model: model=NAME of the zoo (see `latentlm zoo list`), or model=RUN_FOLDER.")
-        if "seed" not in given and torch.initial_seed() not in (_TORCH_SEED, DEFAULT_OTHER_SEED):
+        if "seed" not in given and (theirs := torch_seed()) not in (None, DEFAULT_OTHER_SEED):
             _log.warning(
                 "latentlm: --seed %d does not reach the latents, which are keyed by seed=0: say seed=... in --model_args.",
-                torch.initial_seed(),
+                theirs,
             )
         return cls(**given)
 
@@ -200,7 +198,7 @@ class LatentLM(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, nats, and whether greedy decoding would produce it. Raises UserError, before any
         is scored, for a continuation that is empty or longer than what the model can see."""
-        self._evaluation.look_ahead(self._check, besides="loglikelihood")
+        self._evaluation.hear(requests, self._check, besides="loglikelihood")
         prepared, joined = zip(*map(self._prepared, requests), strict=True) if requests else ((), ())
         self._scored.joined += sum(joined)
         return self._loglikelihood_tokens(list(prepared), disable_tqdm=disable_tqdm, requested=requests)
@@ -251,7 +249,7 @@ class LatentLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, nats, each cut into windows that add up; an empty text has 0."""
-        self._evaluation.look_ahead(self._check)
+        self._evaluation.hear(requests, self._check)
         texts = [str(request.args[0]) for request in requests]
         tokens = [self.reader.plain(text) for text in texts]
 
@@ -292,10 +290,10 @@ class LatentLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string, greedy unless the task samples. Latents are drawn anew for each prompt."""
-        self._evaluation.look_ahead(self._check)
+        self._evaluation.hear(requests, self._check)
         settings = [GenerationSettings.of(request.args[1], self.max_length) for request in requests]
         contexts = [str(request.args[0]) for request in requests]
-        prompts = [self.reader.encode(context) or [self.prefix_token_id] for context in contexts]
+        prompts = [self.reader.prompt(context) for context in contexts]
         rooms = [self.max_length - wanted.max_tokens for wanted in settings]
         self._scored.cut(sum(len(p) > room for p, room in zip(prompts, rooms, strict=True)), len(prompts), self.max_length)
         repeats = repeat_numbers(requests)
@@ -361,6 +359,7 @@ class LatentLM(TemplateLM):
     def begin_evaluation(self, evaluation: Evaluation) -> None:
         """Count anew: the next requests are this evaluation's. `lm_eval.evaluate` calls it (following.py)."""
         self._evaluation, self._scored = evaluation, Scored()
+        evaluation.share(self.rank, self.world_size)
 
     def end_evaluation(self, results: dict[str, Any]) -> None:
         """Put every item's scores beside its answers in lm-eval's samples, where it logs them (`lm_eval.evaluate` calls it)."""
@@ -368,6 +367,9 @@ class LatentLM(TemplateLM):
 
     def _finished(self) -> Scored:
         """The counts of an evaluation that is over, with those of answers that came from a database."""
+        unheard = [cut_and_joined(self.reader, request, self.max_length) for request in self._evaluation.unheard()]
+        self._scored.cut(sum(cut for cut, _ in unheard), len(unheard), self.max_length)
+        self._scored.joined += sum(joined for _, joined in unheard)
         recalled = self._evaluation.recall(self.cache_hook)
         self._scored.add(recalled)
         self._scored.recalled += len(recalled)

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from lm_eval.models.utils import postprocess_generated_text
 
 from latentlm.errors import UserError, unknown_name
 from latentlm_evals.options import flag
@@ -106,8 +109,9 @@ class Thinking:
             return tokens
         return tokens[len(tokens) - tokens[::-1].index(self.end) :]
 
-    def cut(self, text: str, *, trimmed: bool) -> str:
-        """The text after the thoughts; `trimmed` says that their tokens are gone already."""
-        if isinstance(self.end, str):
-            return text.split(self.end)[-1].lstrip() if self.end in text else text
-        return text.lstrip() if trimmed else text
+    def answer(self, text: str, stop: Sequence[str]) -> str:
+        """What of a text counts, in `hf`'s order: no thoughts, no blanks before the rest, and of that nothing from a stop
+        string on. `text` lacks what `after` leaves out, and has the stop string that it ended at."""
+        if isinstance(self.end, int):
+            text = text.lstrip()  # with thoughts or without
+        return str(postprocess_generated_text(text, list(stop), self.end if isinstance(self.end, str) else None))

@@ -76,7 +76,7 @@ class Planned:
 
     texts: Plan
     tasks: Plan | None
-    """Of the likelihoods that tasks ask for; None where they ask for none."""
+    """Of the tasks; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
 
 
 def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Settings, console: Console) -> dict[str, Planned]:
-    """What the likelihoods of each model and of its tasks will take (not what generating answers takes); nothing is trained or
+    """What the likelihoods of each model and its tasks will take; nothing is trained or
     written. A model that is yet to be trained is timed with the weights that it begins with, a byte standing for a token.
     Raises UserError."""
     chosen = _chosen(names, overrides, folder, settings)
@@ -139,14 +139,20 @@ def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     return plans
 
 
-def _tasks_plan(model: LatentDecoder, tasks: list[str], settings: Settings) -> Plan | None:
-    """Of the likelihoods that the tasks ask for; None where they ask for none."""
+def _tasks_plan(model: LatentDecoder, tasks: list[str], settings: Settings) -> Plan:
+    """Of the tasks."""
     from latentlm_evals.dry_run import DryLM
     from latentlm_evals.evaluation import run_tasks
 
-    adapter = DryLM(model, samples=settings.task_samples, max_samples=settings.precision.max_samples, seed=settings.seed)
+    adapter = DryLM(model, **_of_tasks(settings))
     run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
-    return adapter.plan() if adapter.asked else None
+    return adapter.plan()
+
+
+def _of_tasks(settings: Settings) -> dict[str, Any]:
+    """How tasks are answered: whole texts in the same windows, whatever the decoder."""
+    limit = settings.precision.max_samples
+    return {"samples": settings.task_samples, "max_samples": limit, "seed": settings.seed, "windows": "disjoint"}
 
 
 def _chosen(names: list[str], overrides: list[str], folder: Path, settings: Settings) -> _Chosen:
@@ -270,8 +276,7 @@ def _measure(
         from latentlm_evals.evaluation import run_tasks, task_results
 
         console.print(f"Running {', '.join(tasks)} (lm-eval) on {entry.name}")
-        limit = settings.precision.max_samples
-        adapter = LatentLM(model, samples=settings.task_samples, max_samples=limit, seed=settings.seed)
+        adapter = LatentLM(model, **_of_tasks(settings))
         answered = run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
         result.tasks = task_results(answered)
         result.tasks_verdict = verdict(answered["config"]["latentlm"], option="--task-samples")

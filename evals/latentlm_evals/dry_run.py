@@ -1,21 +1,45 @@
-"""What an evaluation's likelihoods will take: its requests are collected, and one of the longest of each kind is timed."""
+"""What an evaluation will take: its requests are collected, and of each kind some of the longest are timed."""
 
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, reduce
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
-from latentlm.errors import UserError
 from latentlm.likelihood import Score
 from latentlm.likelihood.estimating import How, Request
-from latentlm.likelihood.planning import Plan, plan
+from latentlm.likelihood.planning import Plan, plan, seconds_text
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.answers import seal
 from latentlm_evals.following import Evaluation
+from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.scored import Scored
+
+_STEPS = 4  # tokens whose writing is timed
+
+_NOTHING = Plan(requests=0, tokens=0, samples=(0, 0), seconds=(0.0, 0.0), memory=0)
+
+
+@dataclass(frozen=True)
+class TaskPlan(Plan):
+    """Of an evaluation: its likelihoods, and the texts that are to be written."""
+
+    texts: int
+    written: int
+    """Tokens of the texts, at most: stop strings end them earlier."""
+    writing: float
+    """Seconds that they take, at most."""
+
+    def lines(self) -> dict[str, str]:
+        """Quantities and their values; of what is not asked for, none."""
+        found = super().lines() if self.requests or not self.texts else {}
+        if self.texts:
+            found["texts"] = f"{self.texts:,}: {self.written:,} tokens, {seconds_text(self.writing)} at most"
+        return found
 
 
 class DryLM(LatentLM):
@@ -26,24 +50,41 @@ class DryLM(LatentLM):
         """What there was to score: continuations are scored one way, whole texts another."""
         return {}
 
+    @cached_property
+    def _to_write(self) -> dict[GenerationSettings, list[list[int]]]:
+        """The prompts that there were to continue."""
+        return {}
+
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's cache, as ever, but keep nothing in it."""
         super().set_cache_hook(cache_hook)
         seal(cache_hook.dbdict)
 
-    @property
-    def asked(self) -> bool:
-        """Whether there was anything to score."""
-        return bool(self._to_score)
+    def plan(self) -> TaskPlan:
+        """Of all that was asked for; nothing where a `--use_cache` database has every answer."""
+        scoring = reduce(_both, [plan(self.model, requests, how) for how, requests in self._to_score.items()] or [_NOTHING])
+        return TaskPlan(
+            **{field.name: getattr(scoring, field.name) for field in fields(Plan)},
+            texts=sum(map(len, self._to_write.values())),
+            written=sum(wanted.max_tokens * len(prompts) for wanted, prompts in self._to_write.items()),
+            writing=sum(self._writing_seconds(wanted, prompts) for wanted, prompts in self._to_write.items()),
+        )
 
-    def plan(self) -> Plan:
-        """Of all likelihoods asked for. Raises UserError where there were none."""
-        if not self.asked:
-            raise UserError(
-                "These tasks ask for no likelihood, or for none that the --use-cache database has not: what is left is what "
-                "generating their answers takes."
-            )
-        return reduce(_both, [plan(self.model, requests, how) for how, requests in self._to_score.items()])
+    def _writing_seconds(self, wanted: GenerationSettings, prompts: list[list[int]]) -> float:
+        """Of the texts to their last token, by what a few tokens take a batch of the longest prompts."""
+        batch = sorted(prompts, key=len, reverse=True)[: self.writer.together]
+
+        def seconds(tokens: int) -> float:
+            asked = replace(wanted, max_tokens=tokens, stop=())
+            start = time.perf_counter()
+            self.writer.write([prompt[-(self.max_length - wanted.max_tokens) :] for prompt in batch], asked, range(len(batch)))
+            return time.perf_counter() - start
+
+        few, more = min(1, wanted.max_tokens), min(1 + _STEPS, wanted.max_tokens)
+        seconds(few)  # the first run of anything is slower
+        first = seconds(few)
+        step = max(0.0, seconds(more) - first) / max(1, more - few)
+        return math.ceil(len(prompts) / self.writer.together) * (first + step * (wanted.max_tokens - few))
 
     def _estimated(self, requests: list[Request], how: How) -> list[Score]:
         """Nothing of each."""
@@ -56,7 +97,10 @@ class DryLM(LatentLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Nothing of each."""
-        self._evaluation.look_ahead(self._check)
+        self._evaluation.hear(requests, self._check)
+        for request in requests:
+            wanted = GenerationSettings.of(request.args[1], self.max_length)
+            self._to_write.setdefault(wanted, []).append(self.reader.prompt(str(request.args[0])))
         return [""] * len(requests)
 
     def _quiet(self, disable_tqdm: bool) -> bool:

@@ -5,7 +5,8 @@
     latentlm eval free-tiny --tasks my_task --include-path tasks/ --json
     latentlm eval runs/mine --suite headline --confirm-run-unsafe-code --use-cache answers
 
-What `lm_eval run` has is here too, under the same names with dashes. `torchrun -m latentlm.cli eval ...` shares an evaluation.
+What `lm_eval run` has is here too, under the same names with dashes, but for what docs/lm-eval.md lists. `torchrun -m
+latentlm.cli eval ...` shares an evaluation.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.config.reading import json_data
 from latentlm.config.writing import check_replaceable, write_text
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError, short, unknown_name
 from latentlm_evals.outputs import has_keys
 from latentlm_evals.strict_json import plain, strict_json
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
@@ -77,9 +79,12 @@ def evaluate(
     use_cache: Annotated[Path | None, typer.Option(help="Keep answers here, and take them from here.")] = None,
     cache_requests: Annotated[bool, typer.Option(help="Keep the built requests too.")] = False,
     predict_only: Annotated[bool, typer.Option(help="Answers only, no metrics; for --output.")] = False,
+    metadata: Annotated[str, typer.Option(help='For tasks that ask for it: a=1,b=[2,3] or a JSON object.')] = "",
+    write_out: Annotated[bool, typer.Option("--write-out", "-w", help="Say each task's first prompt and answer.")] = False,
     confirm_run_unsafe_code: Annotated[bool, typer.Option(help="Run code that the model writes (mbpp).")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the likelihoods will take.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the evaluation will take.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write lm-eval's whole results here, as JSON.")] = None,
+    log_samples: Annotated[bool, typer.Option(help="Every item with its answers in --output's file.")] = True,
     as_json: AsJson = False,
     show_task_path: Annotated[
         bool, typer.Option("--task-path", is_eager=True, callback=_print_task_path, help="Print the shipped tasks' folder.")
@@ -100,6 +105,9 @@ def evaluate(
         raise UserError("--limit 0 leaves nothing to evaluate; leave it out for every item.")
     check_tasks(names, include_path)
     _check_output(output)
+    if predict_only and not log_samples:
+        raise UserError("--predict-only leaves nothing but the answers: leave --no-log-samples out.")
+    said = _settings(metadata, "--metadata")
     given = {
         "model": model,
         "score": score,
@@ -128,6 +136,8 @@ def evaluate(
             use_cache=None if use_cache is None else str(use_cache),
             cache_requests=cache_requests,
             predict_only=predict_only,
+            metadata=said,
+            write_out=write_out,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
     if isinstance(adapter, DryLM):
@@ -142,7 +152,8 @@ def evaluate(
     rows, groups = task_results(results), group_results(results)
     facts = results["config"]["latentlm"]
     if output is not None:
-        write_text(output, strict_json(results), ours=_are_results, kind=_RESULTS)
+        kept = results if log_samples else {key: value for key, value in results.items() if key != "samples"}
+        write_text(output, strict_json(kept), ours=_are_results, kind=_RESULTS)
     if as_json:
         said = {"model": model, "facts": facts, "tasks": [vars(row) for row in rows], "groups": [vars(row) for row in groups]}
         emit(plain(said))
@@ -160,9 +171,14 @@ def _names(tasks: str | None, suite: str | None) -> list[str]:
 
 
 def _settings(text: str, option: str) -> dict[str, Any]:
-    """`a=1,b=[x]` as lm_eval reads it. Raises UserError."""
+    """`a=1,b=[x]` as lm_eval reads it, or a JSON object. Raises UserError."""
     from lm_eval._cli.utils import handle_cli_value_string, split_top_level
 
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json_data(text, source=option))
+        except UserError as error:
+            raise UserError(f"{error} {text} is no JSON object: write NAME=VALUE or mend it.") from None
     found = {}
     for piece in split_top_level(text):
         name, equals, value = piece.partition("=")
@@ -170,7 +186,10 @@ def _settings(text: str, option: str) -> dict[str, Any]:
             continue
         if not equals:
             raise UserError(f'{option}: "{piece}" is not of the form NAME=VALUE.')
-        found[name.strip()] = handle_cli_value_string(value.strip())
+        try:
+            found[name.strip()] = handle_cli_value_string(value.strip())
+        except (ValueError, MemoryError, RecursionError):  # digits of another script, more digits or brackets than Python reads
+            raise UserError(f'{option}: "{short(value)}" is no value.') from None
     return found
 
 
@@ -192,17 +211,16 @@ _RESULTS = "a file of results as this command writes it"
 
 def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
+    from latentlm.cli.tables import ReadableTable
     from latentlm.cli.text import escaped
     from latentlm_evals.scored import verdict
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
-    title = f"{escaped(model)} ({how}, seed {facts['seed']})"
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     filtered = any(row.filter != "none" for row in [*rows, *groups])
-    for column in ("task", "metric", *(["filter"] if filtered else [])):
-        table.add_column(column, overflow="fold")  # where the terminal is narrow: names are folded, numbers stay whole
+    names = ("task", "metric", *(["filter"] if filtered else []))
+    title = f"{escaped(model)} ({how}, seed {facts['seed']})"
+    table = ReadableTable(*names, names=len(names), title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in ("value", "stderr", "chance", "items"):
         table.add_column(column, justify="right", no_wrap=True)
     for part in (rows, groups):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lm_eval
+from lm_eval.evaluator_utils import print_writeout
 from lm_eval.tasks import TaskManager
 
 from latentlm.errors import UserError, unknown_name
@@ -88,16 +89,19 @@ def _remedy(error: Exception) -> str:
     return ": are its data and metrics here (docs/lm-eval.md says how), or on the network?"
 
 
-def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> Tasks:
+def task_manager(
+    tasks: Sequence[str], include_path: Path | None = None, *, metadata: dict[str, Any] | None = None
+) -> Tasks:
     """An index of tasks in which every one of `tasks` is found: ours and those of `include_path`, else lm-eval's own too, which
-    takes seconds to index. Raises UserError for names, and patterns of names, that nothing answers to."""
+    takes seconds to index. Tasks get `metadata` beside their own. Raises UserError for names, and patterns of names, that
+    nothing answers to."""
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"--include-path {include_path} is not a folder; give one with task files (.yaml).")
     folders = [str(task_path())] + ([str(include_path)] if include_path else [])
-    manager = Tasks(include_path=folders, include_defaults=False)
+    manager = Tasks(include_path=folders, include_defaults=False, metadata=metadata)
     others = SUITES.keys() - {DEFAULT_SUITE}
     if others & set(tasks) or any(not name.startswith(_OURS) for name in _unknown(tasks, manager)):
-        manager = Tasks(include_path=folders)
+        manager = Tasks(include_path=folders, metadata=metadata)
     for name in _unknown(tasks, manager):
         error = unknown_name("task", name, manager.all_tasks)
         if len(manager.all_tasks) > _LISTED:  # naming all of lm-eval's would bury the message
@@ -134,14 +138,14 @@ def run_with(
 ) -> dict[str, Any] | None:
     """The same with any option of `lm_eval.simple_evaluate` (`gen_kwargs` as a mapping); None in the processes of a shared
     evaluation but the first. Raises UserError, before any work, for tasks that cannot be loaded or served."""
-    manager = task_manager(tasks, include_path)
+    manager = task_manager(tasks, include_path, metadata=options.pop("metadata", None))
     manager.runs_code, manager.shots = bool(options.get("confirm_run_unsafe_code")), options.get("num_fewshot")
     names = [match for name in tasks for match in ([name] if Path(name).is_file() else manager.match_tasks([name]))]
     if options.get("apply_chat_template"):
         adapter.chat_template(options["apply_chat_template"])
     if options.get("use_cache"):
         check_cache(Path(options["use_cache"]))
-    with errors_only():
+    with errors_only(), _first_prompts_said(bool(options.get("write_out"))):
         results = lm_eval.simple_evaluate(
             model=adapter,
             tasks=list(dict.fromkeys(names)),
@@ -153,6 +157,23 @@ def run_with(
             **options,
         )
     return None if results is None else dict(results)
+
+
+@contextmanager
+def _first_prompts_said(wanted: bool) -> Iterator[None]:
+    """Let what lm-eval logs under `write_out` be seen on standard error; its log is silent outside of its own command."""
+    logger = logging.getLogger(print_writeout.__module__)
+    handler, level = logging.StreamHandler(), logger.level
+    if not wanted:
+        yield
+        return
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 lm-eval hands a model its requests one kind after another. It does not say that an evaluation begins, nor what else is to come:
 what cannot be served would be found hours late, after the likelihoods of other tasks, and answers from a `--use_cache` database
-would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens, and show it the results.
+would never be heard of. `announce` has `lm_eval.evaluate` tell a model that listens, and show it the results. Nor does lm-eval
+tell a model of its seeds: `torch_seed` looks torch's up.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from latentlm.errors import UserError
 from latentlm.likelihood import Score
 from latentlm.likelihood.results import exact_score
 from latentlm_evals.answers import recall_score
+from latentlm_evals.ranks import build_own_requests
 from latentlm_evals.scored import Owner
 
 LIKELIHOODS = ("loglikelihood", "loglikelihood_rolling")
@@ -35,17 +38,27 @@ class Evaluation:
         self._tasks = dict(tasks or {})
         self._samples = dict(samples or {})
         self._scores: dict[int, tuple[Instance, Score | None]] = {}
-        self._begun = False
+        self._heard: set[int] = set()
+
+    def share(self, rank: int, count: int) -> None:
+        """This process, of `count`, will have the requests of every `count`-th document (ranks.py)."""
+        for task in self._tasks.values():
+            build_own_requests(task, rank, count)
 
     def requests(self) -> Iterator[Instance]:
         """This process's requests, task by task; of each task lm-eval builds them before the first one is answered."""
         for task in self._tasks.values():
             yield from getattr(task, "instances", None) or ()
 
-    def look_ahead(self, check: Callable[[Instance], None], *, besides: str | None = None) -> None:
-        """Before the first answer, `check` every request, besides those of a kind that its caller checks. Raises the check's
-        UserError, with the task's name."""
-        first, self._begun = not self._begun, True
+    def unheard(self) -> list[Instance]:
+        """The requests that the model was not asked: a `--use_cache` database answered them."""
+        return [request for request in self.requests() if id(request) not in self._heard]
+
+    def hear(self, requests: Sequence[Instance], check: Callable[[Instance], None], *, besides: str | None = None) -> None:
+        """The model is asked `requests`. Before its first answer, `check` every request of the evaluation, besides those of a
+        kind that its caller checks. Raises the check's UserError, with the task's name."""
+        first = not self._heard
+        self._heard.update(map(id, requests))
         for request in self.requests() if first else ():
             if request.request_type == besides:
                 continue
@@ -107,6 +120,18 @@ def _announcing(evaluate: Any) -> Any:
 
     announcing.announces = True  # type: ignore[attr-defined]
     return announcing
+
+
+def torch_seed() -> int | None:
+    """The seed that lm-eval gave torch before it had this model made: `--seed`, or `torch_random_seed`. None where lm-eval gave
+    none, or has not asked for the model; the seed in force may then be anybody's."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == (evaluator.__name__, "simple_evaluate"):
+            seed = frame.f_locals.get("torch_random_seed")
+            return seed if isinstance(seed, int) else None
+        frame = frame.f_back
+    return None
 
 
 def _flat(tasks: Mapping[str, Any]) -> dict[str, Any]:

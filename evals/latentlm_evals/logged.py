@@ -44,6 +44,8 @@ class LoggedTask:
     """Metric -> the aggregation that the task's file names."""
     higher_is_better: dict[str, bool | None] = field(default_factory=dict)
     version: Any = None
+    windows: str | None = None
+    """How whole texts were cut, "disjoint" or "overlapping"; None of a task that has none."""
 
 
 @dataclass
@@ -182,6 +184,7 @@ def _task(name: str, samples: Iterable[dict[str, Any]], results: dict[str, Any],
         },
         higher_is_better=(results.get("higher_is_better") or {}).get(name) or {},
         version=(results.get("versions") or {}).get(name),
+        windows=_windows(results) if config.get("output_type") == "loglikelihood_rolling" else None,
     )
     for sample in samples:
         try:
@@ -198,6 +201,12 @@ def _task(name: str, samples: Iterable[dict[str, Any]], results: dict[str, Any],
                 raise UserError(f"the samples of {name} of {model} hold doc_id {item[0]} twice; evaluate into an empty folder.")
             items[item] = value
     return task
+
+
+def _windows(results: dict[str, Any]) -> str:
+    """Of whole texts; other adapters' are lm-eval's own."""
+    facts = (results.get("config") or {}).get("latentlm") or {}
+    return str(facts.get("windows", "overlapping"))
 
 
 def _value(value: Any) -> Any:

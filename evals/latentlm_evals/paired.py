@@ -63,7 +63,9 @@ def crossed_difference(strata: Sequence[Stratum]) -> Difference:
     if any(s.first.shape[1] < 2 for s in strata):
         return Difference(float(value), math.nan, math.nan, math.nan, math.nan)
     items = sum(s.weight**2 * _variance(s.second.mean(0) - s.first.mean(0)) / s.first.shape[1] for s in strata)
+    most = math.inf
     if all(np.isin(scores, (0.0, 1.0)).all() for s in strata for scores in (s.first, s.second)):
+        most = sum(s.weight for s in strata)  # proportions differ by no more
         items += 2 * sum(s.weight**2 / s.first.shape[1] for s in strata) ** 2  # the mean weight of an item, twice
     pairs = [(items, sum(s.first.shape[1] for s in strata) - len(strata))]
     for scores in ([s.first for s in strata], [s.second for s in strata]):
@@ -73,7 +75,8 @@ def crossed_difference(strata: Sequence[Stratum]) -> Difference:
     spread = sum(part**2 / freedom for part, freedom in pairs)
     freedom = variance**2 / spread if spread > 0 else 1.0
     half = t_quantile(freedom) * math.sqrt(variance) if variance > 0 else 0.0
-    return Difference(float(value), value - half, value + half, math.sqrt(items), math.sqrt(max(0.0, variance - items)))
+    low, high = max(-most, value - half), min(most, value + half)
+    return Difference(float(value), low, high, math.sqrt(items), math.sqrt(max(0.0, variance - items)))
 
 
 def _of_runs(scores: Sequence[Scores], weights: Sequence[float]) -> float:

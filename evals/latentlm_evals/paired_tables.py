@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.table import Table
 
+from latentlm.cli.tables import ReadableTable
 from latentlm.cli.text import escaped
 from latentlm_evals.results import TaskComparison, TaskDifference
 
@@ -18,7 +18,7 @@ def show_tasks(found: TaskComparison, *, console: Console) -> None:
     first, *others = found.models if found.differences else [""]
     for name in others:
         title = f"{escaped(name)} minus {escaped(first)}, item by item"
-        table = Table(title=title, title_justify="left")
+        table = ReadableTable(title=title, title_justify="left")
         table.add_column("task and metric", overflow="fold")
         for column in ("from, to", "difference", "McNemar", "items", "seeds"):
             table.add_column(column, justify="right", no_wrap=True)

@@ -3,13 +3,14 @@
 lm-eval gives each process every N-th document and lets process 0 put the metrics together. Both launchers say the same in the
 environment (RANK, LOCAL_RANK, WORLD_SIZE), so neither is needed to read it. What is exchanged are Python objects, over gloo.
 
-The results are those of one process: random numbers are keyed by content, nobody answers a question twice, and what is
-gathered is put back into the order of the documents.
+The results are those of one process: prompts are the same, the examples that they begin with too, random numbers are keyed by
+content, nobody answers a question twice, and what is gathered is put back into the order of the documents.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import distributed
+
+from latentlm.errors import UserError
 
 _PATIENCE = timedelta(weeks=52)  # the fastest process waits for the slowest, however long that takes
 _NOTHING = object()
@@ -60,6 +63,31 @@ class Ranks:
         found: list[Any] | None = [None] * self.count if self.rank == 0 else None
         distributed.gather_object(thing, found, dst=0, group=self.group)
         return found
+
+
+def build_own_requests(task: Any, rank: int, count: int) -> None:
+    """From now on the task builds the requests of process `rank` of `count` as one process would: all of them, of which those
+    of this process's documents are kept.
+
+    lm-eval draws the examples of a prompt from one generator, document by document: who builds every N-th prompt alone draws
+    others. The building raises UserError for fewer documents than processes."""
+    if count == 1:
+        return
+    build = type(task).build_all_requests
+
+    @functools.wraps(build)
+    def build_and_keep(**options: Any) -> None:
+        name = f"{options.pop('tokenizer_name', '')}-{rank}of{count}"  # of the file, if requests are cached: each its own
+        build(task, **options | {"rank": 0, "world_size": 1}, tokenizer_name=name)
+        documents = {request.doc_id for request in task.instances}
+        if len(documents) < count:
+            raise UserError(
+                f"task {task.config.task} has {len(documents)} documents to evaluate, which {count} processes cannot share: "
+                f"start {len(documents)} at most."
+            )
+        task._instances = [request for request in task.instances if request.doc_id % count == rank]
+
+    task.build_all_requests = build_and_keep
 
 
 def _leave() -> None:

@@ -1,30 +1,29 @@
-"""How lm-eval's prompts become tokens: which token comes first, what special tokens are, where a context ends.
+"""How lm-eval's prompts become tokens (latentlm/tokenizer/prompts.py), by whose rule.
 
-    reader = reader_of(model, folder=..., transformers_folder=True)
-    given, continued, joined = reader.pair("The capital of France is", " Paris")
+    reader = reader_of(model.tokenizer, folder, elsewhere=True)
+    pair = reader.pair("The capital of France is", " Paris")
 
 The first token is what training fed before a text. A card was trained on documents that begin with end-of-text. A folder from
 elsewhere is read by its own tokenizer, as transformers and lm-eval's `hf` read it: BOS where its rule adds one, else nothing.
 `add_bos_token` overrides both. A prompt that begins with that token already, as a chat template may, gets no second one.
-
-Special tokens that a prompt spells are these tokens, as the tokenizer's own library takes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from latentlm.config import read_json
 from latentlm.errors import UserError
 from latentlm.likelihood import fit_to_context
-from latentlm.tokenizer import Tokenizer, tokens_before
+from latentlm.tokenizer import PromptReader, Tokenizer, tokens_before
+from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.options import count, flag
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -35,52 +34,12 @@ TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A context and its continuation in tokens."""
-
-    given: list[int]
-    """Never empty."""
-    continued: list[int]
-    """Empty where the continuation has no token of its own."""
-    joined: bool
-    """A token of the whole text spans the two parts: what is scored is not the whole text's own tokens."""
-
-
-@dataclass(frozen=True)
-class Reader:
+class Reader(PromptReader):
     """Reads prompts. Made by `reader_of`."""
 
     name: str
-    plain: Callable[[str], list[int]]
-    """Text -> tokens, nothing put before or behind."""
-    leading: list[int]
-    """Fed before every text."""
-    prefix: int
-    """Stands for an empty context, and before a whole text."""
     templates: Any = field(default=None, repr=False)
     """The tokenizer as transformers has it, which knows chat templates; None where the folder has none."""
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a prompt, what is fed first among them."""
-        tokens = self.plain(text)
-        return tokens if tokens[:1] in ([self.prefix], self.leading[:1]) else self.leading + tokens
-
-    def pair(self, context: str, continuation: str) -> Pair:
-        """Cut the whole text's tokens where the context's end, blanks at its end being the continuation's, as lm-eval does.
-
-        A context of nothing but blanks is an empty one, and so is one without tokens: the prefix token stands for it. Where
-        the cut would leave nothing, the two are encoded alone."""
-        words = context.rstrip()
-        continuation = context[len(words) :] + continuation
-        given = self.encode(words) if words else []
-        if not given:
-            whole = self.plain(continuation)
-            # A continuation that begins with the prefix token brings its own.
-            given, continued = (whole[:1], whole[1:]) if whole[:1] == [self.prefix] else ([self.prefix], whole)
-            return Pair(given, continued, joined=False)
-        whole = self.encode(words + continuation)
-        continued = whole[len(given) :] or self.plain(continuation)
-        return Pair(given, continued, joined=given + continued != whole)
 
     def facts(self) -> dict[str, Any]:
         """What the answers depend on."""
@@ -112,7 +71,7 @@ def reader_of(
         return _of_transformers(tokenizer, folder, add_bos_token, prefix)
     return Reader(
         name=tokenizer.name,
-        plain=lambda text: [int(token) for token in tokenizer.encode_prompt(text)],
+        plain=tokenizer.encode_prompt,
         leading=[] if add_bos_token is False else [tokenizer.first],
         prefix=tokenizer.first if prefix is None else prefix,
         templates=_templates(folder),
@@ -179,6 +138,17 @@ def fitted(request: TokenRequest, limit: int) -> tuple[list[int], list[int]]:
             "task of loglikelihood_rolling."
         )
     return fit_to_context(given, continued, limit)
+
+
+def cut_and_joined(reader: Reader, request: Instance, limit: int) -> tuple[bool, bool]:
+    """What is done to a request, whoever answers it: is its context cut to `limit` inputs, does a token span the join?"""
+    if request.request_type == "generate_until":
+        room = limit - GenerationSettings.of(request.args[1], limit).max_tokens
+        return len(reader.prompt(str(request.args[0]))) > room, False
+    if request.request_type != "loglikelihood":
+        return False, False  # whole texts have windows
+    pair = reader.pair(str(request.args[0]), str(request.args[1]))
+    return len(pair.given) + len(pair.continued) > limit + 1, pair.joined
 
 
 def _short(text: str, *, end: bool = False, longest: int = 60) -> str:

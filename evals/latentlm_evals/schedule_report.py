@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from latentlm.cli.output import emit
+from latentlm.cli.tables import ReadableTable
 from latentlm.training.evaluation import THRESHOLD_BITS
 from latentlm_evals.schedule_catalog import Entry
 from latentlm_evals.schedule_runs import Ending, Outcome
@@ -29,7 +29,7 @@ def show_entries(entries: list[Entry], *, as_json: bool) -> None:
         emit([asdict(entry) for entry in entries])
         return
     console = Console()
-    table = Table("schedule", "what it does", "formula (nats per target token)", "source", show_lines=True)
+    table = ReadableTable("schedule", "what it does", "formula (nats per target token)", "source", show_lines=True)
     for entry in entries:
         state = " (a state)" if entry.has_state else ""
         table.add_row(entry.name, entry.summary + state, entry.formula or "–", entry.source or "–")
@@ -71,9 +71,9 @@ def alive(outcome: Outcome) -> bool:
     return (ending.kl if told is None else told) >= THRESHOLD_BITS
 
 
-def _table(groups: list[list[Outcome]], *, verdict: bool = False) -> Table:
+def _table(groups: list[list[Outcome]], *, verdict: bool = False) -> ReadableTable:
     """A row per group of outcomes, which differ in their seed."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # readable in 80 columns
+    table = ReadableTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # readable in 80 columns
     table.add_column("schedule", no_wrap=True)
     heads = ["KL", "units", "latent", "posterior", "shuffled", "bound", *(["alive"] if verdict else [])]
     for head in heads:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
+from latentlm.cli.tables import ReadableTable
 from latentlm.cli.text import escaped
 from latentlm.likelihood.planning import Plan
 from latentlm_evals.paired_tables import show_tasks
@@ -38,7 +38,7 @@ def show(comparison: Comparison, *, console: Console) -> None:
         show_tasks(comparison.paired_tasks, console=console)
 
 
-def _main(models: list[ModelResult], title: str) -> list[Table]:
+def _main(models: list[ModelResult], title: str) -> list[ReadableTable]:
     """A few models: one table, one row per quantity. Many: one row per model, in four tables. All fit 80 columns."""
     likelihood = {
         "bits/byte, honest": [f"[bold]{m.bits_per_byte}[/bold]{'' if m.converged else ' *'}" for m in models],
@@ -67,7 +67,7 @@ def _main(models: list[ModelResult], title: str) -> list[Table]:
         likelihood["ELBO, bits/byte"] = latents.pop("ELBO, bits/byte")
         groups = {title: likelihood, "estimates": estimates, "latents": latents, "cost": cost}
         return [_model_rows(names, group, text) for text, group in groups.items()]
-    table = Table(title=title, title_justify="left")
+    table = ReadableTable(title=title, title_justify="left")
     table.add_column("")
     for name in names:
         table.add_column(escaped(name), justify="right")
@@ -83,20 +83,21 @@ def _verdict(model: ModelResult) -> str:
     return f"{'yes' if model.converged else '[red]no[/red]'}, {model.good_to}"
 
 
-def show_plans(plans: dict[str, Plan], *, title: str = "What the likelihoods will take", console: Console) -> None:
+def show_plans(plans: dict[str, Plan], *, title: str = "What measuring will take", console: Console) -> None:
     """What measuring will take, a row per model."""
     rows = {name: plan.lines() for name, plan in plans.items()}
-    table = Table(title=f"{title} (a dry run: nothing is measured)", title_justify="left")
+    table = ReadableTable(title=f"{title} (a dry run: nothing is measured)", title_justify="left")
     table.add_column("model", no_wrap=True)
-    for label in next(iter(rows.values())):
+    labels = list(dict.fromkeys(label for cells in rows.values() for label in cells))
+    for label in labels:
         table.add_column(label, justify="right")
     for name, cells in rows.items():
-        table.add_row(escaped(name), *cells.values())
+        table.add_row(escaped(name), *(cells.get(label, "–") for label in labels))
     console.print(table)
 
 
-def _model_rows(names: list[str], columns: dict[str, list[str]], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
+def _model_rows(names: list[str], columns: dict[str, list[str]], title: str) -> ReadableTable:
+    table = ReadableTable(title=title, title_justify="left")
     table.add_column("model", no_wrap=True)
     for label in columns:
         table.add_column(label, justify="right")
@@ -115,7 +116,7 @@ def _signed(estimate: Estimate | None) -> str:
     return "baseline" if estimate is None else f"{estimate.value:+.4f} ± {estimate.standard_error:.4f}"
 
 
-def _tasks(models: list[ModelResult], scoring: str) -> Table:
+def _tasks(models: list[ModelResult], scoring: str) -> ReadableTable:
     """A row per task and metric, a column per model; the other way round where there are many models."""
     keys = list(dict.fromkeys((result.task, result.metric) for model in models for result in model.tasks))
     found = {
@@ -125,7 +126,7 @@ def _tasks(models: list[ModelResult], scoring: str) -> Table:
     chances = {key: "–" if first.chance is None else f"{first.chance:.2f}" for key, first in firsts.items()}
     title = f"lm-eval tasks ({scoring})"
     if len(models) > _SIDE_BY_SIDE:
-        table = Table("model", title=title, title_justify="left")
+        table = ReadableTable("model", title=title, title_justify="left")
         for task, metric in keys:
             table.add_column(f"{task}\n{metric}", justify="right")
         for number, model in enumerate(models):
@@ -134,7 +135,7 @@ def _tasks(models: list[ModelResult], scoring: str) -> Table:
         table.add_row("chance", *chances.values())
         table.add_row("items", *(str(first.items) for first in firsts.values()))
         return table
-    table = Table(title=title, title_justify="left")
+    table = ReadableTable(title=title, title_justify="left")
     table.add_column("task and metric")
     for column in (*(model.name for model in models), "chance", "items"):
         table.add_column(escaped(column), justify="right", no_wrap=True)

@@ -197,6 +197,13 @@ def _notes(models: Sequence[Model], tasks: Sequence[str]) -> list[str]:
         asked = [task for task in tasks if run.tasks[task].prompts != runs[0].tasks[task].prompts]
         if asked:
             found.append(f"{run.name} had other prompts than {runs[0].name} (shots, chat template): {_listed(asked)}.")
+        cut = [task for task in tasks if run.tasks[task].windows != runs[0].tasks[task].windows]
+        if cut:
+            found.append(
+                f"{run.name} read whole texts in {run.tasks[cut[0]].windows} windows, {runs[0].name} in "
+                f"{runs[0].tasks[cut[0]].windows} ones, which differ where a text is longer than the model's context: "
+                f"{_listed(cut)}. Evaluate both with the same windows=... in --model_args."
+            )
     for run in runs:
         if run.older:
             found.append(f"{run.name} holds several evaluations of {_listed(run.older)}: the latest is compared.")

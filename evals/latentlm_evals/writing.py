@@ -11,7 +11,6 @@ from typing import Literal
 
 from latentlm.generation import Generation, generate
 from latentlm.interface import LatentDecoder
-from latentlm.tokenizer import Tokenizer
 from latentlm_evals.chat import Thinking
 from latentlm_evals.generation_settings import GenerationSettings
 
@@ -27,6 +26,11 @@ class Writer:
     seed: int
     last_latent: Literal["posterior", "prior"]
     batch_size: int | None
+
+    @property
+    def together(self) -> int:
+        """Prompts in a batch."""
+        return self.batch_size or _TOGETHER
 
     def draws(self, settings: GenerationSettings) -> bool:
         """Whether another repeat of a request would have another text: latents are drawn anew for each."""
@@ -45,23 +49,15 @@ class Writer:
             seed=self.seed,
             last_latent=self.last_latent,
             keys=keys,
-            batch_size=self.batch_size or _TOGETHER,
+            batch_size=self.together,
         )
         return [self._text(one, settings.stop) for one in found]
 
     def _text(self, one: Generation, stop: Sequence[str]) -> str:
-        """What was written: no special token, nothing from a stop string on, no thoughts."""
+        """What was written: no special token, no thoughts, nothing from a stop string on."""
         tokenizer = self.model.tokenizer
-        assert one.text is not None, "load_model refuses models without a tokenizer"
-        assert tokenizer is not None
-        tokens = self.thinking.after(one.tokens)
-        kept = [token for token in tokens if token not in tokenizer.special]
-        text = one.text if len(kept) == len(one.tokens) else _written(tokenizer, one.prompt, kept, stop)
-        return self.thinking.cut(text, trimmed=len(tokens) < len(one.tokens))
-
-
-def _written(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], stop: Sequence[str]) -> str:
-    """The text that tokens add to a prompt, up to the first stop string."""
-    text = tokenizer.decode_after(prompt, tokens).decode("utf-8", errors="replace")
-    places = [place for each in stop if (place := text.find(each)) >= 0]
-    return text[: min(places, default=len(text))]
+        assert tokenizer is not None, "load_model refuses models without one"
+        kept = [token for token in self.thinking.after(one.tokens) if token not in tokenizer.special]
+        # Not the generation's own text, which ends at the first stop string: that one may be in the thoughts, or in their end.
+        written = tokenizer.decode_after(one.prompt, kept).decode("utf-8", errors="replace")
+        return self.thinking.answer(written, stop)

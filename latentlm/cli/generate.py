@@ -13,7 +13,7 @@ import typer
 
 from latentlm.cli.output import AsJson, emit
 from latentlm.cli.text import shown
-from latentlm.config.reading import read_text
+from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: in
 def _text_or_file(text: str) -> str:
     """The contents of the file of that name, where there is one; otherwise the text itself."""
     try:
-        return read_text(Path(text))
-    except UserError:  # no file's name (too long, a null byte), or no text in it
+        return read_bytes(Path(text)).decode("utf-8", errors="surrogateescape")  # a tokenizer takes any bytes
+    except UserError:  # no file's name (too long, a null byte), or no plain file
         return text
 
 

@@ -54,9 +54,10 @@ def list_parts(
         emit([part.as_json() for part in found])
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("socket", "name", "plugin", "family", "granularities", "what it is")
+    from latentlm.cli.tables import ReadableTable
+
+    table = ReadableTable("socket", "name", "plugin", "family", "granularities", "what it is", names=3)
     for place in dict.fromkeys(part.socket for part in found):
         for part in (part for part in found if part.socket == place):
             table.add_row(place, escaped(part.name), escaped(part.plugin.name), *_kind(part), escaped(part.summary))
@@ -113,9 +114,10 @@ def for_recipe(
         emit([fit.as_json() for fit in found])
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(socket, "plugin", "fits", "", title=f'For the recipe "{escaped(loaded.name)}"', title_justify="left")
+    from latentlm.cli.tables import ReadableTable
+
+    table = ReadableTable(socket, "plugin", "fits", "", title=f'For the recipe "{escaped(loaded.name)}"', title_justify="left")
     for fit in found:
         verdict = "[green]yes[/green]" if fit.reason is None else "[red]no[/red]"
         table.add_row(escaped(fit.part.name), escaped(fit.part.plugin.name), verdict, escaped(fit.reason or fit.note))
@@ -136,10 +138,10 @@ def _kind(part: Part) -> tuple[str, str]:
 
 def _facts(part: Part, others: dict[str, list[str]]) -> RenderableType:
     """What the part says of itself."""
-    from rich.table import Table
+    from latentlm.cli.tables import ReadableTable
 
     title = f'{part.socket} "{escaped(part.name)}" of plugin "{escaped(part.plugin.name)}"'
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = ReadableTable(title=title, title_justify="left", show_header=False)
     kind, served = _kind(part)
     rows = {
         "what it is": escaped(part.doc),
@@ -158,11 +160,11 @@ def _facts(part: Part, others: dict[str, list[str]]) -> RenderableType:
 
 def _settings(part: Part) -> RenderableType:
     """A table of the settings, or that there are none."""
-    from rich.table import Table
+    from latentlm.cli.tables import ReadableTable
 
     if not part.settings:
         return "It has no settings.\n" if part.socket != "decoder" else "Its settings are those of `model:` in a recipe.\n"
-    table = Table("setting", "type", "default", "range", "")
+    table = ReadableTable("setting", "type", "default", "range", "")
     for setting in part.settings:
         cells = (setting.name, setting.type, setting.default, setting.range, setting.description)
         table.add_row(*(escaped(cell) for cell in cells))

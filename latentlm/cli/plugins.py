@@ -59,9 +59,10 @@ def plugins(as_json: AsJson = False) -> None:
 def _show(found: list[Plugin], clashes: Mapping[tuple[str, str], list[str]]) -> None:
     """A table on standard output, and a line for each clash."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("plugin", "distribution", "status", "parts and cards")
+    from latentlm.cli.tables import ReadableTable
+
+    table = ReadableTable("plugin", "distribution", "status", "parts and cards")
     for plugin in found:
         lines = [f"{socket}: {', '.join(sorted(named))}" for socket, named in plugin.parts.items() if named]
         if plugin.cards:

@@ -69,7 +69,10 @@ def score(
     ] = 0.01,
     max_samples: Annotated[int, typer.Option(help='Where "auto" gives up, and the score says so.')] = 256,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal scores.")] = 0,
-    given: Annotated[str | None, typer.Option(help="Score the file as a continuation of this text.")] = None,
+    given: Annotated[
+        str | None,
+        typer.Option(help="Score the file, and its end, as a continuation of this text, whose last blanks are the file's."),
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's context.")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by size.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
@@ -95,7 +98,7 @@ def score(
     if given is None:
         requests, _, how = texts_to_score(decoder, tokens, context=context, **shared)
     else:
-        pairs = [_continuation(decoder, given, text) for text in tokens]
+        pairs = [_continuation(decoder, given, data) for _, data in texts]
         requests, how = continuations_to_score(decoder, pairs, **shared)
     if dry_run:
         _show_plan(plan(decoder, requests, how), as_json)
@@ -159,13 +162,14 @@ def _tokens(decoder: LatentDecoder, data: bytes) -> list[int]:
     return [decoder.tokenizer.first, *decoder.tokenizer.encode(data), decoder.tokenizer.end_of_text]
 
 
-def _continuation(decoder: LatentDecoder, given: str, text: list[int]) -> tuple[list[int], list[int]]:
-    """Context and continuation, cut to the model's context from the left."""
+def _continuation(decoder: LatentDecoder, given: str, data: bytes) -> tuple[list[int], list[int]]:
+    """Context and continuation as lm-eval's adapter reads them, and end-of-text; cut to the model's context from the left."""
     from latentlm.likelihood import fit_to_context
+    from latentlm.tokenizer import PromptReader
 
     assert decoder.tokenizer is not None
-    before = [decoder.tokenizer.first, *decoder.tokenizer.encode(given)]
-    return fit_to_context(before, text[1:], decoder.config.backbone.context)
+    pair = PromptReader.of(decoder.tokenizer).pair(given, data.decode("utf-8", errors="surrogateescape"))
+    return fit_to_context(pair.given, [*pair.continued, decoder.tokenizer.end_of_text], decoder.config.backbone.context)
 
 
 def _diagnose(decoder: LatentDecoder, text: list[int], seed: int) -> Diagnostics:

@@ -73,11 +73,11 @@ def describe(
         emit(found.as_json())
         return
     from rich.console import Console
-    from rich.table import Table
 
+    from latentlm.cli.tables import ReadableTable
     from latentlm.cli.text import escaped
 
-    table = Table(title=f"{escaped(found.card.name)} ({found.card.status})", title_justify="left", show_header=False)
+    table = ReadableTable(title=f"{escaped(found.card.name)} ({found.card.status})", title_justify="left", show_header=False)
     for rows in found.sections():
         for label, value in rows:
             table.add_row(escaped(label), escaped(value))

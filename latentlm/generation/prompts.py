@@ -1,4 +1,4 @@
-"""From prompts to the tokens that are fed: end-of-text first, nothing longer than the context, a key for each."""
+"""From prompts to the tokens that are fed: what training fed first, nothing longer than the context, a key for each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from latentlm.config.checking import several, whole
 from latentlm.errors import UserError
+from latentlm.tokenizer import PromptReader
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
@@ -26,15 +27,15 @@ def end_tokens(model: LatentDecoder) -> frozenset[int]:
 
 
 def fed_tokens(model: LatentDecoder, prompt: str | Sequence[int], number: int) -> list[int]:
-    """Tokens of a prompt: [first token, text ...], or the given list, the first token where it is empty. It is end-of-text, or
-    the BOS of a model from elsewhere.
+    """Tokens of a prompt: what training fed first, then the text, in which special tokens may be spelt (`PromptReader`); or the
+    given list, the first token where it is empty.
 
     `number` is its place, for messages. Raises UserError without a tokenizer, and for tokens outside the vocabulary."""
     start = None if model.tokenizer is None else model.tokenizer.first
     if isinstance(prompt, str):
-        if model.tokenizer is None or start is None:
+        if model.tokenizer is None:
             raise UserError("Text needs a tokenizer, and this model has none: give lists of tokens, or set model.tokenizer.")
-        tokens = [start, *model.tokenizer.encode(prompt)]
+        tokens = PromptReader.of(model.tokenizer).prompt(prompt)
     else:
         several(f"prompt {number}", prompt, of="tokens, or a text")
         tokens = [whole(f"a token of prompt {number}", token, least=None) for token in prompt]

@@ -8,9 +8,9 @@ grouped-query attention over the whole context, no biases. Whatever else config.
 (config_keys.py). Of several ways to read a folder, transformers' own is taken: which files hold the weights, what an absent key
 means, whether embeddings are tied. Weights are never unpickled.
 
-`generate` and `score` begin every text with the token that tokenizer.json itself puts there (BOS), with end-of-text where it
-puts none. A model that was trained to expect another first token is served by lists of tokens. A generated text ends where
-transformers ends it (generation_keys.py).
+Prompts begin with the token that tokenizer.json itself puts there (BOS), if it puts one; whole texts, and an empty prompt, with
+it too, else with the BOS that tokenizer_config.json names, else with end-of-text. A model that was trained to expect another
+first token is served by lists of tokens. A generated text ends where transformers ends it (generation_keys.py).
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
                 f"{folder}: the tokenizer has {tokenizer.vocabulary} symbols, but the model has {config.backbone.vocabulary}; "
                 "put the tokenizer.json there that the model was trained with."
             )
-        leading = tokenizer.leading() if isinstance(tokenizer, LibraryTokenizer) else []
-        tokenizer.bos = leading[0] if leading else None
+        if isinstance(tokenizer, LibraryTokenizer):
+            tokenizer.begin_as(folder)
         model.tokenizer = tokenizer
     own = (folder / _GENERATION).is_file()
     source = folder / (_GENERATION if own else _CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
+_NO_UTF8 = "latentlm.no_utf8"
 
 
 class Tokenizer(ABC):
@@ -23,6 +25,14 @@ class Tokenizer(ABC):
     """The id that begins and ends every document."""
     bos: int | None = None
     """The id that begins a text instead, where a model from elsewhere was trained so."""
+
+    leading_rule: Sequence[int] | None = None
+    """What a model from elsewhere was fed before every prompt, nothing among it; None is `first`."""
+
+    @property
+    def leading(self) -> Sequence[int]:
+        """The ids that are fed before a prompt."""
+        return [self.first] if self.leading_rule is None else self.leading_rule
 
     @property
     def first(self) -> int:
@@ -85,8 +95,20 @@ class Tokenizer(ABC):
 
 
 def as_bytes(text: str | bytes) -> bytes:
-    """UTF-8 of a text. A lone surrogate, which has no UTF-8, keeps its three bytes instead of raising."""
-    return text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+    """UTF-8 of a text. What has no UTF-8 does not raise: U+DC80 to U+DCFF are the bytes that Python reads as them where a file
+    or an argument is no UTF-8 (PEP 383); other lone surrogates keep their three bytes."""
+    return text if isinstance(text, bytes) else text.encode("utf-8", errors=_NO_UTF8)
+
+
+def _bytes_of_surrogates(error: UnicodeError) -> tuple[bytes, int]:
+    """For `codecs`."""
+    assert isinstance(error, UnicodeEncodeError)
+    chars = error.object[error.start : error.end]
+    each = (bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("utf-8", "surrogatepass") for c in chars)
+    return b"".join(each), error.end
+
+
+codecs.register_error(_NO_UTF8, _bytes_of_surrogates)
 
 
 def tokens_before(whole: Sequence[int], part: Sequence[int]) -> list[int]:

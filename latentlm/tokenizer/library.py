@@ -42,10 +42,10 @@ class LibraryTokenizer(Tokenizer):
 
     def encode(self, text: str | bytes) -> list[int]:
         """Token ids; bytes that are not UTF-8 are read as U+FFFD."""
-        readable = as_bytes(text).decode("utf-8", errors="replace")
-        tokens = self._ids(readable)
+        tokens = self._read(text)
         if self.end_of_text not in tokens:
             return tokens
+        readable = as_bytes(text).decode("utf-8", errors="replace")
         # Some models (Unigram) find their special tokens in plain text too: break the name in two, encode piece by piece.
         name = self._end_of_text_name
         halves = re.split(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})", readable)
@@ -57,7 +57,7 @@ class LibraryTokenizer(Tokenizer):
             return self.encode(prompt)
         self._backend.encode_special_tokens = False
         try:
-            return self._ids(as_bytes(prompt).decode("utf-8", errors="replace"))
+            return self._read(prompt)
         finally:
             self._backend.encode_special_tokens = True
 
@@ -66,11 +66,19 @@ class LibraryTokenizer(Tokenizer):
         """Those that the file calls special."""
         return frozenset(number for number, token in added_tokens(self._backend).items() if token.special)
 
-    def leading(self) -> list[int]:
-        """The special tokens that the file itself puts before a text (its post-processor), none where it has no such rule."""
+    def begin_as(self, folder: Path) -> None:
+        """Begin prompts and texts as the tokenizer of this folder of transformers does. Prompts: with the special tokens that
+        the file puts there (its post-processor). Whole texts and empty prompts: with the first of them, else the BOS that the
+        companion file names, else end-of-text. Raises UserError for a BOS that is not there."""
         with _explained(self.name):
             whole = self._backend.encode("a", add_special_tokens=True).ids
-        return tokens_before(whole, self._ids("a"))
+        self.leading_rule = tokens_before(whole, self._ids("a"))
+        named = named_token(self._backend, folder / COMPANION, "bos_token", "begins a text")
+        self.bos = next(iter(self.leading_rule), None if named is None else self._backend.token_to_id(named))
+
+    def _read(self, text: str | bytes) -> list[int]:
+        """As the library reads it; bytes that are not UTF-8 as U+FFFD."""
+        return self._ids(as_bytes(text).decode("utf-8", errors="replace"))
 
     def _ids(self, text: str) -> list[int]:
         with _explained(self.name):
@@ -140,6 +148,9 @@ class BPETokenizer(LibraryTokenizer):
 
     def encode(self, text: str | bytes) -> list[int]:
         """Token ids; a byte that is not UTF-8 becomes the symbol of that byte."""
+        return self._read(text)
+
+    def _read(self, text: str | bytes) -> list[int]:
         readable = as_bytes(text).decode("utf-8", errors="surrogateescape")
         if readable.isascii():
             return self._ids(readable)
@@ -222,18 +233,23 @@ def special_tokens(backend: Any) -> set[str]:
 def end_of_text_name(backend: Any, companion: Path | None) -> str | None:
     """The token that ends a text: what the companion file says, else the first well-known name of a special token. Raises
     UserError where the companion names a token that is not there."""
-    special = special_tokens(backend)
-    if companion is not None and companion.is_file():
-        whole = read_json(companion)
-        if not isinstance(whole, dict):
-            raise UserError(f"{companion} should hold a mapping, not {type(whole).__name__}.")
-        said = whole.get("eos_token")
-        said = said.get("content") if isinstance(said, dict) else said
-        if said is not None:
-            if not isinstance(said, str) or backend.token_to_id(said) is None:
-                raise UserError(
-                    f'{companion} says that "{said}" ends a text (eos_token), but the tokenizer.json beside it has no such '
-                    "token. Put the files of one tokenizer there."
-                )
-            return said
-    return next((name for name in _END_OF_TEXT_NAMES if name in special), None)
+    said = named_token(backend, companion, "eos_token", "ends a text")
+    return said or next((name for name in _END_OF_TEXT_NAMES if name in special_tokens(backend)), None)
+
+
+def named_token(backend: Any, companion: Path | None, key: str, role: str) -> str | None:
+    """The token that the companion file names under a key; None where it names none. Raises UserError for one that is not
+    there."""
+    if companion is None or not companion.is_file():
+        return None
+    whole = read_json(companion)
+    if not isinstance(whole, dict):
+        raise UserError(f"{companion} should hold a mapping, not {type(whole).__name__}.")
+    said = whole.get(key)
+    said = said.get("content") if isinstance(said, dict) else said
+    if said is not None and (not isinstance(said, str) or backend.token_to_id(said) is None):
+        raise UserError(
+            f'{companion} says that "{said}" {role} ({key}), but the tokenizer.json beside it has no such token. Put the files '
+            "of one tokenizer there."
+        )
+    return said

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import pytest
+import torch
 import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -18,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from byte_models import byte_decoder
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.errors import UserError
+from latentlm.interface import Generation
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.chat import Thinking
 from llama_folders import END, TEMPLATE, llama_folder
@@ -131,10 +134,12 @@ def test_a_card_has_the_template_that_lies_beside_its_tokenizer(tmp_path: Path) 
 
 def test_thoughts_are_left_out_up_to_their_last_end() -> None:
     of_text, of_token = Thinking.of(True, "</t>"), Thinking.of(None, "7")
-    assert of_text.cut("so </t> so </t>\n 4", trimmed=False) == "4"
-    assert of_text.cut("no end", trimmed=False) == "no end"
+    assert of_text.answer("so </t> so </t>\n 4", []) == "4"
+    assert of_text.answer(" no end", []) == "no end"
     assert of_token.after([1, 7, 2, 7, 3]) == [3]
     assert of_token.after([1, 2]) == [1, 2]
+    assert of_token.answer(" no end", []) == "no end"
+    assert Thinking().answer(" none wanted", []) == " none wanted"
     assert of_text.with_theirs({"a": 1}) == {"a": 1, "enable_thinking": True}
 
 
@@ -149,11 +154,60 @@ def test_thoughts_need_an_end_and_a_text_to_generate() -> None:
 @pytest.mark.parametrize("end", ["text", "token"])
 def test_answers_after_thoughts_are_those_of_hf(folder: Path, end: str) -> None:
     plain = LatentLM(str(folder))
-    request = [Instance("generate_until", {}, ("class Point", {"until": ["zzz"], "max_gen_toks": 24}), 0)]
-    (whole,) = plain.generate_until(request, disable_tqdm=True)
+    (whole,) = plain.generate_until(asked(["zzz"]), disable_tqdm=True)
     wanted = str(plain.reader.plain(",")[0]) if end == "token" else ","
     ours = LatentLM(str(folder), think_end_token=wanted)
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", think_end_token=wanted)
-    (found,) = ours.generate_until(request, disable_tqdm=True)
-    assert [found] == theirs.generate_until(request, disable_tqdm=True)
+    (found,) = ours.generate_until(asked(["zzz"]), disable_tqdm=True)
+    assert [found] == theirs.generate_until(asked(["zzz"]), disable_tqdm=True)
     assert len(found) < len(whole)
+
+
+def asked(stop: list[str]) -> list[Instance]:
+    return [Instance("generate_until", {}, ("class Point", {"until": stop, "max_gen_toks": 24}), 0)]
+
+
+def test_wherever_the_model_stops_the_answers_are_those_of_hf(folder: Path) -> None:
+    """Stop strings before, in and after the end of the thoughts, and ends that never come."""
+    ours, theirs = LatentLM(str(folder)), HFLM(pretrained=str(folder), device="cpu", dtype="float32")
+    (whole,) = ours.generate_until(asked([]), disable_tqdm=True)
+    cut = [whole[start : start + size] for start in range(len(whole) - 2) for size in (1, 2, 3)]
+    pieces = list(dict.fromkeys(filter(str.isascii, cut)))
+    assert len(pieces) > 15
+    ends: list[str | int | None] = [None, "never", pieces[0], pieces[9], pieces[-3], *ours.reader.plain(whole)[3:5]]
+    differ = 0
+    for end in ends:
+        ours.writer = replace(ours.writer, thinking=Thinking.of(None, end))
+        theirs.think_end_token = end
+        for stop in pieces:
+            found = ours.generate_until(asked([stop]), disable_tqdm=True)
+            assert found == theirs.generate_until(asked([stop]), disable_tqdm=True), (end, stop)
+            differ += found != [whole.split(stop)[0]]
+    assert differ, "the ends are met"
+
+
+WRITTEN = [
+    "so\n\nso</t>\n 4\n\nmore", " 4, without an end\n\nmore", "\n\nso</t>4", "so</t> so</t>\n\n", "</t>", "4", "", "  ",
+    "so</t>so xab", "xab",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [[], ["\n\n"], ["t>"], ["</t>"], ["</t>\n", "so"], ["ab", "xab"], ["s", " "]])
+@pytest.mark.parametrize("end", [None, "</t>", "", "t", "4", "token"])
+def test_what_counts_of_a_text_is_what_counts_in_hf(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, end: str | None, stop: list[str]
+) -> None:
+    """Both are handed the same tokens as what the model wrote, so that all that differs is what is made of them."""
+    ours = LatentLM(str(folder))
+    end = str(ours.reader.plain("4")[0]) if end == "token" else end
+    ours.writer = replace(ours.writer, thinking=Thinking.of(None, end))
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", think_end_token=end)
+    for text in WRITTEN:
+        tokens = ours.reader.plain(text)
+        cut = text[: min([place for each in stop if (place := text.find(each)) >= 0], default=None)]  # as `generate` has it
+        given = [Generation(text=cut, tokens=tokens, prompt=[1], latents=None, finish="length", sample=0)]
+        monkeypatch.setattr("latentlm_evals.writing.generate", lambda *_, given=given, **__: given)
+        after = torch.tensor([tokens], dtype=torch.long)
+        monkeypatch.setattr(theirs, "_model_generate", lambda context, after=after, **_: torch.cat([context, after], dim=1))
+        found = ours.generate_until(asked(stop), disable_tqdm=True)
+        assert found == theirs.generate_until(asked(stop), disable_tqdm=True), text

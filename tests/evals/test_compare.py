@@ -46,7 +46,7 @@ def texts(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_a_dry_run_counts_the_likelihoods_of_the_tasks_too(tmp_path: Path, texts: str) -> None:
+def test_a_dry_run_counts_what_the_tasks_take_too(tmp_path: Path, texts: str) -> None:
     names = [recipe(tmp_path, "hidden", "free", path=texts, event_dims=3, backbone={**BACKBONE, "context": 512})]
 
     precision = Precision(samples=2, max_samples=128)
@@ -56,9 +56,12 @@ def test_a_dry_run_counts_the_likelihoods_of_the_tasks_too(tmp_path: Path, texts
         return dry(names, [], tmp_path / "none", settings=settings, console=Console(quiet=True))
 
     assert planned("none")["hidden"].tasks is None
-    assert planned("latentlm_copy")["hidden"].tasks is None, "it generates"
+    found = planned("latentlm_copy")["hidden"]
+    assert (found.tasks.requests, found.tasks.texts) == (0, 2)
     found = planned("latentlm_next_line,latentlm_copy")["hidden"]
     assert found.tasks.requests == 8, "two questions of four answers"
+    assert found.tasks.texts == 2
+    assert found.tasks.writing > 0
     assert found.tasks.samples == (32, 128)
     assert found.texts.samples == (2, 2)
     assert not (tmp_path / "none").exists()
@@ -125,6 +128,8 @@ def test_tasks_of_several_runs_are_paired_with_the_spread_over_seeds(tmp_path: P
     logged = [str(tmp_path / "out" / "evaluations" / name) for name in ("plain", "hidden-0", "hidden-1")]
     again = compare_folders([logged[0], ",".join(logged[1:])], [], tmp_path / "again", command="")
     assert again == found.paired_tasks
+    results = [json.loads(next(Path(each).glob("results_*.json")).read_text(encoding="utf-8")) for each in logged]
+    assert {each["config"]["latentlm"]["windows"] for each in results} == {"disjoint"}, "of the plain decoder too"
 
 
 def _tokens(models: list) -> int:  # type: ignore[type-arg]

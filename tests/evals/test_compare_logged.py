@@ -80,6 +80,21 @@ def test_many_intervals_come_with_a_word_on_chance(folders: list[str], tmp_path:
     assert "Of 12 intervals at 95%, 0.6 leave out zero by chance alone" in " ".join(out.getvalue().split())
 
 
+def test_other_windows_of_whole_texts_are_told(tmp_path: Path) -> None:
+    results = evaluated(3, ["latentlm_heldout", "latentlm_copy"])
+    folders = {}
+    for windows in ("overlapping", "disjoint"):
+        told = {**results, "config": {**results["config"], "latentlm": {"windows": windows}}}
+        folders[windows] = str(write_evaluation(told, tmp_path / windows) or tmp_path / windows)
+    theirs = str(logged(tmp_path / "theirs", results))  # lm-eval's own windows
+    first, *others = folders["overlapping"], theirs, folders["disjoint"]
+    found = compare_folders([first, *others], [], tmp_path / "out", command="")
+    (note,) = found.notes
+    assert note.startswith("disjoint read whole texts in disjoint windows, overlapping in overlapping ones")
+    assert "latentlm_heldout. Evaluate" in note, "and not the task that writes"
+    assert compare_folders([first, *others], ["latentlm_copy"], tmp_path / "out", command="").notes == []
+
+
 def test_options_of_measuring_are_refused_for_what_is_logged(folders: list[str]) -> None:
     for more in (["--limit", "3"], ["--document-bytes", "9"], ["train.steps=3"]):
         done = CliRunner().invoke(app, [*folders[:2], *more])

@@ -15,8 +15,10 @@ from latentlm.likelihood.planning import Plan
 from latentlm.likelihood.results import Score
 from latentlm.likelihood.scoring import texts_to_score
 from latentlm_evals.adapter import LatentLM
-from latentlm_evals.dry_run import DryLM
+from latentlm_evals.dry_run import DryLM, TaskPlan
 from latentlm_evals.evaluation import task_manager
+from latentlm_evals.generation_settings import GenerationSettings
+from latentlm_evals.writing import Writer
 
 TASKS = ["latentlm_next_line", "latentlm_heldout"]
 TEXTS = ["def f(x):\n    return x\n" * 9, "", "the quick brown fox"]
@@ -97,7 +99,33 @@ def test_what_continuations_and_texts_take_is_added_up(planned: Scoring) -> None
     evaluate(dry)
     found = dry.plan()
     assert len(planned) == 2, "two ways of scoring"
-    assert found == Plan(sum(len(requests) for _, requests in planned), 20, (32, 128), (2.0, 4.0), 200)
+    asked = sum(len(requests) for _, requests in planned)
+    assert found == TaskPlan(asked, 20, (32, 128), (2.0, 4.0), 200, texts=0, written=0, writing=0.0)
+
+
+@pytest.mark.usefixtures("planned")
+def test_texts_are_planned_by_what_they_take_to_their_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[int, int]] = []
+    now = 0.0
+
+    def write(_: Writer, prompts: list[list[int]], settings: GenerationSettings, keys: object) -> list[str]:
+        nonlocal now
+        now += 5.0 + settings.max_tokens  # five seconds to read, one for each token
+        written.append((len(prompts), settings.max_tokens))
+        return [""] * len(prompts)
+
+    monkeypatch.setattr("latentlm_evals.dry_run.time.perf_counter", lambda: now)
+    monkeypatch.setattr(Writer, "write", write)
+    dry = DryLM(byte_decoder("vanilla", context=200), batch_size=2)
+    ask = [Instance("generate_until", {}, ("x" * n, {"max_gen_toks": 20, "until": ["."]}), n) for n in range(5)]
+    assert dry.generate_until(ask, disable_tqdm=True) == [""] * 5
+    found = dry.plan()
+    assert (found.texts, found.written, found.requests) == (5, 100, 0)
+    assert found.writing == 3 * (5.0 + 20)
+    assert {size for size, _ in written} == {2}
+    assert found.lines() == {"texts": "5: 100 tokens, 75 s at most"}
+    nothing = DryLM(byte_decoder("vanilla"))
+    assert nothing.plan().lines()["requests"] == "0"
 
 
 def test_a_dry_run_scores_nothing_and_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,21 +3,25 @@ answers from a database have their errors."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import pytest
 from lm_eval import evaluator
+from lm_eval.api.instance import Instance
 from lm_eval.models.dummy import DummyLM
 
 from byte_models import byte_decoder
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
+from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.dry_run import DryLM
 from latentlm_evals.evaluation import run_with, task_manager
 from latentlm_evals.following import announce
+from latentlm_evals.reading import cut_and_joined, reader_of
 from latentlm_evals.suites import task_path
 
 CHOOSE, WRITE = "latentlm_next_line", "latentlm_copy"
@@ -78,6 +82,34 @@ def test_answers_from_a_database_have_the_errors_that_they_were_computed_with(mo
                 assert [one["converged"] for one in scores] == [one["converged"] for one in told["items"][each]]
                 for name in ("value", "standard_error", "quarter", "effective_samples"):
                     assert [one[name] for one in scores] == pytest.approx([one[name] for one in told["items"][each]], abs=1e-4)
+
+
+def test_what_was_done_to_requests_is_counted_whoever_answers_them(
+    model: LatentDecoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = str(tmp_path / "answers")
+    vanilla = byte_decoder("vanilla", context=256)
+    for lm in (vanilla, model):  # of a latent decoder texts are kept by other keys
+        adapters = [LatentLM(lm, samples=2, max_length=100) for _ in range(2)]
+        made, kept = (
+            evaluated(each, CHOOSE, WRITE, limit=2, use_cache=f"{cache}-{lm.has_latents}", gen_kwargs="max_gen_toks=8")
+            for each in adapters
+        )
+        assert made["truncated"] == kept["truncated"] > 8  # eight options, two prompts
+        assert kept["recalled"] == 8
+    caplog.clear()
+    evaluated(LatentLM(vanilla, samples=2, max_length=100), CHOOSE, limit=2, use_cache=f"{cache}-False")
+    assert "longer than the 100 tokens" in caplog.text
+
+
+def test_tokens_across_the_join_are_counted_whoever_answers(tmp_path: Path) -> None:
+    reader = reader_of(ByteTokenizer(), None, elsewhere=False)
+    joining = replace(reader, plain=lambda text: [len(word) for word in text.split(" ")])
+    request = Instance("loglikelihood", {}, ("ab", "cd ef"), 0)
+    assert cut_and_joined(joining, request, 100) == (False, True)
+    assert cut_and_joined(reader, request, 100) == (False, False)
+    assert cut_and_joined(reader, request, 6) == (True, False)
+    assert cut_and_joined(reader, request, 7) == (False, False)  # the last token is no input
 
 
 def test_a_dry_run_leaves_nothing_in_a_database_and_counts_what_is_not_in_it(model: LatentDecoder, tmp_path: Path) -> None:

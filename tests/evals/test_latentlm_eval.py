@@ -137,6 +137,35 @@ def test_the_command_passes_on_what_lm_eval_has(tmp_path: Path) -> None:
     assert results["config"]["latentlm"]["first_token"] == 256
 
 
+def test_the_answers_are_left_out_of_the_file_where_that_is_said(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    words = ["vanilla-tiny", "--tasks", "latentlm_heldout", "--limit", "3", "--output", str(output), "--json"]
+    found = {}
+    for word in ("--log-samples", "--no-log-samples"):
+        printed = json.loads(CliRunner().invoke(app, [*words, word], catch_exceptions=False).stdout)
+        found[word] = "samples" in json.loads(output.read_text())
+        assert printed["tasks"][0]["standard_error"] is not None, "which is made from the samples"
+    assert found == {"--log-samples": True, "--no-log-samples": False}
+
+
+def test_the_first_prompt_is_said_where_that_is_asked_for(tmp_path: Path) -> None:
+    words = ["vanilla-tiny", "--tasks", "latentlm_brackets", "--limit", "2"]
+    (silent, told) = (CliRunner().invoke(app, [*words, *more], catch_exceptions=False) for more in ([], ["--write-out"]))
+    assert "context prompt" in told.stderr
+    assert "context prompt" not in silent.stderr
+    assert "context prompt" not in told.stdout
+
+
+@pytest.mark.parametrize("said", ["depth=[2, 3],kind=round", '{"depth": [2, 3], "kind": "round"}'])
+def test_tasks_get_metadata_and_keep_their_own(tmp_path: Path, said: str) -> None:
+    output = tmp_path / "results.json"
+    words = ["vanilla-tiny", "--tasks", "latentlm_brackets", "--limit", "2", "--metadata", said, "--output", str(output)]
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    metadata = json.loads(output.read_text())["configs"]["latentlm_brackets"]["metadata"]
+    assert metadata.items() >= {"depth": [2, 3], "kind": "round"}.items()
+    assert "chance" in metadata
+
+
 def test_examples_that_a_task_does_not_take_are_told(model: LatentDecoder, caplog: pytest.LogCaptureFixture) -> None:
     results = run_with(LatentLM(model, samples=2), ["latentlm_copy"], limit=1, num_fewshot=2)
     assert results is not None
@@ -150,6 +179,8 @@ def test_examples_that_a_task_does_not_take_are_told(model: LatentDecoder, caplo
         (["--suite", "healine"], 'Did you mean "headline"'),
         (["--suite", "headline", "--tasks", "x"], "give one of them"),
         (["--gen-kwargs", "temperature"], "NAME=VALUE"),
+        (["--metadata", "{a: 1}"], "no JSON object"),
+        (["--predict-only", "--no-log-samples"], "leaves nothing"),
         (["--limit", "0"], "leaves nothing to evaluate"),
         (["--model-args", "smaples=3"], 'Did you mean "samples"'),
         (["--apply-chat-template", "--tasks", "latentlm_copy"], "no chat template"),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import simple_parse_args_string
 
 from latentlm.errors import UserError
 from latentlm_evals.adapter import LatentLM
+from latentlm_evals.evaluation import task_manager
 from latentlm_evals.options import ALIASES, NEUTRAL, ours
 
 OURS = [name for name in inspect.signature(LatentLM.__init__).parameters if name != "self"]
@@ -47,14 +51,44 @@ def test_a_wrong_value_is_one_message(given: dict[str, Any]) -> None:
         LatentLM.create_from_arg_obj({"model": "vanilla-tiny", **given})
 
 
-def test_a_seed_of_lm_evals_own_is_said_to_be_unused(caplog: pytest.LogCaptureFixture) -> None:
-    state = torch.get_rng_state()
-    try:
-        for seed, args, told in ((42, {}, 1), (42, {"seed": 7}, 0), (1234, {}, 0)):
-            caplog.clear()
-            torch.manual_seed(seed)  # as lm-eval does before it makes the model
-            with caplog.at_level(logging.WARNING, logger="latentlm_evals"):
-                LatentLM.create_from_arg_obj({"model": "vanilla-tiny", **args})
-            assert len(caplog.records) == told
-    finally:
-        torch.set_rng_state(state)
+def warnings_of_a_seed(caplog: pytest.LogCaptureFixture, make: Callable[[], Any]) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="latentlm_evals"):
+        make()
+    return [record.getMessage() for record in caplog.records if "--seed" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "args", "told"),
+    [
+        ({"torch_random_seed": 42}, "", 1),
+        ({"torch_random_seed": 42}, ",seed=7", 0),
+        ({}, "", 0),
+        ({"torch_random_seed": None}, "", 0),  # the seed in force is the caller's
+    ],
+)
+@pytest.mark.parametrize("kind", [str, dict])
+def test_a_seed_of_lm_evals_own_is_said_to_be_unused(
+    caplog: pytest.LogCaptureFixture, seeds: dict[str, Any], args: str, told: int, kind: type
+) -> None:
+    words = f"model=vanilla-tiny{args}"
+    model_args = words if kind is str else simple_parse_args_string(words)
+    tasks = {"tasks": ["latentlm_copy"], "task_manager": task_manager(["latentlm_copy"]), "limit": 1, "bootstrap_iters": 0}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        said = warnings_of_a_seed(
+            caplog, lambda: lm_eval.simple_evaluate("latentlm", model_args=model_args, **tasks, **seeds)
+        )
+    assert len(said) == told
+    assert all("--seed 42" in each for each in said)
+
+
+def test_a_seed_that_is_not_lm_evals_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    lm_evals_own = {"batch_size": 1, "max_batch_size": None, "device": None}
+    with torch.random.fork_rng():
+        for seed in (torch.manual_seed, lambda _: torch.seed()):
+            seed(42)
+            for additional in (None, lm_evals_own):
+                assert not warnings_of_a_seed(
+                    caplog, lambda given=additional: LatentLM.create_from_arg_string("model=vanilla-tiny", given)
+                )

@@ -49,6 +49,16 @@ def test_zeros_and_ones_count_an_item_more_that_each_alone_gets_right() -> None:
     assert agreeing.low < 0 < agreeing.high
 
 
+def test_proportions_differ_by_one_at_most() -> None:
+    found = crossed_difference([Stratum(np.zeros((1, 2)), np.ones((1, 2)))])
+    assert (found.low, found.value, found.high) == (pytest.approx(-1.0), 1.0, 1.0), "of two items little is known"
+    group = [Stratum(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]]), weight) for weight in (0.25, 0.75)]
+    found = crossed_difference(group)
+    assert (found.low, found.high) == (-1.0, 1.0)
+    wide = crossed_difference([Stratum(np.array([[0.0, 1.5]]), np.array([[1.0, 0.0]]))])
+    assert wide.high > 1.0, "other scores have no such bound"
+
+
 def test_a_group_weighs_its_tasks() -> None:
     rng = np.random.default_rng(2)
     one, other = rng.normal(size=(2, 1, 10)), rng.normal(size=(2, 1, 40))

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+from lm_eval.api.instance import Instance
 
-from latentlm_evals.ranks import Ranks, emptied, in_document_order
+from latentlm.errors import UserError
+from latentlm_evals.ranks import Ranks, build_own_requests, emptied, in_document_order
 
 SCRIPT = Path(__file__).parent / "sharing.py"
 
@@ -36,6 +39,26 @@ def test_what_is_gathered_is_in_the_order_of_one_process() -> None:
     together = in_document_order([{"task": part} for part in samples])["task"]
     assert [(each["filter"], each["doc_id"]) for each in together] == [(f, n) for f in ("strict", "loose") for n in range(5)]
     assert emptied(in_document_order(metrics)) == {"task": {("acc", "none"): []}}
+
+
+def test_more_processes_than_documents_are_refused() -> None:
+    built: dict[str, Any] = {}
+
+    class Quiz:
+        config = SimpleNamespace(task="quiz")
+        instances: ClassVar = [Instance("loglikelihood", {}, ("a", "b"), 0, ("quiz", n, 1)) for n in (0, 0, 1)]
+
+        def build_all_requests(self, **options: Any) -> None:
+            built.update(options)
+
+    build_own_requests(quiz := Quiz(), 1, 2)
+    build_own_requests(quiz, 1, 2)  # whoever evaluates a task again says so again
+    quiz.build_all_requests(limit=3, rank=1, world_size=2, tokenizer_name="t")
+    assert built == {"limit": 3, "rank": 0, "world_size": 1, "tokenizer_name": "t-1of2"}
+    assert [request.doc_id for request in quiz._instances] == [1]
+    build_own_requests(quiz, 2, 3)
+    with pytest.raises(UserError, match="task quiz has 2 documents to evaluate, which 3 processes cannot share"):
+        quiz.build_all_requests()
 
 
 # --multi_gpu is accelerate's word for several processes, on a CPU too; with --cpu it starts one, whatever else is said.

@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 
 from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.errors import UserError
 from latentlm.generation import generate
+from latentlm.generation.prompts import fed_tokens
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import score_continuations
-from latentlm.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
+from latentlm.tokenizer import BPETokenizer, ByteTokenizer, PromptReader, load_tokenizer
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.reading import reader_of
-from llama_folders import BOS, END, llama_folder
+from llama_folders import BOS, END, TEXT, llama_folder
 
 PAIRS = [
     ("def area(width", ", height"),
@@ -102,12 +106,28 @@ def test_a_prefix_token_of_ones_own_stands_for_an_empty_context() -> None:
     assert likelihood(LatentLM(model, prefix_token_id=5), "", "hello") == pytest.approx(expected.value, abs=1e-5)
 
 
-def test_generate_and_score_feed_the_bos_that_the_folder_puts_before_a_text(tmp_path: Path) -> None:
-    for bos, name in ((True, BOS), (False, "<|endoftext|>")):
-        model = LatentLM(str(llama_folder(tmp_path / str(bos), bos=bos))).model
-        (found,) = generate(model, ["import"], max_tokens=1)
-        assert found.prompt[0] == model.tokenizer._backend.token_to_id(name)  # type: ignore[union-attr]
-        assert found.prompt[1:] == model.tokenizer.encode("import")  # type: ignore[union-attr]
+def test_generate_and_score_read_prompts_as_the_adapter_does(folder: Path, spaced: Path) -> None:
+    card = bpe_model()
+    for adapter in (LatentLM(str(folder)), LatentLM(str(spaced)), LatentLM(card)):
+        reader = PromptReader.of(adapter.model.tokenizer)  # type: ignore[arg-type]
+        assert reader.prefix == adapter.prefix_token_id
+        for context, continuation in [*PAIRS, ("", ""), ("a", "  b"), ("a  ", "b")]:
+            assert reader.pair(context, continuation) == adapter.reader.pair(context, continuation)
+            expected = adapter.reader.prompt(context)
+            assert fed_tokens(adapter.model, context, 0) == expected
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose tokenizer is as SentencePiece's: a blank is put before a text, and blanks are letters of tokens."""
+    folder = llama_folder(tmp_path_factory.mktemp("spaced"))
+    backend = Backend(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<unk>", BOS, END, "<|endoftext|>"]
+    backend.train_from_iterator([TEXT * 3], trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False))
+    backend.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))])
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def test_a_tokenizer_that_is_code_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -129,6 +129,21 @@ def test_many_models_stand_in_rows_and_fit_eighty_columns(comparison: Comparison
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_model_that_diverged_takes_no_name_from_the_tables(comparison: Comparison, count: int) -> None:
+    names = ["vanilla-tiny", "free-tiny", "gaussian-tiny", "causal-tiny", "chunk-tiny"][:count]
+    models = [model(name, latent=True, bits=2.1e15) for name in names]
+    for one in models:
+        one.tasks = [TaskResult("lambada", "perplexity", 1.2e16, 7e15, None, 120)]
+    out = io.StringIO()
+    tables.show(replace(comparison, models=models), console=Console(file=out, width=80))
+    text = out.getvalue()
+    for said in (*names, "lambada", "perplexity"):
+        assert len(re.findall(rf"^[│┃].*\b{said} ", text, re.MULTILINE)) >= 1 + (said in names), said
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_different_amounts_of_training_text_are_said(comparison: Comparison) -> None:
     assert comparison.warning is None
     more = replace(comparison.models[1], training={**(comparison.models[1].training or {}), "tokens": 900})

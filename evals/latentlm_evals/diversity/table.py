@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from latentlm.cli.tables import ReadableTable
 from latentlm_evals.diversity.experiment import Cell, Comparison, Found, Work
 from latentlm_evals.diversity.measures import COUNTED, at, counts_of
 from latentlm_evals.intervals import Interval
@@ -36,7 +36,7 @@ def show(found: Found, *, console: Console) -> None:
         console.print(sentence)
 
 
-def _cells(found: Found, title: str, cells: Sequence[Cell]) -> Table:
+def _cells(found: Found, title: str, cells: Sequence[Cell]) -> ReadableTable:
     """A row for each way of decoding; last, what answers of the data's own distribution have."""
     passes = [at(k) for k in _shown(found.settings.samples)]
     table = _table(title, ["decoding", "z", *passes, "distinct", "right", "coverage", "entropy, bits"], left=2)
@@ -58,7 +58,7 @@ def _numbers(measures: dict[str, Interval], passes: Sequence[str]) -> list[str]:
     return [_around(measures[name], digits=1 if name in ("distinct", "valid") else 2) for name in (*passes, *COUNTED)]
 
 
-def _comparisons(found: Found) -> Table:
+def _comparisons(found: Found) -> ReadableTable:
     """A row for each pair: differences with their intervals."""
     ks = counts_of(found.settings.samples)
     table = _table(
@@ -132,9 +132,9 @@ def _interval(one: Interval) -> str:
     return "–" if math.isnan(one.value) else f"{one.value:+.3f}\n[{one.low:+.2f}, {one.high:+.2f}]"
 
 
-def _table(title: str, columns: list[str], *, left: int = 1) -> Table:
-    """Columns of words, then those of numbers, which fold rather than lose digits in a narrow terminal."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, columns: list[str], *, left: int = 1) -> ReadableTable:
+    """Columns of words, then those of numbers."""
+    table = ReadableTable(names=left, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
+        table.add_column(column, justify="left" if number < left else "right")
     return table

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from latentlm.cli.tables import ReadableTable
 from latentlm.likelihood.summary import in_words
 from latentlm_evals.figure4.experiment import Shown
 from latentlm_evals.letter.groups import Agreement, Group
@@ -42,7 +42,7 @@ def _lines(group: Group) -> Text:
     return lines
 
 
-def _agreements(found: Sequence[Shown]) -> Table:
+def _agreements(found: Sequence[Shown]) -> ReadableTable:
     """A row for each model and each source of the prompt's z."""
     table = _table("Groups of five: under one z / across groups, or with z drawn for each",
                    ["model", "prompt's z", "near", "spread", "masks", "valid", "noise"])  # fmt: skip
@@ -64,7 +64,7 @@ def cells(drawn: Agreement, same: Agreement | None) -> list[str]:
     ]  # fmt: skip
 
 
-def _likelihoods(found: Sequence[Shown]) -> Table:
+def _likelihoods(found: Sequence[Shown]) -> ReadableTable:
     """A row for each model and seed."""
     table = _table("Nats a character: honest, above the source's own density; and under z from elsewhere",
                    ["model, seed", "above exact", "good to", "KL, bits", "own z", "another's", "prior's"])  # fmt: skip
@@ -85,8 +85,8 @@ def _likelihood(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, columns: list[str]) -> ReadableTable:
+    table = ReadableTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from latentlm.cli.tables import ReadableTable
 from latentlm.cli.text import escaped
 from latentlm_evals.intervals import Interval
 from latentlm_evals.letter.groups import MEMBERS
@@ -28,7 +28,7 @@ def show(found: Probed, *, console: Console) -> None:
     )
 
 
-def _known(found: Probed) -> Table:
+def _known(found: Probed) -> ReadableTable:
     """What features say of the label."""
     table = _table("Bits of the label that z has at least, by a linear classifier on unseen texts",
                    ["", "bits", "labels shuffled", "share right"])  # fmt: skip
@@ -39,7 +39,7 @@ def _known(found: Probed) -> Table:
     return table
 
 
-def _swaps(found: Probed) -> Table:
+def _swaps(found: Probed) -> ReadableTable:
     """What exchanging z does."""
     pairs = found.written.swaps[0].pairs
     table = _table(f"What the decoder does: z of a positive text for z of a negative one, {pairs} pairs",
@@ -55,7 +55,7 @@ def _swap(one: Swap) -> list[str]:
     return [_text(one.flips), _text(one.other_way), _text(one.follows), f"{one.undecided:.2f}"]
 
 
-def _groups(found: Probed) -> Table:
+def _groups(found: Probed) -> ReadableTable:
     """What texts under one z agree in."""
     table = _table(f"Pairs of texts with the same label, {found.written.groups.groups} groups of {MEMBERS}",
                    ["", "under one z", "under two", "more", "none"])  # fmt: skip
@@ -74,8 +74,8 @@ def _text(one: Interval) -> str:
     return escaped(f"{value:.2f} [{low:.2f} {high:.2f}]")
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, columns: Sequence[str]) -> ReadableTable:
+    table = ReadableTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table

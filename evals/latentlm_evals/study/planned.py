@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
+from latentlm.cli.tables import ReadableTable
 from latentlm.cli.text import escaped
 from latentlm.config import Recipe
 from latentlm.zoo.accounting import cost
@@ -61,12 +61,12 @@ def tokens_of(recipe: Recipe) -> int:
     return train.steps * train.batch * train.accumulate * (train.context or recipe.model.backbone.context)
 
 
-def planned_table(study: Study, found: Sequence[PlannedArm]) -> Table:
+def planned_table(study: Study, found: Sequence[PlannedArm]) -> ReadableTable:
     """For a terminal."""
     waiting = sum(one.waiting for one in found)
     tokens = sum(one.waiting * one.tokens for one in found)
     title = f"{escaped(study.name)}: {waiting} of {sum(one.runs for one in found)} runs to do, {tokens / 1e6:,.1f}M tokens"
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = ReadableTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in ("arm", "to do", "parameters", "tokens a run", "operations a run"):
         made.add_column(head, justify="left" if head == "arm" else "right")
     made.add_column("", overflow="fold")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
+from latentlm.cli.tables import ReadableTable
 from latentlm.cli.text import escaped
 from latentlm.likelihood.summary import in_words
 from latentlm_evals.study.plan import Study
@@ -62,7 +62,7 @@ def _groups(found: dict[str, float] | None) -> list[str]:
     return [*shared, f"{found['valid']:.2f}"]
 
 
-def tables(study: Study, found: Sequence[ArmResult]) -> list[Table]:
+def tables(study: Study, found: Sequence[ArmResult]) -> list[ReadableTable]:
     """For a terminal; the second only where some arm has a latent, or makes texts that are measured."""
     title = f"{escaped(study.name)}: held-out texts"
     made = [_table(title, SCORES, scores(found))]
@@ -72,9 +72,9 @@ def tables(study: Study, found: Sequence[ArmResult]) -> list[Table]:
     return made
 
 
-def _table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+def _table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> ReadableTable:
     """Without columns that say nothing."""
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = ReadableTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     kept = [number for number in range(len(head)) if any(row[number] != "–" for row in cells)]
     for number in kept:
         made.add_column(head[number], justify="right" if number else "left")
