@@ -2,7 +2,7 @@
 
 `UserError` and its children are what the command line prints without a traceback. Library code raises them (or a plain
 ValueError) for bad input; `assert` is for invariants that only a bug of ours can break. `did_you_mean` and `typed_path` read
-what was typed in the way it was meant.
+what was typed in the way it was meant; `short` tells it at a bearable length.
 """
 
 from __future__ import annotations
@@ -65,6 +65,14 @@ def typed_path(text: str | Path) -> Path:
     """The path that a user typed: as it stands where something lies there, whatever characters it has; else with `~` for a
     home folder, where there is such a user."""
     return Path(text) if os.path.lexists(text) else Path(os.path.expanduser(text))
+
+
+def resolved(path: Path) -> Path:
+    """The absolute path without links, but for those that lead in a circle. Raises UserError for what is no path."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is no path: {error}.") from None
 
 
 def invalid(error: ValidationError, schema: type[BaseModel], *, source: str) -> UserError:

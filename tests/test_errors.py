@@ -18,6 +18,7 @@ import yaml
 from latentlm.cli import main
 from latentlm.composed import build, complete
 from latentlm.config import BackboneConfig, ModelConfig, Recipe
+from latentlm.errors import UserError, resolved
 from latentlm.training.record import write_model
 from latentlm.zoo import memory
 
@@ -383,3 +384,10 @@ def test_an_error_reaches_the_shell(place: Path) -> None:
     assert ended.stdout == ""
     assert ended.stderr.startswith("error: The weights ")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_link_in_a_circle_stays_as_it_is_and_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert resolved(tmp_path / "loop").name == "loop"
+    with pytest.raises(UserError, match="no path"):
+        resolved(Path("a\0b"))

@@ -22,7 +22,7 @@ from typing import Any
 
 import latentlm
 from latentlm.config.reading import json_data
-from latentlm.errors import UserError
+from latentlm.errors import UserError, resolved
 from latentlm.interface import LatentDecoder
 
 CACHE_KEY = "latentlm fingerprint"
@@ -110,7 +110,7 @@ def check_cache(path: Path) -> None:
     """Raise UserError, before any work, unless every database that `--use_cache PATH` would go on with is one."""
     for file in path.parent.glob(f"{glob.escape(path.name)}_rank*.db"):
         try:
-            with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            with closing(sqlite3.connect(f"{resolved(file).as_uri()}?mode=ro", uri=True)) as database:
                 database.execute("PRAGMA schema_version")
         except (sqlite3.Error, OSError, ValueError) as error:
             raise UserError(f"{file} is no database of kept answers ({error}). Give --use_cache another path.") from None

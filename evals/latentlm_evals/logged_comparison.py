@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentlm.errors import UserError
+from latentlm.errors import UserError, resolved
 from latentlm_evals import report
 from latentlm_evals.comparison import comparison_outputs
 from latentlm_evals.logged import Evaluation, samples_folder
@@ -33,7 +33,7 @@ def compare_folders(names: Sequence[str], tasks: Sequence[str], folder: Path, *,
     if len(names) < 2:
         raise UserError(f"Name at least two models' folders of samples, not only {', '.join(names)}.")
     paths = [[Path(run) for run in split_runs(name)] for name in names]
-    repeated = [path for path, count in Counter(path.resolve() for own in paths for path in own).items() if count > 1]
+    repeated = [path for path, count in Counter(resolved(path) for own in paths for path in own).items() if count > 1]
     if repeated:
         raise UserError(f"{repeated[0]} is named twice; name each folder once.")
     short = Counter(path.name for own in paths for path in own)

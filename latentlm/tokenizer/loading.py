@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from latentlm.config.reading import json_data, read_text
-from latentlm.errors import UserError, did_you_mean, short, typed_path
+from latentlm.errors import UserError, did_you_mean, resolved, short, typed_path
 from latentlm.tokenizer.base import END_OF_TEXT, ByteTokenizer, Tokenizer
 from latentlm.tokenizer.library import (
     COMPANION,
@@ -47,8 +47,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, *, source: str) -> N
 
 def _inside(folder: Path, spec: str) -> Path:
     """`folder / spec`, refused where it leads out of the folder (also through a link)."""
-    root = folder.resolve()
-    path = (root / spec).resolve()
+    root = resolved(folder)
+    path = resolved(root / spec)
     if Path(spec).is_absolute() or not path.is_relative_to(root):
         raise UserError(f'the tokenizer "{spec}" lies outside {folder}; a card may only name a file in its own folder.')
     return path

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.config.tensor_files import TensorFile, finite, held
-from latentlm.errors import CheckpointError
+from latentlm.errors import CheckpointError, resolved
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -72,8 +72,8 @@ def sha256(path: Path) -> str:
 
 def inside(folder: Path, name: str) -> Path:
     """`folder`/`name`, which must stay inside `folder`, links followed. Raises CheckpointError."""
-    path = (folder / name).resolve()
-    if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
+    path = resolved(folder / name)
+    if Path(name).is_absolute() or not path.is_relative_to(resolved(folder)):
         raise CheckpointError(f'"{name}" leads out of {folder}; a card may only name files beside it. Put the file there.')
     return path
 

@@ -104,6 +104,16 @@ _LITERALS = (
     "zoo.load('run', device='cdua')",
     "zoo.load('rnu')",
 )
+_SAID = {
+    "--model-args": (
+        *("score", "tolerance", "refine", "seed", "last_latent", "batch_size", "max_batch_size", "device", "dtype", "windows"),
+        *("max_length", "tokenizer", "add_bos_token", "prefix_token_id", "enable_thinking", "think_end_token", "max_samples"),
+        *("chat_template_args", "allow_random", "model"),
+    ),
+    "--gen-kwargs": ("temperature", "do_sample", "top_k", "top_p", "max_gen_toks", "until", "stop", "num_beams", "nothing"),
+    "--metadata": ("a",),
+}
+_WORDS = ("x", "-1", "nan", "1e400", "9" * 5000, "²", "[1,'a']", "{'a':[1]}", "[" * 9000, "")
 _IMPORTS = "from latentlm import zoo\nfrom latentlm.likelihood import score_texts, score_continuations\nimport torch\n"
 _MODEL = _IMPORTS + "model = zoo.load('run')\n"
 
@@ -208,6 +218,14 @@ def cases() -> Iterator[Case]:
             yield Case(f"{call.format(what)}", python=lines)
     for line in _LITERALS:
         yield Case(line, python=_MODEL + line + "\n")
+    for option, names in _SAID.items():
+        for name in names:
+            for word in _WORDS:
+                yield Case(
+                    f"eval {option} {name}={word[:20]}",
+                    ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--samples", "2", option, f"{name}={word}"),
+                    good=None,
+                )
 
 
 _GIVEN = """
