@@ -113,7 +113,7 @@ _SAID = {
     "--gen-kwargs": ("temperature", "do_sample", "top_k", "top_p", "max_gen_toks", "until", "stop", "num_beams", "nothing"),
     "--metadata": ("a",),
 }
-_WORDS = ("x", "-1", "nan", "1e400", "9" * 5000, "²", "[1,'a']", "{'a':[1]}", "[" * 9000, "")
+_WORDS = ("x", "-1", "nan", "1e400", "9" * 5000, "²", "[1,'a']", "{'a':[1]}", "[" * 900, "")
 _IMPORTS = "from latentlm import zoo\nfrom latentlm.likelihood import score_texts, score_continuations\nimport torch\n"
 _MODEL = _IMPORTS + "model = zoo.load('run')\n"
 
