@@ -227,7 +227,6 @@ class DataConfig(Strict):
 
     path: str = Field(
         "stdlib",
-        min_length=1,
         description='"stdlib" (sources of the running Python), "synthetic:NAME" (texts of known density), a folder, a .txt, '
         ".jsonl or .parquet file, or a data set of the Hugging Face hub (owner/name, or hf:name)",
     )
@@ -241,6 +240,14 @@ class DataConfig(Strict):
     packing: bool = Field(True, description="several documents in a row, with boundaries; otherwise one document a row")
     seed: int = Field(0, description="order of documents and choice of those held out")
     max_documents: int | None = Field(None, ge=2, description="read no more than so many; default: all")
+
+    @field_validator("path")
+    @classmethod
+    def _some_path(cls, value: str) -> str:
+        """(No `min_length`, by which pydantic refuses names that are no text.) The empty path is the folder one is in."""
+        if not value:
+            raise ValueError("is empty. Say . for the folder you are in.")
+        return value
 
 
 class TrainConfig(Strict):

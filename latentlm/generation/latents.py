@@ -115,6 +115,9 @@ def save_latents(
 
 def check_latents_path(path: str | Path) -> None:
     """Raise UserError unless latents can be written there: anew, or in the place of others."""
+    folder = Path(path).parent
+    if not folder.is_dir():  # one that is misspelt is not made
+        raise UserError(f"The latents could not be written to {path}: no folder {folder}. Choose a folder that is there.")
     check_replaceable(Path(path), are_latents, kind="a file of latents")
 
 
