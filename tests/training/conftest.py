@@ -46,7 +46,7 @@ def recipe(texts: Path) -> Callable[..., Recipe]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
     """Python's own answer to SIGINT and SIGHUP, here and in processes started from here, also where the suite was started
     with these ignored (in the background, or by nohup)."""
