@@ -5,6 +5,7 @@
 #   make test      the test suite            make lint    ruff and mypy
 #   make conformance  the long half of the tests: every decoder compiled and killed, more combinations; a plugin begun in ten
 #                     minutes; every option of the lm-eval adapter run; the slowest benchmarks in their short form
+#   make hostile   thousands of bad inputs, each in a process of its own: one message, nothing lost (half an hour on two cores)
 #   make numbers   the likelihoods of the docs measured again where weights changed, and their tables (hours on two cores; it can be
 #                  stopped). NUMBERS_OPTIONS="--device cuda --jobs 8" where there is a GPU, --jobs 16 where there are cores
 #   make bench     the benchmarks            make install the environment in .venv, with what developers need
@@ -22,7 +23,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_OPTIONS)
 PACKAGING := pyproject.toml constraints.txt evals/latentlm_lm_eval.pth
 
-.PHONY: help demo reproduce test conformance lint bench numbers install clean
+.PHONY: help demo reproduce test conformance hostile lint bench numbers install clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -78,6 +79,9 @@ test: $(VENV)/.stamp-dev
 
 conformance: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m conformance tests $(PYTEST_OPTIONS)
+
+hostile: $(VENV)/.stamp-dev
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m hostile $(HOSTILE_OPTIONS)
 
 numbers: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python docs/build_numbers.py --measure $(NUMBERS_OPTIONS)

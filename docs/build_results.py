@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.pages import filled, markdown, put
-from latentlm_evals.figure4.figure import svg
+from latentlm_evals.figures import svg
 from latentlm_evals.study.plan import Study, read_study, runs_of
 from latentlm_evals.study.results import ArmResult, finished, read_lines, tabulated
 from latentlm_evals.study.table import LATENTS, SCORES, latents, scores

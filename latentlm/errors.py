@@ -2,7 +2,7 @@
 
 `UserError` and its children are what the command line prints without a traceback. Library code raises them (or a plain
 ValueError) for bad input; `assert` is for invariants that only a bug of ours can break. `did_you_mean` and `typed_path` read
-what was typed in the way it was meant.
+what was typed in the way it was meant; `short` tells it at a bearable length.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def short(text: str, most: int = 200) -> str:
+    """A text as it is told in a message: not without end."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest of `known`, or an empty string where nothing is near. One that is a word of
     the other (`event_dims` for `dims`) is near."""
@@ -62,6 +67,14 @@ def typed_path(text: str | Path) -> Path:
     return Path(text) if os.path.lexists(text) else Path(os.path.expanduser(text))
 
 
+def resolved(path: Path) -> Path:
+    """The absolute path without links, but for those that lead in a circle. Raises UserError for what is no path."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is no path: {error}.") from None
+
+
 def invalid(error: ValidationError, schema: type[BaseModel], *, source: str) -> UserError:
     """A pydantic error as one message: each line names the key, what is wrong, and the nearest known key."""
     lines = []
@@ -79,7 +92,13 @@ def invalid(error: ValidationError, schema: type[BaseModel], *, source: str) -> 
         else:
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}" if where else message)
-    return UserError(f"{source}: " + "; ".join(lines))
+    told = [line if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]}..." for line in lines[:_MOST_LINES]]
+    more = [f"and {len(lines) - _MOST_LINES:,} more"] if len(lines) > _MOST_LINES else []
+    return UserError(f"{source}: " + "; ".join([*told, *more]))
+
+
+_MOST_LINES, _MOST_LETTERS = 8, 300
+"""Of what is wrong with a file: nobody reads more."""
 
 
 def _near(key: str, known: list[str] | None) -> str:

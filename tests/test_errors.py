@@ -18,6 +18,7 @@ import yaml
 from latentlm.cli import main
 from latentlm.composed import build, complete
 from latentlm.config import BackboneConfig, ModelConfig, Recipe
+from latentlm.errors import UserError, resolved
 from latentlm.training.record import write_model
 from latentlm.zoo import memory
 
@@ -158,7 +159,7 @@ def test_not_enough_memory(latentlm: Command, monkeypatch: pytest.MonkeyPatch, c
         (["x" * 100, "--max-tokens", "3"], ["101 tokens", "context is 32", "--truncate"]),
         (["x"], ["max_tokens (64)", "context of 32 tokens", "lower it"]),
         (["x", "--max-tokens", "3", "--latents-from", "y" * 50], ["The text has 51 tokens", "Shorten it"]),
-        (["x", "--temperature", "-1"], ["temperature must be 0"]),
+        (["x", "--temperature", "-1"], ["temperature must be a finite number at least 0"]),
         (["x", "--device", "gpu"], ['Unknown device "gpu"', '"cuda"']),
         (["x", "--load-latents", "text.txt"], ["text.txt is not readable as safetensors"]),
     ],
@@ -167,18 +168,16 @@ def test_a_generation_that_cannot_be(latentlm: Command, arguments: list[str], wo
     check(latentlm("generate", "model", *arguments), *words)
 
 
-def test_latents_that_cannot_be_written_cost_no_text(latentlm: Command) -> None:
+def test_latents_that_cannot_be_written_are_refused_before_anything_is_generated(latentlm: Command) -> None:
     outcome = latentlm("generate", "model", "ab", "--max-tokens", "3", "--save-latents", "text.txt/z.safetensors")
-    assert outcome.status == 1
-    assert outcome.out.startswith("ab")
-    assert "could not be written to text.txt/z.safetensors" in outcome.err
+    check(outcome, "text.txt/z.safetensors could not be written", "a file stands where a folder is needed")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.txt"], ["missing.txt cannot be read: No such file", "standard input"]),
-        (["data"], ["data cannot be read: Is a directory"]),
+        (["missing.txt"], ["missing.txt does not exist", "standard input"]),
+        (["data"], ["data is a folder", "standard input"]),
         (["empty.txt"], ["empty.txt is empty"]),
         (["text.txt", "--method", "best"], ['Unknown scoring method "best"', "operational"]),
         (["text.txt", "--samples", "0"], ["samples=0", "from 1 on"]),
@@ -203,7 +202,7 @@ def test_a_score_that_cannot_be(latentlm: Command, arguments: list[str], words: 
         (["encoder.yaml"], ['Unknown encoder "fre". Did you mean "free"?']),
         (["plugin.yaml"], ['The plugin "fre" is needed but not installed. Did you mean "free"?']),
         (["broken.yaml"], ["broken.yaml is not readable as YAML", "line 3, column"]),
-        (["binary.yaml"], ["not readable as YAML", "UTF-8"]),
+        (["binary.yaml"], ["binary.yaml is not readable", "UTF-8"]),
         (["empty.yaml"], ["should hold a mapping", "is empty"]),
         (["good.yaml", "train.steps"], ['"train.steps" is not of the form key=value', "train.steps=500"]),
         (["good.yaml", "train.steps=[1"], ['the value in "train.steps=[1" is not readable as YAML', "Put quotes"]),
@@ -385,3 +384,10 @@ def test_an_error_reaches_the_shell(place: Path) -> None:
     assert ended.stdout == ""
     assert ended.stderr.startswith("error: The weights ")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_link_in_a_circle_stays_as_it_is_and_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert resolved(tmp_path / "loop").name == "loop"
+    with pytest.raises(UserError, match="no path"):
+        resolved(Path("a\0b"))

@@ -74,8 +74,8 @@ def test_a_folder_of_data_may_have_a_name_that_is_no_text(place: Path) -> None:
     with pytest.raises(UserError, match=r"raw\\udcff/run is no text in UTF-8"):
         train(recipe, out=Path(RAW, "run"), progress=False)
     shutil.copytree("run", RAW, dirs_exist_ok=True)
-    with pytest.raises(UserError, match=r"raw\\udcff.* is no text in UTF-8.*Rename it"):
-        zoo.load(RAW)
+    if Path("/proc/self/fd").is_dir():  # the safetensors library opens no such path, but it does open files that are open
+        assert zoo.load(RAW).card is not None
 
 
 @pytest.mark.parametrize("name", ["my recipe.yaml", "recipe.yaml", "-x.yml", "\u65e5.yaml", "a/b c/recipe.yaml"])

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from latentlm import cli
-from latentlm.cli import _text, app
+from latentlm.cli import app, text
 from latentlm.cli.output import emit
 from zoo_models import make_run
 
@@ -211,4 +211,4 @@ def test_training_speaks_in_any_encoding(place: Path) -> None:
 
 def test_what_stands_for_a_sign_is_as_wide() -> None:
     lines = "\u2500\u2502\u251c\u2514\u253c\u2550\u25ba\u25c4\u2191"
-    assert "".join(map(_text._plain, lines)) == "-|+++-><^"
+    assert "".join(map(text._plain, lines)) == "-|+++-><^"

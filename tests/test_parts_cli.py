@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field
 from typer.testing import CliRunner
 
 from latentlm import plugins
-from latentlm.cli._text import shown
 from latentlm.cli.parts import app
+from latentlm.cli.text import shown
 from latentlm.config import Strict
 from latentlm.errors import UnknownNameError, UserError
 from latentlm.interface import Bits, Context, Distribution, Encoder, Objective

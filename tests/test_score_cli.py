@@ -138,9 +138,9 @@ def test_bad_input_is_refused_with_a_remedy(run: Run, file: Path, tmp_path: Path
     empty.touch()
     for arguments, words in [
         ((str(empty),), "is empty"),
-        ((str(tmp_path / "none.txt"),), "cannot be read"),
+        ((str(tmp_path / "none.txt"),), "does not exist"),
         ((str(file), "--method", "perplexity"), "Unknown scoring method"),
-        ((str(file), "--context", "0"), "at least one token"),
+        ((str(file), "--context", "0"), "at least 1"),
         ((str(file), "--given", "x"), "does not fit"),
         ((str(file), "--given", "x", "--context", "8"), "leave one out"),
     ]:

@@ -58,10 +58,11 @@ def test_folders_of_the_zoo_path_are_shelves(tmp_path: Path, monkeypatch: pytest
 def test_one_name_on_two_shelves_is_an_error_with_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [architecture(tmp_path / folder, name="twice") for folder in ("a", "b")]
     monkeypatch.setenv("LATENTLM_ZOO_PATH", os.pathsep.join(str(file.parent) for file in files))
-    for ask in (lambda: zoo.describe("twice"), zoo.list):
-        with pytest.raises(UserError, match='2 cards are called "twice"') as caught:
-            ask()
-        assert all(str(file) in str(caught.value) for file in files)
+    with pytest.raises(UserError, match='2 cards are called "twice"') as caught:
+        zoo.describe("twice")
+    assert all(str(file) in str(caught.value) for file in files)
+    with pytest.warns(shelves.CardWarning, match='2 cards are called "twice"'):
+        assert set(names()) & {"free-8b", "twice"} == {"free-8b"}
     assert zoo.describe("free-8b").card.name == "free-8b"  # the others still work
     assert zoo.describe(files[0]).card.name == "twice"
 

@@ -57,7 +57,7 @@ from latentlm_evals.fingerprint import Facts, claim_cache, machine_facts, model_
 from latentlm_evals.following import Evaluation, announce, torch_seed
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.loading import load_model, tokenizer_folder
-from latentlm_evals.options import batch_rows, ours, seen_tokens
+from latentlm_evals.options import batch_rows, ours, seen_tokens, words
 from latentlm_evals.ranks import Ranks, emptied, in_document_order
 from latentlm_evals.reading import TokenRequest, begun, cut_and_joined, fitted, reader_of
 from latentlm_evals.scored import Scored
@@ -100,6 +100,7 @@ class LatentLM(TemplateLM):
         super().__init__()
         if windows not in get_args(Windows):
             raise unknown_name("windows", str(windows), get_args(Windows))
+        words(model=None if isinstance(model, LatentDecoder) else model, device=device, tokenizer=tokenizer)
         scoring = ScoringSettings.of(
             score=score,
             samples=samples,

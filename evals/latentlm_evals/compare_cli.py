@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def compare(
         emit(asdict(comparison))
     else:
         show(comparison, console=console)
-        console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")
+        console.print(escaped(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}"))
 
 
 def _show_logged(names: list[str], tasks: str | None, folder: Path, command: str, *, console: Console, as_json: bool) -> None:
@@ -149,4 +150,4 @@ def _show_logged(names: list[str], tasks: str | None, folder: Path, command: str
         emit(asdict(found))
     else:
         show_tasks(found, console=console)
-        console.print(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}")
+        console.print(escaped(f"Page: {folder / 'report.html'}   numbers: {folder / 'comparison.json'}"))

@@ -36,6 +36,7 @@ from latentlm_evals.jobs import Job, train_all
 from latentlm_evals.logged import Evaluation, write_evaluation
 from latentlm_evals.measure import Precision, Text, add_differences, held_out_texts, measure, tokenized
 from latentlm_evals.model_runs import shared_name, split_runs
+from latentlm_evals.outputs import Outputs
 from latentlm_evals.results import Comparison, ModelResult
 from latentlm_evals.scored import verdict
 from latentlm_evals.task_comparison import Model, compare_tasks
@@ -99,7 +100,7 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     """Compare; writes comparison.json, report.html and the evaluations, as lm-eval logs them, into `folder`. Raises UserError
     before any long work."""
     chosen = _chosen(names, overrides, folder, settings)
-    prepare_folder(folder)
+    outputs = comparison_outputs(folder)
     corpus = load_documents(chosen.data)
     _train(chosen.entries, chosen.recipes, overrides, folder, settings, console)
     texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
@@ -110,8 +111,8 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
         runs = [tuple(evaluations[entry.name] for entry in own) for own in chosen.models]
         labels = shared_name([[run.name for run in own] for own in runs])
         comparison.paired_tasks = compare_tasks([Model(label, own) for label, own in zip(labels, runs, strict=True)])
-    comparison.save(folder / "comparison.json")
-    report.write(comparison, folder / "report.html", settings.pictures)
+    outputs.write("comparison.json", comparison.to_json() + "\n")
+    outputs.write("report.html", report.page(comparison, settings.pictures))
     return comparison
 
 
@@ -225,14 +226,9 @@ def _tasks(settings: Settings) -> list[str]:
     return resolve_tasks(SUITE_TASKS if settings.tasks == "short" else named, settings.include_path)
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder of the results. Raises UserError where it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out.") from None
+def comparison_outputs(folder: Path) -> Outputs:
+    """The files of a comparison. Raises UserError where they cannot be written."""
+    return Outputs(folder, numbers="comparison.json", keys={"models"}, beside=["report.html"])
 
 
 def _train(

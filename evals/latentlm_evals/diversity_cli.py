@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from latentlm.cli.output import AsJson, as_json, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def diversity(
     from rich.console import Console
 
     from latentlm_evals.diversity import experiment, table
-    from latentlm_evals.diversity.figure import svg
+    from latentlm_evals.diversity.figure import draw
     from latentlm_evals.diversity.sampling import Source
+    from latentlm_evals.figures import svg
+    from latentlm_evals.outputs import Outputs
 
     if prefill not in get_args(Source):
         raise unknown_name("prefill", prefill, get_args(Source))
@@ -73,12 +76,12 @@ def diversity(
         else:
             table.show_work(work, console=console)
         return
+    outputs = Outputs(out, numbers="diversity.json", keys={"task", "right_answers"}, beside=["pass-at-k.svg"])
     found = experiment.run(models, settings, console=console)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "pass-at-k.svg").write_text(svg(found), encoding="utf-8")
-    (out / "diversity.json").write_text(as_json(asdict(found)) + "\n", encoding="utf-8")
+    outputs.write("diversity.json", as_json(asdict(found)) + "\n")
+    outputs.write("pass-at-k.svg", svg(draw(found)))
     if as_json_:
         emit(asdict(found))
     else:
         table.show(found, console=console)
-        console.print(f"Picture: {out / 'pass-at-k.svg'}   numbers: {out / 'diversity.json'}")
+        console.print(escaped(f"Picture: {out / 'pass-at-k.svg'}   numbers: {out / 'diversity.json'}"))

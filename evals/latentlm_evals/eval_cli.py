@@ -11,7 +11,6 @@ latentlm.cli eval ...` shares an evaluation.
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -21,7 +20,10 @@ from typing import Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.errors import UserError, unknown_name
+from latentlm.config.reading import json_data
+from latentlm.config.writing import check_replaceable, write_text
+from latentlm.errors import UserError, short, unknown_name
+from latentlm_evals.outputs import has_keys
 from latentlm_evals.strict_json import plain, strict_json
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
 
@@ -97,6 +99,8 @@ def evaluate(
     from latentlm_evals.tables import show_plans
 
     names = _names(tasks, suite)
+    if limit is not None and not limit < 2**63:
+        raise UserError(f"--limit {limit} is no number of items; leave it out for every item.")
     if limit == 0:  # lm-eval takes it for no limit
         raise UserError("--limit 0 leaves nothing to evaluate; leave it out for every item.")
     _check_text(system_instruction or "", "--system-instruction")
@@ -151,7 +155,8 @@ def evaluate(
     rows, groups = task_results(results), group_results(results)
     facts = results["config"]["latentlm"]
     if output is not None:
-        _write(output, results if log_samples else {key: value for key, value in results.items() if key != "samples"})
+        kept = results if log_samples else {key: value for key, value in results.items() if key != "samples"}
+        write_text(output, strict_json(kept), ours=_are_results, kind=_RESULTS)
     if as_json:
         said = {"model": model, "facts": facts, "tasks": [vars(row) for row in rows], "groups": [vars(row) for row in groups]}
         emit(plain(said))
@@ -182,9 +187,9 @@ def _settings(text: str, option: str) -> dict[str, Any]:
 
     if text.lstrip().startswith("{"):
         try:
-            return dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{option}: {text} is no JSON object ({error}); write NAME=VALUE or mend it.") from None
+            return dict(json_data(text, source=option))
+        except UserError as error:
+            raise UserError(f"{error} {text} is no JSON object: write NAME=VALUE or mend it.") from None
     found = {}
     for piece in split_top_level(text):
         name, equals, value = piece.partition("=")
@@ -192,34 +197,40 @@ def _settings(text: str, option: str) -> dict[str, Any]:
             continue
         if not equals:
             raise UserError(f'{option}: "{piece}" is not of the form NAME=VALUE.')
-        found[name.strip()] = handle_cli_value_string(value.strip())
+        try:
+            found[name.strip()] = handle_cli_value_string(value.strip())
+        except (ValueError, MemoryError, RecursionError):  # digits of another script, more digits or brackets than Python reads
+            raise UserError(f'{option}: "{short(value)}" is no value.') from None
     return found
 
 
 def _check_output(output: Path | None) -> None:
     """Refuse a place that cannot be written before the long work, not after."""
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output {output} is not a file in an existing folder; give one, such as results.json.")
+    check_replaceable(output, _are_results, kind=_RESULTS)
 
 
-def _write(output: Path, results: dict[str, Any]) -> None:
-    try:
-        output.write_text(strict_json(results), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror}); choose another --output.") from None
+def _are_results(path: Path) -> bool:
+    return has_keys(path, {"results", "configs"})
+
+
+_RESULTS = "a file of results as this command writes it"
 
 
 def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
 
     from latentlm.cli.tables import ReadableTable
+    from latentlm.cli.text import escaped
     from latentlm_evals.scored import verdict
 
     how = f"{facts['score']}, K={facts['samples']}" if facts["samples"] else "exact likelihoods"
     filtered = any(row.filter != "none" for row in [*rows, *groups])
     names = ("task", "metric", *(["filter"] if filtered else []))
-    title = f"{escape(model)} ({how}, seed {facts['seed']})"
+    title = f"{escaped(model)} ({how}, seed {facts['seed']})"
     table = ReadableTable(*names, names=len(names), title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in ("value", "stderr", "chance", "items"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -228,8 +239,8 @@ def _print_table(model: str, rows: list[Any], groups: list[Any], facts: dict[str
             error = "-" if row.standard_error is None else f"{row.standard_error:.4f}"
             chance = "-" if row.chance is None else f"{row.chance:g}"
             words = [row.task, row.metric, *([row.filter] if filtered else [])]
-            table.add_row(*map(escape, words), f"{row.value:.4f}", error, chance, str(row.items))
+            table.add_row(*map(escaped, words), f"{row.value:.4f}", error, chance, str(row.items))
         table.add_section()
     Console().print(table)
     if (found := verdict(facts, option="--samples")) is not None:
-        Console().print(f"[yellow]* {escape(found)}[/yellow]")
+        Console().print(f"[yellow]* {escaped(found)}[/yellow]")

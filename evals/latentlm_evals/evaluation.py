@@ -24,6 +24,7 @@ from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method
 from latentlm_evals.adapter import LatentLM
+from latentlm_evals.fingerprint import check_cache
 from latentlm_evals.results import TaskResult
 from latentlm_evals.suites import DEFAULT_SUITE, SUITES, task_path
 
@@ -145,6 +146,8 @@ def run_with(
     names = [match for name in tasks for match in ([name] if Path(name).is_file() else manager.match_tasks([name]))]
     if options.get("apply_chat_template"):
         adapter.chat_template(options["apply_chat_template"])
+    if options.get("use_cache"):
+        check_cache(Path(options["use_cache"]))
     with errors_only(), _first_prompts_said(bool(options.get("write_out"))):
         results = lm_eval.simple_evaluate(
             model=adapter,

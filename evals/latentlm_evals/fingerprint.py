@@ -8,17 +8,21 @@ database and refuses one that holds another's. The same facts go into lm-eval's 
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 import platform
+import sqlite3
 import subprocess
 from collections.abc import MutableMapping
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import latentlm
-from latentlm.errors import UserError
+from latentlm.config.reading import json_data
+from latentlm.errors import UserError, resolved
 from latentlm.interface import LatentDecoder
 
 CACHE_KEY = "latentlm fingerprint"
@@ -102,6 +106,16 @@ def plugin_versions(model: LatentDecoder) -> dict[str, str]:
     return versions | dict.fromkeys(sorted(packages), "registered in this process")
 
 
+def check_cache(path: Path) -> None:
+    """Raise UserError, before any work, unless every database that `--use_cache PATH` would go on with is one."""
+    for file in path.parent.glob(f"{glob.escape(path.name)}_rank*.db"):
+        try:
+            with closing(sqlite3.connect(f"{resolved(file).as_uri()}?mode=ro", uri=True)) as database:
+                database.execute("PRAGMA schema_version")
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise UserError(f"{file} is no database of kept answers ({error}). Give --use_cache another path.") from None
+
+
 def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
     """Write the fingerprint into an empty `--use_cache` database, or check the one that is there.
 
@@ -112,7 +126,9 @@ def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
             raise UserError(f"The --use_cache database holds answers that no latentlm model signed. {remedy}")
         database[CACHE_KEY] = json.dumps(facts, sort_keys=True)
         return
-    found = json.loads(database[CACHE_KEY])
+    found = json_data(str(database[CACHE_KEY]), source="the fingerprint of the --use_cache database")
+    if not isinstance(found, dict):
+        raise UserError(f"The --use_cache database has a fingerprint that is none. {remedy}")
     changed = [name for name in sorted({*found, *facts}) if found.get(name) != facts.get(name)]
     if changed:
         listed = "; ".join(f"{name} was {found.get(name)}, is {facts.get(name)}" for name in changed)

@@ -84,7 +84,7 @@ class GenerationSettings:
                 top_p=float(wanted["top_p"]) if samples and "top_p" in wanted else None,
                 top_k=top_k if samples and top_k != 0 else None,
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"generation arguments {dict(given)} are not numbers where numbers are wanted: {error}.") from None

@@ -10,14 +10,15 @@ aggregated, which groups there are and which way is better; without it lm-eval's
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentlm.errors import UserError
+from latentlm.config.reading import json_data, open_plain, read_text, why_not
+from latentlm.errors import UserError, short
 
 ItemId = tuple[int, str]
 """(doc_id, hash of the document)."""
@@ -86,7 +87,8 @@ class Evaluation:
             results = _results(place, date)
             complete = complete and results is not None
             found = {task: _lines(file) for task, (of, file) in latest.items() if of == date}
-            part = cls.of(name, {**(results or {}), "samples": found})
+            with _as_logged(place):
+                part = cls.of(name, {**(results or {}), "samples": found})
             tasks.update(part.tasks)
             groups.update({group: below for group, below in part.groups.items() if below})
             values.update(part.group_values)
@@ -130,7 +132,7 @@ def _results(folder: Path, date: str) -> dict[str, Any] | None:
     """The results file that was written with the samples of this date; its name begins with what `--output_path` says."""
     for file in sorted(folder.iterdir()):
         if file.name.endswith(f"_{date}.json"):
-            found = _json(file.read_text(encoding="utf-8"), str(file))
+            found = _json(read_text(file, most=2**32), str(file))
             if "results" in found:
                 return found
     return None
@@ -138,17 +140,34 @@ def _results(folder: Path, date: str) -> dict[str, Any] | None:
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """One at a time: samples hold whole documents."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _json(line, f"{file}, line {number}")
+    try:
+        with open_plain(file) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _json(line.decode("utf-8"), f"{file}, line {number}")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}, line {number}: no text in UTF-8. Make the evaluation again.") from None
+    except OSError as error:
+        raise UserError(why_not(file, error)) from None
+
+
+@contextmanager
+def _as_logged(folder: Path) -> Iterator[None]:
+    """What is taken for lm-eval's files has values of other kinds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        said = short(f"{type(error).__name__}: {error}")
+        raise UserError(f"{folder} is not as lm_eval --log_samples writes it ({said}). Make the evaluation again.") from None
 
 
 def _json(text: str, source: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source} is no JSON ({error.msg}): was the evaluation cut off? Make it again.") from None
+        found = json_data(text, source=source)
+    except UserError as error:
+        raise UserError(f"{error} Was the evaluation cut off? Make it again.") from None
     if not isinstance(found, dict):
         raise UserError(f"{source} is not what lm_eval --log_samples writes.")
     return found

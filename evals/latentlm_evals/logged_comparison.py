@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentlm.errors import UserError
+from latentlm.errors import UserError, resolved
 from latentlm_evals import report
-from latentlm_evals.comparison import prepare_folder
+from latentlm_evals.comparison import comparison_outputs
 from latentlm_evals.logged import Evaluation, samples_folder
 from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.results import TaskComparison
@@ -33,7 +33,7 @@ def compare_folders(names: Sequence[str], tasks: Sequence[str], folder: Path, *,
     if len(names) < 2:
         raise UserError(f"Name at least two models' folders of samples, not only {', '.join(names)}.")
     paths = [[Path(run) for run in split_runs(name)] for name in names]
-    repeated = [path for path, count in Counter(path.resolve() for own in paths for path in own).items() if count > 1]
+    repeated = [path for path, count in Counter(resolved(path) for own in paths for path in own).items() if count > 1]
     if repeated:
         raise UserError(f"{repeated[0]} is named twice; name each folder once.")
     short = Counter(path.name for own in paths for path in own)
@@ -42,8 +42,8 @@ def compare_folders(names: Sequence[str], tasks: Sequence[str], folder: Path, *,
         Model(name, tuple(Evaluation.read(label, path) for label, path in zip(own_labels, own, strict=True)))
         for name, own_labels, own in zip(shared_name(labels), labels, paths, strict=True)
     ]
+    outputs = comparison_outputs(folder)
     found = compare_tasks(models, tasks)
-    prepare_folder(folder)
-    (folder / "comparison.json").write_text(found.to_json() + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(report.tasks_page(found, command), encoding="utf-8")
+    outputs.write("comparison.json", found.to_json() + "\n")
+    outputs.write("report.html", report.tasks_page(found, command))
     return found

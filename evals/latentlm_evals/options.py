@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any
 
 import torch
 
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError, short, unknown_name
 
 _ON_CPU = 8  # requests in a batch there: of more, what a layer leaves no longer fits the caches
 
@@ -84,11 +85,18 @@ def flag(name: str, given: Any) -> None:
         raise UserError(f"{name}={given} is neither true nor false.")
 
 
+def words(**given: Any) -> None:
+    """Raise UserError for what is neither text, a path nor left out: lm-eval makes numbers of what looks like them."""
+    for name, value in given.items():
+        if not (value is None or isinstance(value, str | PathLike)):
+            raise UserError(f"{name}={short(str(value))} is no text.")
+
+
 def amount(name: str, given: Any) -> float:
     """A number. Raises UserError."""
     try:
         return float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{name}={given} is not a number.") from None
 
 
@@ -100,7 +108,7 @@ def batch_rows(given: int | str | None, largest: int | None, device: torch.devic
         return min(_ON_CPU, largest or _ON_CPU) if device.type == "cpu" else largest
     try:
         size = int(given)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         size = 0
     if size < 1:
         raise UserError(f'batch_size={given} is neither a number of requests nor "auto".')

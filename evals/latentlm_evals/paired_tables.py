@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.markup import escape
 
 from latentlm.cli.tables import ReadableTable
+from latentlm.cli.text import escaped
 from latentlm_evals.results import TaskComparison, TaskDifference
 
 _MANY = 10  # rows from which chance findings are worth a word
@@ -17,7 +17,7 @@ def show_tasks(found: TaskComparison, *, console: Console) -> None:
     """Print a table for every model but the first, and the notes."""
     first, *others = found.models if found.differences else [""]
     for name in others:
-        title = f"{escape(name)} minus {escape(first)}, item by item"
+        title = f"{escaped(name)} minus {escaped(first)}, item by item"
         table = ReadableTable(title=title, title_justify="left")
         table.add_column("task and metric", overflow="fold")
         for column in ("from, to", "difference", "McNemar", "items", "seeds"):
@@ -25,13 +25,13 @@ def show_tasks(found: TaskComparison, *, console: Console) -> None:
         for one in found.differences:
             if one.second == name:
                 style = "bold" if one.verdict else None
-                task = f"{escape(one.name)}\n  {escape(about(one))}"
+                task = f"{escaped(one.name)}\n  {escaped(about(one))}"
                 before, after, difference, interval, *rest = cells(one)
                 table.add_row(task, f"{before}\n{after}", f"{difference}\n{interval}", *rest, style=style)
         console.print(table)
-    console.print(f"[dim]{escape(explained(found))}[/dim]")
+    console.print(f"[dim]{escaped(explained(found))}[/dim]")
     for note in found.notes:
-        console.print(f"[yellow]{escape(note)}[/yellow]")
+        console.print(f"[yellow]{escaped(note)}[/yellow]")
 
 
 def about(one: TaskDifference) -> str:

@@ -5,10 +5,10 @@ Colours follow the models' order, so a model has one colour throughout the page.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from latentlm_evals.figures import svg
 from latentlm_evals.results import ModelResult, TaskComparison
 
 if TYPE_CHECKING:
@@ -92,7 +92,6 @@ def differences(found: TaskComparison) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    """The picture as a part of a page."""
+    made = svg(figure)
+    return made[made.index("<svg") :]

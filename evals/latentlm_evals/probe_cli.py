@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentlm.cli.output import AsJson, as_json, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 reviews = typer.Typer(add_completion=False)
 
+MOST = 2**31 - 1
+"""Of texts, pairs and groups: more than a life would see."""
 _EPILOG = """
 Examples:
 
@@ -41,16 +44,16 @@ def probe(
     model: Annotated[str, typer.Argument(help="A model with latents: zoo name, run folder or card.", show_default=False)],
     attribute: Annotated[str, typer.Option(help="Texts and their labels; see below.", show_default=False)],
     baseline: Annotated[str | None, typer.Option(help="A decoder without latents, to lay beside.", show_default=False)] = None,
-    texts: Annotated[int, typer.Option(min=40, help="Rated texts, at most.")] = 1000,
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of texts whose z are exchanged, at most.")] = 100,
-    groups: Annotated[int, typer.Option(min=2, help="Groups of five texts under one z.")] = 40,
+    texts: Annotated[int, typer.Option(min=40, max=MOST, help="Rated texts, at most.")] = 1000,
+    pairs: Annotated[int, typer.Option(min=2, max=MOST, help="Pairs of texts whose z are exchanged, at most.")] = 100,
+    groups: Annotated[int, typer.Option(min=2, max=MOST, help="Groups of five texts under one z.")] = 40,
     prompt: Annotated[str, typer.Option(help="What generated texts begin with.", show_default=False)] = "",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of a generated text. Default: the longest text's.")] = None,
     judge: Annotated[str | None, typer.Option(help="rule, lexicon or words. Default: the attribute's own.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Ratings above are positive. Default: 0, or the middle.")] = None,
     text_field: Annotated[str, typer.Option(help="Of a .jsonl file.")] = "text",
     rating_field: Annotated[str, typer.Option(help="Of a .jsonl file.")] = "rating",
-    seed: Annotated[int, typer.Option(min=0, help="Of texts, latents and what is written.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of texts, latents and what is written.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the picture and the numbers.")] = Path("runs/probe"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: the model's own choice.")] = None,
     as_json_: AsJson = False,
@@ -59,6 +62,7 @@ def probe(
     from rich.console import Console
 
     from latentlm_evals.loading import load_model
+    from latentlm_evals.outputs import Outputs
     from latentlm_evals.probe import table
     from latentlm_evals.probe.attributes import read_attribute
     from latentlm_evals.probe.judges import judge_name
@@ -74,7 +78,7 @@ def probe(
     found.check()
     judge_name(judge, found)
     settings = Settings(pairs=pairs, groups=groups, prompt=prompt, max_tokens=max_tokens, seed=seed, judge=judge)
-    _make(out)
+    outputs = Outputs(out, numbers="probe.json", keys={"model", "trained_on"}, beside=["probe.svg"])
     decoder = load_model(model, device=device)
     plain = None if baseline is None else load_model(baseline, device=device)
     found, seen = without_trained(found, [one for one in (model, baseline) if one is not None])
@@ -83,21 +87,13 @@ def probe(
     with _bars(console) as progress:
         result = probed(decoder, found.chosen(texts, seed=seed), settings, baseline=plain, progress=progress)
     plainly = {"model": model, "baseline": baseline, "trained_on": seen, **asdict(result)}
-    (out / "probe.json").write_text(as_json(plainly) + "\n", encoding="utf-8")
-    (out / "probe.svg").write_text(picture(result, model), encoding="utf-8")
+    outputs.write("probe.json", as_json(plainly) + "\n")
+    outputs.write("probe.svg", picture(result, model))
     if as_json_:
         emit(plainly)
         return
     table.show(result, console=console)
-    console.print(f"Picture: {out / 'probe.svg'}   numbers: {out / 'probe.json'}", markup=False)
-
-
-def _make(folder: Path) -> None:
-    """The folder of the results. Raises UserError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {folder} cannot be made: {error.strerror}. Choose another folder.") from None
+    console.print(escaped(f"Picture: {out / 'probe.svg'}   numbers: {out / 'probe.json'}"))
 
 
 @contextmanager
@@ -148,6 +144,6 @@ def fetch_reviews(
     if as_json:
         emit({"texts": str(found.texts), "lexicon": str(found.lexicon)})
         return
-    console.print(f"Texts and ratings: {found.texts}", markup=False, soft_wrap=True)
-    console.print(f"Train on them: latentlm train RECIPE data.path={found.texts}", markup=False, soft_wrap=True)
+    console.print(escaped(f"Texts and ratings: {found.texts}"), soft_wrap=True)
+    console.print(escaped(f"Train on them: latentlm train RECIPE data.path={found.texts}"), soft_wrap=True)
     console.print("Probe a model: latentlm probe MODEL --attribute reviews", markup=False)

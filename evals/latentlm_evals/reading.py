@@ -19,6 +19,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from latentlm.config import read_json
 from latentlm.errors import UserError
 from latentlm.likelihood import fit_to_context
 from latentlm.tokenizer import PromptReader, Tokenizer, as_bytes, tokens_before
@@ -117,12 +118,9 @@ def _has_template(folder: Path) -> bool:
 
 def _said(folder: Path) -> dict[str, Any]:
     """What the file beside a tokenizer.json says of it; nothing where there is none."""
-    try:
-        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / CONFIG).exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} is not readable: {error}") from None
+    said = read_json(folder / CONFIG)
     if not isinstance(said, dict):
         raise UserError(f"{folder / CONFIG} should hold a mapping, not {type(said).__name__}.")
     return said

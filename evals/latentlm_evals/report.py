@@ -12,6 +12,7 @@ from pathlib import Path
 
 from latentlm.errors import UserError
 from latentlm_evals import bits_html, paired_tables, plots
+from latentlm_evals.outputs import is_picture
 from latentlm_evals.results import (
     Comparison,
     Estimate,
@@ -66,13 +67,8 @@ PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 """Kinds of picture that the page takes, by the end of their names."""
 
 
-def write(comparison: Comparison, path: Path, pictures: Sequence[Path] = ()) -> None:
-    """Write the page, with pictures at its end."""
-    path.write_text(page(comparison, pictures), encoding="utf-8")
-
-
 def page(comparison: Comparison, pictures: Sequence[Path] = ()) -> str:
-    """The whole page as HTML."""
+    """The whole page as HTML, with pictures at its end."""
     held_out = comparison.held_out
     *firsts, last = (escape(model.name) for model in comparison.models)
     names = f"{', '.join(firsts)} and {last}" if firsts else last
@@ -226,8 +222,7 @@ def check_picture(path: Path) -> None:
         raise UserError(f"--picture {path} is neither an SVG nor a PNG file.")
     if not path.is_file():
         raise UserError(f"--picture {path} does not exist.")
-    start = path.read_bytes()[:1024]
-    if not (start.startswith(b"\x89PNG") if path.suffix.lower() == ".png" else b"<svg" in start or start.startswith(b"<?xml")):
+    if not is_picture(path):
         raise UserError(f"--picture {path} is no {path.suffix.lower()[1:].upper()} file, whatever its name.")
 
 

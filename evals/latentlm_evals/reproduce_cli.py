@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from latentlm.cli.output import AsJson, as_json, emit
+from latentlm.cli.text import escaped
 from latentlm.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Repeat published experiments.")
@@ -58,7 +60,9 @@ def synthetic(
     from rich.console import Console
 
     from latentlm_evals.figure4 import experiment, table
-    from latentlm_evals.figure4.figure import pictures, svg
+    from latentlm_evals.figure4.figure import KINDS, pictures
+    from latentlm_evals.figures import save, svg
+    from latentlm_evals.outputs import Outputs
 
     console = Console(stderr=as_json_)
     patterns = only or []
@@ -73,18 +77,19 @@ def synthetic(
         runs.mkdir(parents=True, exist_ok=True)
         study, done = experiment.train(patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=console)
         if ship is None:
-            console.print(f"Each run in {runs} is a model; --ship SHELF makes cards of them.")
+            console.print(escaped(f"Each run in {runs} is a model; --ship SHELF makes cards of them."))
         else:
             experiment.ship(study, done, runs, kept, ship, console=console)
         return
+    drawn = [f"figure4-{kind}.{ending}" for kind in KINDS for ending in ("svg", "png")]
+    outputs = Outputs(out, numbers="synthetic.json", keys={"label", "generated"}, beside=drawn)
     found = experiment.show(patterns, settings, console=console)
-    out.mkdir(parents=True, exist_ok=True)
+    outputs.write("synthetic.json", as_json([asdict(one) for one in found]) + "\n")
     for kind, figure in pictures(found).items():
-        (out / f"figure4-{kind}.svg").write_text(svg(figure), encoding="utf-8")
-        figure.savefig(out / f"figure4-{kind}.png", dpi=110)
-    (out / "synthetic.json").write_text(as_json([asdict(one) for one in found]) + "\n", encoding="utf-8")
+        outputs.write(f"figure4-{kind}.svg", svg(figure))
+        outputs.write(f"figure4-{kind}.png", functools.partial(save, figure, kind="png", dpi=110))
     if as_json_:
         emit([asdict(one) for one in found])
     else:
         table.show(found, console=console)
-        console.print(f"Pictures: {out}/figure4-*.svg and .png   numbers: {out / 'synthetic.json'}")
+        console.print(escaped(f"Pictures: {out}/figure4-*.svg and .png   numbers: {out / 'synthetic.json'}"))

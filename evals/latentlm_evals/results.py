@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from latentlm.cli.output import as_json
@@ -229,7 +228,3 @@ class Comparison:
     def to_json(self) -> str:
         """Indented JSON."""
         return as_json(asdict(self))
-
-    def save(self, path: Path) -> None:
-        """Write the JSON."""
-        path.write_text(self.to_json() + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ revive   a run under a constant weight until the latent has collapsed, for each 
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from collections.abc import Callable, Iterator
@@ -21,8 +22,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from latentlm import plugins
 from latentlm.composed import complete
 from latentlm.config import Recipe
+from latentlm.config.writing import check_replaceable, write_atomically
 from latentlm.errors import UserError, did_you_mean
 from latentlm_evals import schedule_bench, schedule_report
+from latentlm_evals.figures import save
+from latentlm_evals.outputs import Outputs, is_picture
 from latentlm_evals.schedule_catalog import check_names
 from latentlm_evals.schedule_plot import draw
 from latentlm_evals.schedule_runs import Outcome, Task, run_all
@@ -52,17 +56,19 @@ def make_plot(settings: Settings, *, seed: int, image: Path | None, as_json: boo
     image = image or settings.out / "schedules.svg"
     if image.suffix not in (".svg", ".png"):
         raise UserError(f'--image "{image}" should end in .svg or .png.')
-    _writable(settings.out)
-    _writable(image.parent)
+    outputs = Outputs(settings.out, numbers="schedules.json", keys={"runs", "steps"}, beside=["schedules.svg"])
+    image.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(image, is_picture, kind="a picture of the same kind")
     every = max(1, settings.steps // _POINTS)
     tasks = [Task(name, recipe, every) for name, recipe in _recipes(settings, names, seed=seed)]
     console = Console(stderr=True)
     with _progress(console, len(tasks), "training") as done:
         outcomes = run_all(tasks, jobs=settings.jobs, done=done)
     result = {**_provenance(settings), "seed": seed, "runs": [outcome.to_dict() for outcome in outcomes]}
-    _write(settings.out / "schedules.json", result)
+    outputs.write("schedules.json", json.dumps(result, indent=1) + "\n")
     what = "the built-in text" if settings.recipe is None else settings.recipe
-    draw(outcomes, image, title=f"Held out: {what}, {settings.steps} steps, seed {seed}")
+    figure = draw(outcomes, title=f"Held out: {what}, {settings.steps} steps, seed {seed}")
+    write_atomically(image, functools.partial(save, figure, kind=image.suffix[1:], dpi=150), ours=is_picture)
     schedule_report.show_endings(outcomes, result, as_json=as_json)
     console.print(f"Figure: {image}   curves: {settings.out / 'schedules.json'}", highlight=False)
 
@@ -70,7 +76,7 @@ def make_plot(settings: Settings, *, seed: int, image: Path | None, as_json: boo
 def make_revival(settings: Settings, *, seeds: int, collapse_steps: int, collapse_weight: float, as_json: bool) -> None:
     """Collapse, continue, measure, write, print. Raises UserError before any training."""
     names = _names(settings)
-    _writable(settings.out)
+    outputs = Outputs(settings.out, numbers="revive.json", keys={"runs", "collapsed"})
     continued = {seed: _recipes(settings, names, seed=seed) for seed in range(seeds)}
     weighted = {"weight": collapse_weight}
     collapsing = []
@@ -91,7 +97,7 @@ def make_revival(settings: Settings, *, seeds: int, collapse_steps: int, collaps
     found = {"collapsed": [run.to_dict() for run in collapsed], "runs": [run.to_dict() for run in outcomes]}
     facts = {"seeds": seeds, "collapse_steps": collapse_steps, "collapse_weight": collapse_weight}
     result = {**_provenance(settings), **facts, **found}
-    _write(settings.out / "revive.json", result)
+    outputs.write("revive.json", json.dumps(result, indent=1) + "\n")
     schedule_report.show_revival(collapsed, outcomes, result, as_json=as_json)
     console.print(f"Numbers: {settings.out / 'revive.json'}", highlight=False)
 
@@ -142,16 +148,3 @@ def _progress(console: Console, count: int, what: str) -> Iterator[Callable[[Out
 def _provenance(settings: Settings) -> dict[str, Any]:
     machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     return {"command": settings.command, "machine": machine, "steps": settings.steps, "recipe": settings.recipe or "built-in"}
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out.") from None
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -4,20 +4,21 @@ the right. All panels share their scales, so that curves compare across panels. 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentlm_evals.plots import COLOURS
 from latentlm_evals.schedule_runs import Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KL, _INFORMATION, _CROSS_ENTROPY = COLOURS[0], COLOURS[2], COLOURS[1]
 _COLUMNS = 5
 _FALLING = 0.1  # share of a run in which the cross-entropy falls from a random model's: it would flatten all that follows
 
 
-def draw(outcomes: list[Outcome], path: Path, *, title: str) -> None:
-    """Write the figure."""
-    import matplotlib
+def draw(outcomes: list[Outcome], *, title: str) -> Figure:
+    """The figure."""
     from matplotlib.figure import Figure
 
     columns = min(_COLUMNS, len(outcomes))
@@ -40,8 +41,7 @@ def draw(outcomes: list[Outcome], path: Path, *, title: str) -> None:
         _label(axes, other, left=place % columns == 0, right=last, below=place + columns >= len(outcomes))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    with matplotlib.rc_context({"svg.hashsalt": "latentlm"}):  # the same figure has the same bytes
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    return figure
 
 
 def _limits(outcomes: list[Outcome]) -> tuple[float, tuple[float, float]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 
 from latentlm.cli.tables import ReadableTable
+from latentlm.cli.text import escaped
 from latentlm.likelihood.planning import Plan
 from latentlm_evals.paired_tables import show_tasks
 from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult
@@ -21,9 +21,9 @@ def show(comparison: Comparison, *, console: Console) -> None:
     for table in _main(comparison.models, title):
         console.print(table)
     if comparison.unconverged:
-        console.print(f"[yellow]* {escape(comparison.unconverged)}[/yellow]")
+        console.print(f"[yellow]* {escaped(comparison.unconverged)}[/yellow]")
     if comparison.warning:
-        console.print(f"[yellow]{escape(comparison.warning)}[/yellow]")
+        console.print(f"[yellow]{escaped(comparison.warning)}[/yellow]")
     console.print(
         "[dim]bits/byte: honest likelihood of held-out documents (exact for vanilla, a lower bound on it for latent models): "
         f"{comparison.scored} ±: standard error clustered by document; difference paired with the first model, negative is "
@@ -33,7 +33,7 @@ def show(comparison: Comparison, *, console: Console) -> None:
         console.print(_tasks(comparison.models, comparison.task_scoring))
     for model in comparison.models:
         if model.tasks_verdict is not None:
-            console.print(f"[yellow]* {escape(model.name)}: {escape(model.tasks_verdict)}[/yellow]")
+            console.print(f"[yellow]* {escaped(model.name)}: {escaped(model.tasks_verdict)}[/yellow]")
     if comparison.paired_tasks is not None:
         show_tasks(comparison.paired_tasks, console=console)
 
@@ -70,7 +70,7 @@ def _main(models: list[ModelResult], title: str) -> list[ReadableTable]:
     table = ReadableTable(title=title, title_justify="left")
     table.add_column("")
     for name in names:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escaped(name), justify="right")
     for label, cells in (likelihood | latents | cost).items():
         table.add_row(label, *cells)
     return [table]
@@ -92,7 +92,7 @@ def show_plans(plans: dict[str, Plan], *, title: str = "What measuring will take
     for label in labels:
         table.add_column(label, justify="right")
     for name, cells in rows.items():
-        table.add_row(escape(name), *(cells.get(label, "–") for label in labels))
+        table.add_row(escaped(name), *(cells.get(label, "–") for label in labels))
     console.print(table)
 
 
@@ -102,7 +102,7 @@ def _model_rows(names: list[str], columns: dict[str, list[str]], title: str) -> 
     for label in columns:
         table.add_column(label, justify="right")
     for number, name in enumerate(names):
-        table.add_row(escape(name), *(cells[number] for cells in columns.values()))
+        table.add_row(escaped(name), *(cells[number] for cells in columns.values()))
     return table
 
 
@@ -130,7 +130,7 @@ def _tasks(models: list[ModelResult], scoring: str) -> ReadableTable:
         for task, metric in keys:
             table.add_column(f"{task}\n{metric}", justify="right")
         for number, model in enumerate(models):
-            table.add_row(escape(model.name), *(_result(found[key][number]) for key in keys))
+            table.add_row(escaped(model.name), *(_result(found[key][number]) for key in keys))
         table.add_section()
         table.add_row("chance", *chances.values())
         table.add_row("items", *(str(first.items) for first in firsts.values()))
@@ -138,7 +138,7 @@ def _tasks(models: list[ModelResult], scoring: str) -> ReadableTable:
     table = ReadableTable(title=title, title_justify="left")
     table.add_column("task and metric")
     for column in (*(model.name for model in models), "chance", "items"):
-        table.add_column(escape(column), justify="right", no_wrap=True)
+        table.add_column(escaped(column), justify="right", no_wrap=True)
     for key in keys:
         cells = [_result(result) for result in found[key]]
         table.add_row(f"{key[0]}\n  {key[1]}", *cells, chances[key], str(firsts[key].items))

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from contextlib import redirect_stdout
-from importlib.metadata import entry_points
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from latentlm.cli._errors import explain, flush_output, tidy_warnings
-from latentlm.cli._text import any_terminal, shown
-from latentlm.errors import did_you_mean
+from latentlm.cli.text import any_terminal, told
+from latentlm.errors import UserError, did_you_mean
 
 _GROUP = "latentlm.commands"
 COMMANDS: dict[str, str] = {
@@ -56,7 +59,9 @@ class _LazyGroup(TyperGroup):
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             near = did_you_mean(args[0], self.list_commands(ctx))
             ctx.fail(f'No such command "{args[0]}".{near} See `latentlm --help`.')
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        _refuse_empty_paths(ctx, found[1], found[2])
+        return found
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name; while the overview is printed, a stub with its one line of help."""
@@ -68,24 +73,70 @@ class _LazyGroup(TyperGroup):
         command.name = cmd_name
         return command
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """As ever; what was typed is shown in an error, not obeyed by the terminal."""
+        with _shown_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Ctrl-C ends it with one word and the shell's status for it."""
         try:
-            return super().invoke(ctx)
+            with _shown_errors():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo("stopped.", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Errors about the command line, whose messages repeat what was typed, without control characters."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = told(message)  # type: ignore[attr-defined]
+        raise
+
+
+def _refuse_empty_paths(ctx: Any, command: Any, args: list[str]) -> None:
+    """An option for a path that is given the empty text (a variable of the shell that is not set) is refused: to Python that is
+    the folder one is in."""
+    empty = {word for word, value in pairwise(args) if not value} | {
+        word[:-1] for word in args if word.startswith("--") and word.endswith("=")
+    }
+    for leaf in (command, *getattr(command, "commands", {}).values()) if empty else ():
+        kinds = get_type_hints(leaf.callback) if leaf.callback else {}
+        for parameter in leaf.params:
+            kind = kinds.get(parameter.name)
+            if Path in (kind, *get_args(kind)) and (option := next(iter(empty.intersection(parameter.opts)), None)):
+                ctx.fail(f"{option} is given an empty path. Say . for the folder you are in.")
+
+
 def _load(cmd_name: str) -> typer.Typer:
-    """The Typer app of a command: an entry point of that name, or the module of this package."""
+    """The Typer app of a command: an entry point of that name, or the module of this package. Raises UserError where another
+    distribution's does not load."""
+    own = cmd_name in COMMANDS
     for entry in entry_points(group=_GROUP, name=cmd_name):
+        if own and (entry.dist is None or entry.dist.name != "latentlm"):
+            continue  # nobody takes over a command of ours
         with redirect_stdout(sys.stderr):  # before the command has read its options
-            app: typer.Typer = entry.load()
-        return app
+            return _app(entry) if not own else entry.load()  # type: ignore[no-any-return]
     module = importlib.import_module(f"latentlm.cli.{cmd_name.replace('-', '_')}")
     found: typer.Typer = module.app
     return found
+
+
+def _app(entry: EntryPoint) -> typer.Typer:
+    """The app of another distribution's command. Raises UserError where there is none."""
+    whose = f'the command "{entry.name}" of {entry.dist.name if entry.dist else "an unknown distribution"}'
+    try:
+        app = entry.load()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{whose} cannot be loaded ({type(error).__name__}: {error}). Mend or uninstall it.") from None
+    if not isinstance(app, typer.Typer):
+        raise UserError(f"{whose} is no Typer app but {type(app).__name__}. Mend or uninstall it.")
+    return app
 
 
 def _is_called(cmd_name: str) -> bool:
@@ -116,7 +167,10 @@ def main() -> None:
     except Exception as error:
         if (message := explain(error)) is None:
             raise
-        typer.secho(f"error: {shown(message)}", fg=typer.colors.RED, file=sys.stderr)
+        typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # before the command has begun, or after it has ended
+        typer.echo("stopped.", file=sys.stderr)
+        sys.exit(130)
     finally:
         flush_output()

@@ -16,7 +16,7 @@ from typing import TextIO
 
 import typer
 
-from latentlm.cli._text import shown
+from latentlm.cli.text import told
 from latentlm.errors import UserError
 
 _REMEDIES = {
@@ -67,7 +67,7 @@ def tidy_warnings() -> Iterator[None]:
             if not issubclass(category, UserWarning):
                 as_ever(message, category, filename, lineno, file, line)
                 return
-            typer.secho(f"warning: {shown(' '.join(str(message).split()))}", fg=typer.colors.YELLOW, file=sys.stderr)
+            typer.secho(f"warning: {told(' '.join(str(message).split()))}", fg=typer.colors.YELLOW, file=sys.stderr)
 
         warnings.showwarning = show
         yield

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import shown
+from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,8 +64,11 @@ def generate(
     if sum((latents != "fresh", latents_from is not None, load_latents is not None)) > 1:
         raise UserError("Give one of --latents shared, --latents-from and --load-latents.")
     from latentlm.cli._models import load_reader
+    from latentlm.generation.latents import check_latents_path
     from latentlm.generation.latents import save_latents as write_latents
 
+    if save_latents is not None:
+        check_latents_path(save_latents)
     decoder = load_reader(model, device=device)
     given = _given(decoder, latents_from, load_latents, seed)
     if save_latents is not None and not decoder.has_latents:
@@ -119,8 +124,8 @@ def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: in
 def _text_or_file(text: str) -> str:
     """The contents of the file of that name, where there is one; otherwise the text itself."""
     try:
-        return Path(text).read_text(encoding="utf-8", errors="surrogateescape")  # a tokenizer takes any bytes
-    except (OSError, ValueError):  # no file's name (too long, a null byte)
+        return read_bytes(Path(text)).decode("utf-8", errors="surrogateescape")  # a tokenizer takes any bytes
+    except UserError:  # no file's name (too long, a null byte), or no plain file
         return text
 
 
@@ -143,7 +148,8 @@ def _print(texts: list[str], generations: list[Generation], samples: int, as_jso
     for number, (prompt, made) in enumerate(pairs):
         if len(pairs) > 1:
             typer.secho(f"--- {prompt!r}, sample {made.sample}", fg=typer.colors.BRIGHT_BLACK, file=sys.stdout)
-        typer.secho(prompt, bold=True, nl=False, file=sys.stdout)
-        typer.echo(made.text, file=sys.stdout)
+        said = shown if sys.stdout.isatty() else str  # a terminal obeys what it is sent, a file keeps it
+        typer.secho(said(prompt), bold=True, nl=False, file=sys.stdout)
+        typer.echo(said(made.text or ""), file=sys.stdout)
         if number + 1 < len(pairs):
             typer.echo(file=sys.stdout)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from latentlm.cli._text import escaped
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

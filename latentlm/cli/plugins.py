@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from latentlm.cli._text import escaped
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import escaped
 
 if TYPE_CHECKING:
     from latentlm.plugins import Plugin

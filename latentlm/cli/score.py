@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import shown
+from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def score(
     if as_json:
         emit(_as_json(model, rows, total, meaning))
     else:
-        typer.echo(_as_text(rows, total, meaning, auto=method == "auto"), file=sys.stdout)
+        typer.echo(shown(_as_text(rows, total, meaning, auto=method == "auto")), file=sys.stdout)
 
 
 @contextmanager
@@ -143,16 +145,13 @@ def _show_plan(found: Plan, as_json: bool) -> None:
     if as_json:
         emit(asdict(found))
     else:
-        typer.echo("\n".join(f"{k:{width}}  {v}" for k, v in lines.items()), file=sys.stdout)
+        typer.echo(shown("\n".join(f"{k:{width}}  {v}" for k, v in lines.items())), file=sys.stdout)
 
 
 def _read(name: str) -> bytes:
     """A file's bytes, or standard input's. Raises UserError where there is nothing to score."""
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UserError(f"{name} cannot be read: {why}. Give a text file, or - for standard input.") from None
+    remedy = "Give a text file, or - for standard input."
+    data = sys.stdin.buffer.read() if name == "-" else read_bytes(Path(name), remedy=remedy)
     if not data:
         what = "Standard input" if name == "-" else name
         raise UserError(f"{what} is empty: there is no text to score.")

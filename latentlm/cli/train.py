@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
+from latentlm.cli.text import shown
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -59,7 +60,7 @@ def train(
 def _say(text: str, data: dict[str, Any] | None) -> None:
     """Data for a program where there are any, else the text."""
     if data is None:
-        typer.echo(text, file=sys.stdout)
+        typer.echo(shown(text), file=sys.stdout)
     else:
         emit(data)
 
@@ -72,7 +73,7 @@ def _train(recipe: Any, out: Path, *, resume: bool, quiet: bool) -> Any:
     try:
         return run(recipe, out=out, resume=resume, progress=not quiet)
     except InterruptedRun as stop:
-        typer.echo(str(stop), file=sys.stderr)
+        typer.echo(shown(str(stop)), file=sys.stderr)
     except KeyboardInterrupt:
         typer.echo("stopped; what was saved before is intact.", file=sys.stderr)
     sys.exit(130)

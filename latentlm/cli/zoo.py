@@ -31,20 +31,21 @@ def list_models(
         emit([card.model_dump(mode="json") for card in cards])
         return
     from rich.console import Console
-    from rich.markup import escape
+
+    from latentlm.cli.text import escaped
 
     if cards:
         Console().print(_family(cards))
     else:
-        Console().print(escape(f'No model matches "{pattern}"; `latentlm zoo list` shows all.'))
+        Console().print(escaped(f'No model matches "{pattern}"; `latentlm zoo list` shows all.'))
 
 
 def _family(cards: Sequence[Card]) -> RenderableType:
     """The family tree: how many latents, which decoder, which cards."""
-    from rich.markup import escape
     from rich.text import Text
     from rich.tree import Tree
 
+    from latentlm.cli.text import escaped, shown
     from latentlm.zoo import family
 
     width = max(len(card.name) for card in cards)
@@ -52,11 +53,11 @@ def _family(cards: Sequence[Card]) -> RenderableType:
     for branch, members in family.tree(cards).items():
         limb = root.add(f"[bold]{branch}[/bold]")
         for member in members:
-            twig = limb.add(f"{escape(member.decoder)}  [dim]{escape(member.parts)}[/dim]")
+            twig = limb.add(f"{escaped(member.decoder)}  [dim]{escaped(member.parts)}[/dim]")
             for card in member.cards:
-                line = Text(f"{card.name:{width}}  ", no_wrap=True, overflow="ellipsis")
+                line = Text(f"{shown(card.name):{width}}  ", no_wrap=True, overflow="ellipsis")
                 line.append(f"{card.status:12}", style="green" if card.status == "trained" else "yellow")
-                twig.add(line.append("  " + card.description.partition("\n")[0]))
+                twig.add(line.append("  " + shown(card.description.partition("\n")[0])))
     return root
 
 
@@ -72,19 +73,19 @@ def describe(
         emit(found.as_json())
         return
     from rich.console import Console
-    from rich.markup import escape
 
     from latentlm.cli.tables import ReadableTable
+    from latentlm.cli.text import escaped
 
-    table = ReadableTable(title=f"{escape(found.card.name)} ({found.card.status})", title_justify="left", show_header=False)
+    table = ReadableTable(title=f"{escaped(found.card.name)} ({found.card.status})", title_justify="left", show_header=False)
     for rows in found.sections():
         for label, value in rows:
-            table.add_row(escape(label), escape(value))
+            table.add_row(escaped(label), escaped(value))
         table.add_section()
     console = Console()
     console.print(table)
     console.print("The sockets, from the text upwards:\n", highlight=False)
-    console.print(escape(found.drawing), highlight=False, soft_wrap=True)
+    console.print(escaped(found.drawing), highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Examples:\n\n  latentlm zoo add runs/mine\n\n  latentlm zoo add runs/mine --name mine --to shelf/")
@@ -95,9 +96,10 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a card of that name on the shelf.")] = False,
 ) -> None:
     """Make a zoo model of a finished run: copy its weights, tokenizer and card onto a shelf."""
+    from latentlm.cli.text import shown
     from latentlm.zoo.shelves import ZOO_PATH, add_run, is_known
 
     entry = add_run(run, name=name, shelf=to, replace=replace)
-    print(f'Added "{entry.card.name}" in {entry.folder}.')
+    print(shown(f'Added "{entry.card.name}" in {entry.folder}.'))
     if not is_known(entry.folder.parent):
-        print(f"Its shelf is not among those that are looked at; add it with {ZOO_PATH}={entry.folder.parent}")
+        print(shown(f"Its shelf is not among those that are looked at; add it with {ZOO_PATH}={entry.folder.parent}"))

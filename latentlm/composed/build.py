@@ -7,6 +7,8 @@ A model can be built on the meta device (no memory, for counting) and filled in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ def build(
     """
     config = complete(config, plugin_names=plugin_names)
     decoder_class = plugins.get("decoder", config.decoder_name, plugins=plugin_names)
-    with torch.device("meta"):
+    with torch.device("meta"), _addressable():
         model = _assemble(decoder_class, config, plugin_names)
         model = model if dtype is None else model.to(dtype)
     if torch.device(device).type == "meta":
@@ -47,6 +49,18 @@ def build(
         generator = torch.Generator(device=device).manual_seed(seed)
         model.init_weights(generator)
     return model
+
+
+@contextmanager
+def _addressable() -> Iterator[None]:
+    """What torch says of a tensor that no memory could hold, as a UserError."""
+    try:
+        yield
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if not any(sign in str(error) for sign in ("overflow", "too large", "Overflow", "Storage size", "out of range")):
+            raise
+        said = f"the model has a tensor of more numbers than can be addressed ({error})"
+        raise UserError(f"{said}. Choose smaller sizes.") from None
 
 
 def _assemble(decoder_class: type[LatentDecoder], config: ModelConfig, plugin_names: list[str] | None) -> LatentDecoder:

@@ -10,10 +10,11 @@ Legend: B rows, T tokens, S sites, E event dimensions.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -110,12 +111,25 @@ def _places(context: Context) -> Tensor:
 
 @contextmanager
 def _frozen(decoder: Fitted) -> Iterator[None]:
-    """No parameter of the decoder takes part in the graphs recorded meanwhile."""
-    parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    """No parameter of the decoder takes part in the graphs recorded meanwhile. Of several threads the first one in freezes, and
+    the last one out thaws: what one sees must not depend on where another is."""
+    with _lock:
+        if id(decoder) not in _freezing:
+            parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+            _freezing[id(decoder)] = [0, parameters]
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+        _freezing[id(decoder)][0] += 1
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        with _lock:
+            _freezing[id(decoder)][0] -= 1
+            if not _freezing[id(decoder)][0]:
+                for parameter in _freezing.pop(id(decoder))[1]:
+                    parameter.requires_grad_(True)
+
+
+_lock = threading.Lock()
+_freezing: dict[int, list[Any]] = {}
+"""Decoder -> threads that need it frozen, and the parameters that are to be thawed."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from latentlm.config.checking import real, several, whole
 from latentlm.errors import UserError
 from latentlm.generation.continuation import Job, Row, run
 from latentlm.generation.latents import check_events, rows_of, same_names
@@ -99,7 +100,9 @@ def generate(
     """
     sampling = TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p)
     stops = StopStrings(stop, model.tokenizer)
-    _check_counts(max_tokens=max_tokens, samples=samples, batch_size=batch_size)
+    for name, value in (("max_tokens", max_tokens), ("samples", samples), ("batch_size", batch_size)):
+        whole(name, value, least=1)
+    whole("seed", seed, least=None)
     latent_names = list(model.latents)
     if latents is None:
         raise UserError('latents must be "fresh", "shared" or latent values, not None.')
@@ -110,7 +113,7 @@ def generate(
     check_temperatures(temperatures.values())
     if not latent_names and not isinstance(latents, str | Mapping):
         check_events(latents, model)  # type: ignore[arg-type]
-    texts = [prompts] if isinstance(prompts, str) else prompts
+    texts = [prompts] if isinstance(prompts, str) else several("prompts", prompts, of="texts, or of lists of tokens")
     fed = [fed_tokens(model, prompt, number) for number, prompt in enumerate(texts)]
     fed = fitted(model, fed, max_tokens=max_tokens, truncate=truncate)
     rows = _rows(model, fed, samples, wanted, continuation_latents)
@@ -159,8 +162,9 @@ def encode(
     UserError for a model without latents, and a text longer than its context."""
     if not model.has_latents:
         raise UserError("This model has no latents: there is nothing to encode a text into.")
-    if temperature < 0 or samples < 1:
-        raise UserError("temperature must be 0 or more, and samples at least 1.")
+    real("temperature", temperature, least=0)
+    whole("samples", samples, least=1)
+    whole("seed", seed, least=None)
     tokens = fed_tokens(model, text, 0)
     (tokens,) = fitted(model, [tokens], max_tokens=0, truncate=None)
     base = Noise.keyed(seed, request_keys([tokens]), samples=samples).stream("latents")
@@ -183,13 +187,6 @@ def encode(
             value = state.met[name].value
         drawn = drawn.plus(name, Latent(value))
     return drawn
-
-
-def _check_counts(*, max_tokens: int, samples: int, batch_size: int) -> None:
-    """Refuse counts below one."""
-    for name, value in (("max_tokens", max_tokens), ("samples", samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}.")
 
 
 def _rows(

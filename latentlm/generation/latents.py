@@ -16,14 +16,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentlm.errors import UserError, unknown_name
+from latentlm.config.reading import json_data
+from latentlm.config.writing import check_replaceable, write_atomically
+from latentlm.errors import UserError, short, unknown_name
 from latentlm.interface import Latent, Latents
 
 if TYPE_CHECKING:
@@ -107,12 +109,25 @@ def save_latents(
         scales = {name: latent.granularity_text for name, latent in model.latents.items()}
         metadata["granularity"] = json.dumps(scales)
         metadata["names"] = json.dumps(list(scales))
+    check_latents_path(path)
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def check_latents_path(path: str | Path) -> None:
+    """Raise UserError unless latents can be written there: anew, or in the place of others."""
+    folder = Path(path).parent
+    if not folder.is_dir():  # one that is misspelt is not made
+        raise UserError(f"The latents could not be written to {path}: no folder {folder}. Choose a folder that is there.")
+    check_replaceable(Path(path), are_latents, kind="a file of latents")
+
+
+def are_latents(path: Path) -> bool:
+    """Whether a file holds latents, as `save_latents` writes them."""
     try:
-        save_file(tensors, str(path), metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The latents could not be written to {path}: {error}. Choose a folder that can be written to."
-        ) from None
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("format") in (_FORMAT, _FORMAT_1)
+    except (OSError, SafetensorError):
+        return False
 
 
 def _by_name(latents: Latent | Latents | Sequence[Latent] | Sequence[Latents]) -> dict[str | None, list[Tensor]]:
@@ -151,24 +166,33 @@ def load_latents(path: str | Path, *, model: LatentDecoder | None = None) -> lis
         name = key.removeprefix(_PREFIX).rpartition(".")[0] or unnamed
         rows.setdefault(name, []).append(Latent(tensor[None]))
     if model is not None:
-        _check_file(path, rows, _granularities(metadata, unnamed), model)
-    order = [name for name in _names(metadata, rows) if name in rows]
+        _check_file(path, rows, _granularities(path, metadata, unnamed), model)
+    order = [name for name in _names(path, metadata, rows) if name in rows]
     count = max(len(values) for values in rows.values())
     return [Latents({name: rows[name][number] for name in order if number < len(rows[name])}) for number in range(count)]
 
 
-def _names(metadata: dict[str, str], rows: Mapping[str, object]) -> list[str]:
-    """The latents of a file in the order of their decoder, where the file says it."""
-    said = json.loads(metadata["names"]) if "names" in metadata else []
+def _names(path: str | Path, metadata: dict[str, str], rows: Mapping[str, object]) -> list[str]:
+    """The latents of a file in the order of their decoder, where the file says it. Raises UserError."""
+    said = _said(path, metadata["names"], list) if "names" in metadata else []
     return [*said, *(name for name in rows if name not in said)]
 
 
-def _granularities(metadata: dict[str, str], unnamed: str) -> dict[str, str]:
-    """What a file says of the granularity of each latent; format 1 has a word for the only one."""
+def _granularities(path: str | Path, metadata: dict[str, str], unnamed: str) -> dict[str, str]:
+    """What a file says of the granularity of each latent; format 1 has a word for the only one. Raises UserError."""
     said = metadata.get("granularity")
     if said is None:
         return {}
-    return dict(json.loads(said)) if metadata.get("format") == _FORMAT else {unnamed: said}
+    return _said(path, said, dict) if metadata.get("format") == _FORMAT else {unnamed: said}
+
+
+def _said(path: str | Path, text: str, kind: type[list[str]] | type[dict[str, str]]) -> Any:
+    """A list of texts, or a mapping of texts to texts, in a file's header. Raises UserError."""
+    said = json_data(text, source=f"the header of {path}")
+    texts = said.values() if isinstance(said, dict) else said
+    if not isinstance(said, kind) or not all(isinstance(one, str) for one in texts):
+        raise UserError(f"{path} is damaged: its header says {short(text)} of its latents. Save them again.")
+    return said
 
 
 def _check_file(
@@ -196,6 +220,13 @@ def check_events(latents: Latent | Latents | Sequence[Latent], model: LatentDeco
     if name not in model.latents:
         raise unknown_name("latent", name, model.latents)
     dims, whose = model.latents[name].dims, "the model's" if len(model.latents) == 1 else f"{name}'s"
+    parts: Any = getattr(model.latents[name], "named_parts", tuple)()
+    are_bits = any(part.family == "bits" for _, part in parts)
     for row in rows_of(latents):
         if row.shape[-1] != dims:
             raise UserError(f"The given latents have {row.shape[-1]} events per site, but {whose} have {dims}.")
+        if row.is_complex() or not bool(torch.isfinite(row).all()):
+            raise UserError("The given latents hold values that are no finite numbers.")
+        if are_bits and not bool(((row == 0) | (row == 1)).all()):
+            odd = row[(row != 0) & (row != 1)][0].item()
+            raise UserError(f"The given latents hold {odd:g}, but {whose} are bits, each 0 or 1.")

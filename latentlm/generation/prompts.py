@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from latentlm.config.checking import several, whole
 from latentlm.errors import UserError
 from latentlm.tokenizer import PromptReader
 
@@ -36,7 +37,8 @@ def fed_tokens(model: LatentDecoder, prompt: str | Sequence[int], number: int) -
             raise UserError("Text needs a tokenizer, and this model has none: give lists of tokens, or set model.tokenizer.")
         tokens = PromptReader.of(model.tokenizer).prompt(prompt)
     else:
-        tokens = [int(token) for token in prompt]
+        several(f"prompt {number}", prompt, of="tokens, or a text")
+        tokens = [whole(f"a token of prompt {number}", token, least=None) for token in prompt]
         if not tokens and start is None:
             raise UserError(f"Prompt {number} is empty, and without a tokenizer there is no end-of-text to start from.")
         tokens = tokens or [start]  # type: ignore[list-item]

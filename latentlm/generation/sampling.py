@@ -13,12 +13,12 @@ Legend: B rows, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from latentlm.config.checking import real, whole
 from latentlm.errors import UserError
 
 
@@ -32,12 +32,11 @@ class TokenSampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"temperature must be 0 (greedy) or more, not {self.temperature}.")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be at least 1, not {self.top_k}; leave it out to keep every token.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}; leave it out to keep every token.")
+        real("temperature", self.temperature, least=0)
+        if self.top_k is not None:
+            whole("top_k", self.top_k, least=1)
+        if self.top_p is not None:
+            real("top_p", self.top_p, above=0, most=1)
 
     @property
     def greedy(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from latentlm.config.checking import several, shown
 from latentlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ class StopStrings:
     """Looks for the first of several strings in a growing text. Raises UserError for empty ones, or without a tokenizer."""
 
     def __init__(self, stop: str | Sequence[str], tokenizer: Tokenizer | None) -> None:
-        self.goals = [text.encode() for text in ([stop] if isinstance(stop, str) else stop)]
+        texts = [stop] if isinstance(stop, str) else several("stop", stop, of="texts")
+        if odd := [text for text in texts if not isinstance(text, str)]:
+            raise UserError(f"a stop string is a text, not {shown(odd[0])}.")
+        self.goals = [text.encode("utf-8", errors="surrogateescape") for text in texts]
         if not all(self.goals):
             raise UserError("A stop string must not be empty; leave it out to go on until max_tokens or end-of-text.")
         if self.goals and tokenizer is None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from latentlm.config.checking import real, shown
 from latentlm.errors import UserError, did_you_mean, unknown_name
 from latentlm.interface.distributions import Distribution, Latent
 from latentlm.interface.noise import Noise
@@ -111,9 +112,9 @@ def by_name(
     for a name that is no latent, and for a word that is none of `words`, where the setting is a word (`or_values`: or a value).
     """
     for value in (given.values() if isinstance(given, Mapping) else (given,)) if words else ():
-        if isinstance(value, str) and value not in words:
+        if value not in words if isinstance(value, str) else not or_values:
             listed = ", ".join(f'"{word}"' for word in words) + (" or latent values" if or_values else "")
-            raise UserError(f'{what} must be {listed}, not "{value}".{did_you_mean(value, words)}')
+            raise UserError(f'{what} must be {listed}, not {shown(value)}.{did_you_mean(str(value), words)}')
     if not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
     for name in given:
@@ -131,5 +132,4 @@ def noise_of(noise: Noise, name: str, names: Sequence[str]) -> Noise:
 def check_temperatures(temperatures: Iterable[float]) -> None:
     """Refuse temperatures of a prior that are not positive. Raises UserError."""
     for temperature in temperatures:
-        if not temperature > 0:
-            raise UserError(f"prior_temperature must be above 0, not {temperature}.")
+        real("prior_temperature", temperature, above=0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentlm.errors import UserError
-from latentlm.interop.weight_files import read_json
+from latentlm.config import read_json
 from latentlm.tokenizer import FILE, LibraryTokenizer, Tokenizer, load_tokenizer
 from latentlm.tokenizer.library import COMPANION
 from latentlm.tokenizer.loading import read_tokenizer

@@ -15,20 +15,19 @@ first token is served by lists of tokens. A generated text ends where transforme
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentlm.composed import build
-from latentlm.config import BackboneConfig, ModelConfig, parse
+from latentlm.config import BackboneConfig, ModelConfig, parse, read_json
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import LatentDecoder
 from latentlm.interop.config_keys import problems
 from latentlm.interop.generation_keys import end_tokens, warn_of_unserved
 from latentlm.interop.rotary import rotary
-from latentlm.interop.weight_files import read_json, tensor_of, tensors, weight_files
+from latentlm.interop.weight_files import read_mapping, tensor_of, tensors, weight_files
 
 _ABSENT: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
@@ -58,16 +57,18 @@ def is_llama_folder(path: str | Path) -> bool:
     if not (folder / _CONFIG).is_file() or (folder / "card.yaml").is_file():
         return False
     try:
-        return "model_type" in json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        said = read_json(folder / _CONFIG)
+    except UserError:
         return False
+    return isinstance(said, dict) and "model_type" in said
 
 
 def llama_config(folder: str | Path) -> ModelConfig:
     """The vanilla decoder that config.json describes. Raises UserError for what the backbone has not."""
     path = Path(folder) / _CONFIG
-    settings = read_json(path)
-    if (kind := settings.get("model_type")) not in _ABSENT:
+    settings = read_mapping(path)
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in _ABSENT:
         known = " and ".join(_ABSENT)
         raise UserError(f'{path}: model_type is "{kind}", and only {known} have the structure of the vanilla decoder.')
     settings = {**_ABSENT[kind], **settings}
@@ -103,7 +104,7 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
     generation and `generate` does not do.
     """
     folder = Path(folder)
-    settings = read_json(folder / _CONFIG)
+    settings = read_mapping(folder / _CONFIG)
     config, files = llama_config(folder), weight_files(folder)
     config = _untied_where_they_differ(config, files)
     said = settings.get("dtype") or settings.get("torch_dtype")
@@ -122,7 +123,7 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
         model.tokenizer = tokenizer
     own = (folder / _GENERATION).is_file()
     source = folder / (_GENERATION if own else _CONFIG)
-    generation = read_json(source) if own else settings
+    generation = read_mapping(source) if own else settings
     model.end_tokens = end_tokens(generation, source=str(source))
     warn_of_unserved(generation, source=str(source), every_key=own)
     return model.eval()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from latentlm.config.checking import real
 from latentlm.errors import UserError
 
 _KINDS = ("default", "dynamic", "linear", "llama3")
@@ -41,7 +42,7 @@ def rotary(settings: dict[str, Any], path: Path) -> tuple[float, dict[str, Any] 
         )
     if (share := rope.get("partial_rotary_factor")) not in (None, 1.0):
         raise UserError(f"{path}: a share of {share} of each head is rotated (partial_rotary_factor in {name}), not all of it.")
-    base = float(rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0)
+    base = real(f"{path}: rope_theta", rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0, above=0)
     if kind in ("default", "dynamic"):
         return base, None
     wanted = ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",)

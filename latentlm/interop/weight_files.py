@@ -6,7 +6,6 @@ one beside them (an adapter, a copy in another layout, an optimiser's) is not lo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latentlm.config import read_json
+from latentlm.config.tensor_files import finite
 from latentlm.errors import CheckpointError, UserError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,11 +44,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indexed(folder: Path) -> list[Path]:
     """The files that the index names."""
-    names = read_json(folder / _INDEX).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{folder / _INDEX} has no weight_map; download it again.")
+    names = read_mapping(folder / _INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{folder / _INDEX} has no weight_map of tensors to files; download it again.")
     # A name that leads out of the folder is cut down to its last part.
-    files = [folder / Path(str(name)).name for name in sorted(set(names.values()))]
+    files = [folder / Path(name).name for name in sorted(set(names.values()))]
     if absent := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(f"{folder} lacks {', '.join(absent)}, which its index names; download it again.")
     return files
@@ -61,7 +62,7 @@ def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                 tensor = opened.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise CheckpointError(f'{file}: "{name}" holds {tensor.dtype} numbers; quantised weights are not read.')
-                yield name, tensor
+                yield name, finite(tensor, name, file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); download it again.") from None
 
@@ -78,14 +79,14 @@ def tensor_of(files: list[Path], name: str) -> Tensor | None:
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """A JSON file whose top level is a mapping. Raises UserError where it is not there, CheckpointError for another one."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; a folder of Llama weights has it beside the safetensors files.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; a folder of Llama weights has it beside the safetensors files.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON: {error}") from None
+        data = read_json(path)
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} should hold a mapping, not {type(data).__name__}.")
     return data

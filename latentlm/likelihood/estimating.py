@@ -2,8 +2,7 @@
 that have not converged. The trunk runs once for all rounds, and for what texts have in common (`texts`).
 
 A round of importance sampling adds samples to those that are there; a round of `smc` is new filters. What a request draws
-depends on its key and the number of the sample alone, so a request that is scored in rounds has the score that it would have
-alone.
+depends on its key and the number of the sample alone: scored in rounds, a request has the score that it would have alone.
 
 `auto` weighs, and filters what that does not settle: over a text of hundreds of sites the weights of whole paths spread more
 than any number of them can make up for, and a filter, which lets the paths that explain the text so far have descendants, does
@@ -374,9 +373,8 @@ def may_filter(model: LatentDecoder, request: Request) -> bool:
 
 def _weighed(method: Method, request: Request) -> str:
     """The importance sampling that a score is by."""
-    if method != "auto":
-        return method
-    return "operational" if request.target == "generation" else "iwae"
+    otherwise: Method = "operational" if request.target == "generation" else "iwae"
+    return otherwise if method == "auto" else method
 
 
 def _proposals(by_latent: Mapping[str, Tensor]) -> list[str]:
@@ -391,10 +389,12 @@ def _proposals(by_latent: Mapping[str, Tensor]) -> list[str]:
 
 @contextmanager
 def _evaluating(model: LatentDecoder) -> Iterator[None]:
-    """Evaluation mode, and back."""
-    training = model.training
+    """Evaluation mode, and back. Threads share the mode: where it is right already, it is not touched."""
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train()

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import torch
 
+from latentlm.config.checking import flag, real, several, whole
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.estimating import DEFENSIVE, FIRST_SAMPLES, How, Progress, Request, estimated
@@ -159,6 +160,7 @@ def continuations_to_score(
     keys: Sequence[Hashable] | None = None,
 ) -> tuple[list[Request], How]:
     """What `score_continuations` is going to score, and how."""
+    several("requests", requests, of="pairs (context, continuation)")
     wanted = [float(tolerance)] * len(requests) if isinstance(tolerance, int | float) else list(tolerance)
     if len(wanted) != len(requests):
         raise UserError(f"{len(wanted)} tolerances for {len(requests)} requests; give one, or one per request.")
@@ -177,7 +179,10 @@ def continuations_to_score(
     if keys is not None and len(keys) != len(requests):
         raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
     prepared = []
-    for number, (context, continuation) in enumerate(requests):
+    for number, pair in enumerate(requests):
+        if len(several(f"request {number}", pair, of="two, a context and a continuation, in tokens")) != 2:
+            raise UserError(f"request {number} has {len(pair)} parts: give a context and a continuation, in tokens.")
+        context, continuation = pair
         given, asked = token_ids(model, context), token_ids(model, continuation)
         key = tuple(given) if keys is None else keys[number]
         request = _request(given, asked, method, ("continuation", key), number, wanted[number])
@@ -216,14 +221,15 @@ def texts_to_score(
         greedy=greedy,
     )
     how = replace(how, method="iwae") if method in ("operational", "joint") else how
-    if context is not None and context < 1:
-        raise UserError(f"context={context}: a window holds at least one token.")
+    if context is not None:
+        whole("context", context, least=1)
+    several("texts", texts, of="texts, each a list of tokens")
     limit = min(context or model.config.backbone.context, model.config.backbone.context)
     if keys is not None and len(keys) != len(texts):
         raise UserError(f"{len(keys)} keys for {len(texts)} texts; give one key per text.")
     prepared, owners = [], []
     for number, text in enumerate(texts):
-        if len(text) < 2:
+        if len(several(f"text {number}", text, of="tokens")) < 2:
             raise UserError(f"Text {number} has {len(text)} tokens; a score needs a context token and at least one more.")
         for place, window in enumerate(windows(token_ids(model, text), limit)):
             key: Hashable = tuple(window) if keys is None else keys[number]
@@ -253,7 +259,9 @@ def fit_to_context(context: Sequence[int], continuation: Sequence[int], limit: i
 def token_ids(model: LatentDecoder, tokens: Sequence[int]) -> list[int]:
     """Plain integers, from a list, an array or a tensor: keys of random numbers tell types apart. Raises UserError for what is
     no token of the model's: of a last target, which is no input, nothing else would notice."""
-    found, vocabulary = [int(token) for token in tokens], model.config.backbone.vocabulary
+    several("a text", tokens, of="tokens")
+    found = [whole("a token", token.item() if isinstance(token, torch.Tensor) else token, least=None) for token in tokens]
+    vocabulary = model.config.backbone.vocabulary
     for token in found:
         if not 0 <= token < vocabulary:
             raise UserError(f"{token} is no token of this model, which has 0 to {vocabulary - 1}: is it another tokenizer's?")
@@ -303,19 +311,20 @@ def how_to_score(
             raise unknown_name("last_latent", str(given), get_args(LastLatent))
     if isinstance(samples, str) and samples != "auto":
         raise UserError(f'samples="{samples}" is neither a number nor "auto".')
-    if samples != "auto" and samples < 1:
-        raise UserError(f"samples={samples}: a score needs at least 1 sample, and a standard error at least 2.")
+    if samples != "auto":
+        whole("samples", samples, least=1)
+    whole("max_samples", max_samples)
     if samples == "auto" and max_samples < FIRST_SAMPLES:
         raise UserError(f'max_samples={max_samples}: samples="auto" begins with {FIRST_SAMPLES}.')
-    if not 0 <= defensive < 1:
+    if not 0 <= real("defensive", defensive) < 1:
         raise UserError(f"defensive={defensive} is not a share of paths: choose 0 <= defensive < 1.")
-    if refine < 0:
-        raise UserError(f"refine={refine}: the proposal takes 0 gradient steps or more.")
+    whole("refine", refine)
+    whole("seed", seed, least=None)
     for each in tolerance if isinstance(tolerance, Sequence) else [tolerance]:
-        if not 0 < each < math.inf:
-            raise UserError(f"tolerance={each} is not a number above 0.")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: a batch holds at least one request.")
+        real("tolerance", each, above=0)
+    if batch_size is not None:
+        whole("batch_size", batch_size, least=1)
+    flag("greedy", greedy)
     first = FIRST_SAMPLES if samples == "auto" else samples
     return How(
         method=method,

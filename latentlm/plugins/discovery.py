@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -19,10 +20,12 @@ import pluggy
 from pydantic import BaseModel
 
 from latentlm import __version__
-from latentlm.errors import PluginError, did_you_mean, unknown_name
+from latentlm.errors import PluginError, did_you_mean, short, unknown_name
 from latentlm.plugins import hookspecs, moved
 
 GROUP = "latentlm"
+OWN = "latentlm"
+"""The distribution whose plugins are shipped."""
 ALLOWED = "LATENTLM_PLUGINS"
 STRICT = "LATENTLM_STRICT_PLUGINS"
 SOCKETS = ("decoder", "encoder", "prior", "injection", "kl_schedule", "granularity")
@@ -92,7 +95,9 @@ class Plugin:
 
 def find() -> list[Plugin]:
     """The frame's own parts, then the installed plugins by name, from the metadata alone: nothing is imported."""
-    found = [_record(entry) for entry in entry_points(group=GROUP)]
+    entries = [entry for entry in entry_points(group=GROUP) if entry.name and entry.value]
+    shared = {name for name, count in Counter(entry.name for entry in entries).items() if count > 1}
+    found = [_record(entry, shared=entry.name in shared) for entry in entries]
     names = {plugin.name for plugin in found}
     for name in sorted((allowed() or set()) - names):
         near = did_you_mean(name, names)
@@ -112,13 +117,15 @@ def strict() -> bool:
     return os.environ.get(STRICT, "") not in ("", "0")
 
 
-def _record(entry: EntryPoint) -> Plugin:
-    """A plugin that waits to be loaded, or is left out by the allow-list."""
+def _record(entry: EntryPoint, *, shared: bool) -> Plugin:
+    """A plugin that waits to be loaded, or is left out by the allow-list. Where several distributions have one of its name, it
+    is called NAME@DISTRIBUTION, so that each can be named; this one's own keep theirs."""
     distribution = entry.dist.name if entry.dist else "an unknown distribution"
     version = entry.dist.version if entry.dist else ""
+    name = f"{entry.name}@{distribution}" if shared and distribution != OWN else entry.name
     listed = allowed()
-    status: Status = "waiting" if listed is None or entry.name in listed else "disabled"
-    return Plugin(entry.name, distribution, version, entry.value, status=status, entry=entry)
+    status: Status = "waiting" if listed is None or name in listed else "disabled"
+    return Plugin(name, distribution, version, entry.value, status=status, entry=entry)
 
 
 def load(plugin: Plugin) -> None:
@@ -126,12 +133,25 @@ def load(plugin: Plugin) -> None:
     assert plugin.entry is not None
     plugin.status = "loading"  # its own import may ask the registry for parts of others
     try:
-        take(plugin, plugin.entry.load())
-    except (Exception, SystemExit) as error:
+        with warnings.catch_warnings():  # what it does to the filters is its own affair
+            take(plugin, plugin.entry.load())
+    except KeyboardInterrupt:  # the user's
+        plugin.status = "waiting"
+        raise
+    except BaseException as error:  # a test framework's way to skip, and a panic of a Rust library, are no Exceptions
         plugin.status, plugin.cause = "failed", error
-        plugin.error = moved.explain(error) or f"{type(error).__name__}: {error}"
+        plugin.error = moved.explain(error) or _told(error)
         if not strict():
             warnings.warn(plugin.failure, PluginWarning, stacklevel=2)
+
+
+def _told(error: BaseException) -> str:
+    """An error in words, not without end; its own text may raise."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(an error whose text cannot be had)"
+    return short(f"{type(error).__name__}: {' '.join(text.split())}", 1500)
 
 
 def take(plugin: Plugin, module: ModuleType) -> None:

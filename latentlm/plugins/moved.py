@@ -48,7 +48,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "training.checkpoint": ("training.record.checkpoint", "save_checkpoint"),
     "training.collapse": ("training.evaluation", "CollapseWatch"),
     "training.corpora": ("training.data", "load_documents"),
-    "training.files": ("zoo.files", "write_atomically"),
+    "training.files": ("config.writing", "write_atomically"),
     "training.manifest": ("training.record.manifest", "make_manifest"),
     "training.metrics": ("training.record", "read_metrics"),
     "training.packing": ("training.data", "PackedStream"),

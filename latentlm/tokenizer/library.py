@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latentlm.errors import UserError
+from latentlm.config.reading import read_json
+from latentlm.config.writing import write_text
+from latentlm.errors import UserError, short
 from latentlm.tokenizer.base import END_OF_TEXT, Tokenizer, as_bytes, tokens_before
 
 FILE = "tokenizer.json"
@@ -68,7 +70,9 @@ class LibraryTokenizer(Tokenizer):
         """Begin prompts and texts as the tokenizer of this folder of transformers does. Prompts: with the special tokens that
         the file puts there (its post-processor). Whole texts and empty prompts: with the first of them, else the BOS that the
         companion file names, else end-of-text. Raises UserError for a BOS that is not there."""
-        self.leading_rule = tokens_before(self._backend.encode("a", add_special_tokens=True).ids, self._ids("a"))
+        with _explained(self.name):
+            whole = self._backend.encode("a", add_special_tokens=True).ids
+        self.leading_rule = tokens_before(whole, self._ids("a"))
         named = named_token(self._backend, folder / COMPANION, "bos_token", "begins a text")
         self.bos = next(iter(self.leading_rule), None if named is None else self._backend.token_to_id(named))
 
@@ -77,7 +81,8 @@ class LibraryTokenizer(Tokenizer):
         return self._ids(as_bytes(text).decode("utf-8", errors="replace"))
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        with _explained(self.name):
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """`decode` as UTF-8."""
@@ -87,7 +92,8 @@ class LibraryTokenizer(Tokenizer):
         """The library's decoding, without end-of-text."""
         self._check(tokens)
         kept = [int(token) for token in tokens if token != self.end_of_text]
-        return str(self._backend.decode(kept, skip_special_tokens=False))
+        with _explained(self.name):
+            return str(self._backend.decode(kept, skip_special_tokens=False))
 
     def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> bytes:
         """The text of both less that of `before`: decoders leave out the blank that begins a text, and join the bytes of a
@@ -99,9 +105,9 @@ class LibraryTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> str:
         """Writes tokenizer.json, and beside it which token ends a text where the file alone would not tell."""
-        _write(folder / FILE, self._backend.to_str(pretty=True))
+        write_text(folder / FILE, self._backend.to_str(pretty=True))
         if end_of_text_name(self._backend, None) != self._end_of_text_name:
-            _write(folder / COMPANION, json.dumps({"eos_token": self._end_of_text_name}, indent=2) + "\n")
+            write_text(folder / COMPANION, json.dumps({"eos_token": self._end_of_text_name}, indent=2) + "\n")
         return FILE
 
 
@@ -167,7 +173,10 @@ class BPETokenizer(LibraryTokenizer):
                 parts.append(self._added[token].encode("utf-8"))
                 continue
             symbol = self._backend.id_to_token(int(token)) or ""  # a hole in the ids stands for nothing
-            parts.append(bytes(self._byte_of_letter[letter] for letter in symbol))
+            try:
+                parts.append(bytes(self._byte_of_letter[letter] for letter in symbol))
+            except KeyError:  # no letters of bytes: plain text, as the library has it
+                parts.append(symbol.encode("utf-8"))
         return b"".join(parts)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -186,10 +195,22 @@ class BPETokenizer(LibraryTokenizer):
                 readable[index] = text.decode("utf-8")
             except UnicodeDecodeError:
                 continue
-        batch = self._backend.encode_batch_fast(list(readable.values()), add_special_tokens=False)
+        with _explained(self.name):
+            batch = self._backend.encode_batch_fast(list(readable.values()), add_special_tokens=False)
         ids = dict(zip(readable, (encoding.ids for encoding in batch), strict=True))
         found = (ids[index] if index in ids else self.encode(text) for index, text in enumerate(texts))
         return [np.asarray(tokens, dtype=self.array_type) for tokens in found]
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """A rule of the file that fails on a text: the library raises bare Exception, and no Exception where it panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"the tokenizer {name} fails on this text: {short(str(error))}. Mend its tokenizer.json.") from None
 
 
 def byte_letters() -> list[str]:
@@ -221,10 +242,10 @@ def named_token(backend: Any, companion: Path | None, key: str, role: str) -> st
     there."""
     if companion is None or not companion.is_file():
         return None
-    try:
-        said = json.loads(companion.read_text(encoding="utf-8")).get(key)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{companion} is not readable: {error}") from None
+    whole = read_json(companion)
+    if not isinstance(whole, dict):
+        raise UserError(f"{companion} should hold a mapping, not {type(whole).__name__}.")
+    said = whole.get(key)
     said = said.get("content") if isinstance(said, dict) else said
     if said is not None and (not isinstance(said, str) or backend.token_to_id(said) is None):
         raise UserError(
@@ -232,10 +253,3 @@ def named_token(backend: Any, companion: Path | None, key: str, role: str) -> st
             "of one tokenizer there."
         )
     return said
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

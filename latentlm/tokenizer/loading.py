@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from latentlm.errors import UserError, did_you_mean, typed_path
+from latentlm.config.reading import json_data, read_text
+from latentlm.errors import UserError, did_you_mean, resolved, short, typed_path
 from latentlm.tokenizer.base import END_OF_TEXT, ByteTokenizer, Tokenizer
 from latentlm.tokenizer.library import (
     COMPANION,
@@ -47,8 +47,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, *, source: str) -> N
 
 def _inside(folder: Path, spec: str) -> Path:
     """`folder / spec`, refused where it leads out of the folder (also through a link)."""
-    root = folder.resolve()
-    path = (root / spec).resolve()
+    root = resolved(folder)
+    path = resolved(root / spec)
     if Path(spec).is_absolute() or not path.is_relative_to(root):
         raise UserError(f'the tokenizer "{spec}" lies outside {folder}; a card may only name a file in its own folder.')
     return path
@@ -58,11 +58,13 @@ def read_tokenizer(path: Path, *, text: str | None = None) -> LibraryTokenizer:
     """A tokenizer.json, byte-level or other; `text` is what stands in it, where that is another's reading. Raises UserError."""
     from tokenizers import Tokenizer as Backend
 
+    text = read_text(path) if text is None else text
+    layout = json_data(text, source=str(path))
     try:
-        text = path.read_text(encoding="utf-8") if text is None else text
-        layout = json.loads(text)
         backend = Backend.from_str(text)
-    except Exception as error:  # the library raises bare Exception on a bad file
+    except BaseException as error:  # the library raises bare Exception on a bad file, and no Exception where it panics
+        if isinstance(error, KeyboardInterrupt):
+            raise
         _unreadable(path, error)
     name = end_of_text_name(backend, path.with_name(COMPANION))
     if name is None:
@@ -78,8 +80,8 @@ def read_tokenizer(path: Path, *, text: str | None = None) -> LibraryTokenizer:
     return tokenizer
 
 
-def _unreadable(path: Path, error: Exception) -> NoReturn:
-    raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {error}") from None
+def _unreadable(path: Path, error: BaseException) -> NoReturn:
+    raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {short(str(error))}") from None
 
 
 def _is_byte_level(layout: dict[str, Any]) -> bool:

@@ -28,7 +28,15 @@ from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
-from latentlm.training.record.folder import check_free, check_same_recipe, is_finished, is_started, locked, saved_recipe
+from latentlm.training.record.folder import (
+    begin_anew,
+    check_free,
+    check_same_recipe,
+    is_finished,
+    is_started,
+    locked,
+    saved_recipe,
+)
 from latentlm.training.record.manifest import read_manifest
 from latentlm.training.record.reporting import Reporter
 from latentlm.training.record.result import RunResult, read_result
@@ -52,12 +60,14 @@ def train(
     """Train `recipe` into the folder `out`; with `resume`, go on where it stopped (or begin, if it never did).
 
     `progress` shows how it goes on standard error. Raises UserError where the recipe, the data, the folder or the memory will
-    not do, DivergedError where the loss is no longer a number, InterruptedRun (a KeyboardInterrupt) on Ctrl-C or SIGTERM,
-    after a checkpoint was saved.
+    not do, DivergedError where the loss is no longer a number, InterruptedRun (a KeyboardInterrupt) on Ctrl-C, SIGTERM or
+    SIGHUP, after a checkpoint was saved.
     """
     reporter = Reporter(recipe.name, steps=recipe.train.steps, quiet=not progress)
     check_free(out, resume=resume)
     with locked(out), _threads(recipe.train.threads):
+        if not resume:
+            begin_anew(out)
         if is_finished(out):
             _resumed(recipe, out)
             reporter.note(f"{out} is finished; there is nothing to resume.")
@@ -153,11 +163,15 @@ def _how_to_go_on(run: Run) -> str:
     )
 
 
-class StopRequest:
-    """Ctrl-C and SIGTERM end a run between two steps, with a checkpoint; a second Ctrl-C ends it at once.
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
-    Within the block, a first SIGINT or SIGTERM sets `requested`; a second one raises KeyboardInterrupt. Signals belong to the
-    main thread: in another one the block changes nothing.
+
+class StopRequest:
+    """Ctrl-C, SIGTERM and a closed terminal (SIGHUP) end a run between two steps, with a checkpoint; a second Ctrl-C ends it at
+    once.
+
+    Within the block, a first one of these signals sets `requested`; a second one raises KeyboardInterrupt. A signal that is
+    ignored stays so (`nohup`). Signals belong to the main thread: in another one the block changes nothing.
     """
 
     def __init__(self) -> None:
@@ -166,7 +180,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            asked = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

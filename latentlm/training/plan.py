@@ -92,10 +92,20 @@ class Plan:
                 f"{self.data['train_targets']:,} target tokens; held out: {self.data['held_out_documents']:,} documents",
                 f"steps       {self.steps:,} of {self.tokens_per_step:,} tokens: {self.steps * self.tokens_per_step:,} tokens, "
                 f"{self.epochs:.2f} epochs",
-                f"time        about {timedelta(seconds=round(self.seconds))} ({self.seconds_per_step:.3g} s per step, {how}; "
+                f"time        about {_duration(self.seconds)} ({self.seconds_per_step:.3g} s per step, {how}; "
                 "evaluation and saving come on top)",
             )
         )
+
+
+def _duration(seconds: float) -> str:
+    """For people: a time that nobody lives to see in years."""
+    years = seconds / (365.25 * 24 * 3600)
+    return str(timedelta(seconds=round(seconds))) if years < 100 else f"{years:,.3g} years"
+
+
+ADDRESSABLE = 2**47
+"""Bytes that a process can address on today's processors."""
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -106,6 +116,8 @@ def make_plan(recipe: Recipe) -> Plan:
     recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
     needed, free = estimate_memory(recipe), memory.available(device)
+    if needed.total > ADDRESSABLE:
+        raise UserError(f"training needs about {_gib(needed.total)}, more than can be addressed: choose smaller sizes.")
     seconds, measured = _step_time(recipe, prepared, device, fits=free is None or needed.total < free)
     rows = recipe.train.batch * recipe.train.accumulate
     return Plan(

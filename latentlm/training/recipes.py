@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from latentlm.config import Recipe, apply_overrides, parse, read_yaml
-from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
+from latentlm.errors import UserError, did_you_mean, resolved, typed_path, unknown_name
 from latentlm.zoo.shelves import is_card, is_model, zoo_recipes
 
 RECIPE = "recipe.yaml"
@@ -35,8 +35,8 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 
 def _name_of(path: Path) -> str:
     """A recipe's name where it says none: its file's, or for a recipe.yaml its folder's, in letters that a name may have."""
-    said = path.resolve().parent.name if path.name == RECIPE else path.stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", said).strip("._-") or "run"
+    said = resolved(path).parent.name if path.name == RECIPE else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", said)[:200].strip("._-") or "run"
 
 
 def default_out(name: str, recipe: Recipe, *, resume: bool) -> Path:

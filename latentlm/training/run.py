@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.training.compiling import uncompiled
@@ -85,7 +87,10 @@ class Run:
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self.tally, self.watch = Tally.of(state["tally"]), CollapseWatch.of(state["watch"])
         manifest = read_manifest(self.out)
-        manifest.setdefault("resumed", []).append({"step": checkpoint.step, "time": now()})
+        before, threads = manifest.get("threads"), torch.get_num_threads()
+        if self.trainer.model.device.type == "cpu" and isinstance(before, int) and before != threads:
+            self.reporter.warn(f"{threads} CPU threads, {before} at the start: sums round otherwise, and bits differ.")
+        manifest.setdefault("resumed", []).append({"step": checkpoint.step, "time": now(), "threads": threads})
         write_manifest(self.out, manifest)
         self.reporter.note(f"resuming at step {checkpoint.step} of {self.recipe.train.steps}")
 

@@ -29,6 +29,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f'train.device "{name}" is none of "auto", "cpu", "cuda", "cuda:1", ...') from None
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise UserError(f'train.device is "{name}", and nothing is trained there here. Use "auto", "cpu" or "cuda".')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f'train.device is "{name}", but torch sees {torch.cuda.device_count()} GPUs here. Use "auto" or "cpu".')
     return device

@@ -12,9 +12,9 @@ without weights (status "architecture") loads freshly initialised and says so; r
 from __future__ import annotations
 
 import fnmatch
-import json
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,9 @@ import torch
 from torch import nn
 
 from latentlm.composed import build, complete
-from latentlm.config import Card, WeightsSpec
+from latentlm.config import Card, WeightsSpec, read_json
+from latentlm.config.checking import shown, whole
+from latentlm.config.tensor_files import TensorFile, held
 from latentlm.errors import UserError, typed_path, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.plugins.provenance import explained
@@ -32,7 +34,7 @@ from latentlm.zoo import weights as _weights
 from latentlm.zoo.accounting import cost, cost_of, count, overhead
 from latentlm.zoo.description import Description
 from latentlm.zoo.drawing import draw
-from latentlm.zoo.shelves import Entry, entries, find, is_name, only
+from latentlm.zoo.shelves import CardWarning, Entry, entries, find, is_name, only
 
 Weights = Literal["auto", "required"] | str | Path | None
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -65,12 +67,32 @@ def load(
     `model.card` describes the weights that were loaded: its status is "architecture" where they are fresh. Raises UserError:
     unknown name, missing or damaged weights, too little memory, a tokenizer that does not fit.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise UserError(f"A model is given by a name or a path, not {shown(name_or_path)}.")
+    if not (weights is None or isinstance(weights, str | Path)):
+        raise UserError(f'weights must be "auto", "required", None or a path, not {shown(weights)}.')
+    whole("seed", seed, least=None)
     target, path = _device(device), typed_path(name_or_path)
     foreign = (path / "config.json").is_file() and not is_name(name_or_path)
     if foreign and (llama := _llama(path, target, dtype, weights)) is not None:
         return llama
     entry = find(name_or_path)
-    card, file = _weights_for(entry, weights)
+    with ExitStack() as open_files:
+        card, file = _weights_for(entry, weights, open_files)
+        return _loaded(entry, card, file, target=target, dtype=dtype, weights=weights, seed=seed)
+
+
+def _loaded(
+    entry: Entry,
+    card: Card,
+    file: TensorFile | None,
+    *,
+    target: torch.device,
+    dtype: torch.dtype | str | None,
+    weights: Weights,
+    seed: int,
+) -> LatentDecoder:
+    """The model of a card with the weights of an open file; None: fresh ones."""
     wanted, names = _dtype(dtype or card.dtype), card.plugins or None
     with explained(_plugins_then(entry), what=f"{entry.folder} was trained"):
         skeleton = build(card.model, device="meta", plugin_names=names)
@@ -95,22 +117,24 @@ def load(
 def _plugins_then(entry: Entry) -> dict[str, Any]:
     """What a run folder's manifest says of its plugins; nothing elsewhere, or where it cannot be read."""
     try:
-        said = json.loads((entry.folder / "manifest.json").read_text(encoding="utf-8"))["plugins"]
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = read_json(entry.folder / "manifest.json")
+    except UserError:
         return {}
+    said = whole.get("plugins") if isinstance(whole, dict) else None
     return said if isinstance(said, dict) and all(isinstance(each, dict) for each in said.values()) else {}
 
 
-def _weights_for(entry: Entry, weights: Weights) -> tuple[Card, Path | None]:
-    """The file to load, verified (None: fresh weights), and the card that tells of it."""
+def _weights_for(entry: Entry, weights: Weights, open_files: ExitStack) -> tuple[Card, TensorFile | None]:
+    """The file to load, open and verified (None: fresh weights), and the card that tells of it."""
     card = entry.card
     if weights is None:
         return card.model_copy(update={"status": "architecture", "weights": None, "scores": {}}), None
     if weights not in ("auto", "required"):
         path = typed_path(weights)
         _weights.check_file(path)
-        spec = WeightsSpec(uri=str(path), sha256=_weights.sha256(path), size=path.stat().st_size)
-        return card.model_copy(update={"status": "trained", "weights": spec, "scores": {}}), path
+        file = open_files.enter_context(held(path))
+        spec = WeightsSpec(uri=str(path), sha256=file.sha256(), size=file.size)
+        return card.model_copy(update={"status": "trained", "weights": spec, "scores": {}}), file
     if card.weights is None:
         if weights == "required":
             raise UserError(
@@ -119,8 +143,9 @@ def _weights_for(entry: Entry, weights: Weights) -> tuple[Card, Path | None]:
             )
         return card, None
     path = _weights.inside(entry.folder, card.weights.uri)
-    _weights.verify(path, size=card.weights.size, digest=card.weights.sha256)
-    return card, path
+    file = open_files.enter_context(_weights.hold(path))
+    _weights.verify(file, size=card.weights.size, digest=card.weights.sha256)
+    return card, file
 
 
 def _has_unsaved(model: nn.Module) -> bool:
@@ -156,10 +181,16 @@ def _llama(
 
 def _device(device: torch.device | str | None) -> torch.device:
     """A torch device from its name. Raises UserError where there is none."""
+    if not (device is None or isinstance(device, str | torch.device)):
+        raise UserError(f"A device is given by its name, not by {shown(device)}.")
     try:
-        found = torch.device(device or "cpu")
+        found = torch.device("cpu" if device is None else device)
     except RuntimeError:
         raise UserError(f'Unknown device "{device}". Give "cpu", "cuda" or "cuda:N".') from None
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f'No model computes on the device "{device}". Give "cpu", "cuda" or "cuda:N".')
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("There is no device mps here. Choose device=cpu.")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"There is no device {found} here ({torch.cuda.device_count()} CUDA devices). Choose device=cpu.")
     return found
@@ -169,8 +200,8 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A torch dtype from its name. Raises UserError."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in _DTYPES:
-        raise unknown_name("dtype", dtype, _DTYPES)
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise unknown_name("dtype", str(dtype), _DTYPES)
     return _DTYPES[dtype]
 
 
@@ -192,8 +223,15 @@ def describe(name_or_path: str | Path) -> Description:
 
 
 def list(pattern: str = "*") -> Sequence[Card]:
-    """Cards whose name matches a wildcard pattern, sorted by name. Raises UserError where two of them have one name.
+    """Cards whose name matches a wildcard pattern, sorted by name. Warns of a name that two of them have, and leaves them out.
 
     (Last in this file: it hides the builtin.)
     """
-    return [only(claims).card for name, claims in sorted(entries().items()) if fnmatch.fnmatchcase(name, pattern)]
+    found = []
+    for name, claims in sorted(entries().items()):
+        if fnmatch.fnmatchcase(name, pattern):
+            try:
+                found.append(only(claims).card)
+            except UserError as error:
+                warnings.warn(f"left out of the list: {error}", CardWarning, stacklevel=2)
+    return found

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from latentlm import plugins
 from latentlm.config import Card, as_yaml, parse, read_yaml
-from latentlm.errors import CheckpointError, UserError, typed_path, unknown_name
-from latentlm.zoo.files import atomic_folder
+from latentlm.config.writing import atomic_folder
+from latentlm.errors import CheckpointError, UserError, resolved, typed_path, unknown_name
 
 CARD = "card.yaml"
 ZOO_PATH = "LATENTLM_ZOO_PATH"
@@ -62,7 +62,7 @@ def user_shelf() -> Path:
 def is_known(shelf: Path) -> bool:
     """Whether cards on this shelf are found by name."""
     of_plugins = [path.parent.parent if path.name == CARD else path.parent for path in plugins.cards()]
-    return shelf.resolve() in {folder.resolve() for folder in (*shelves(), *of_plugins)}
+    return resolved(shelf) in {resolved(folder) for folder in (*shelves(), *of_plugins)}
 
 
 def read_card(path: Path) -> Card:
@@ -155,7 +155,7 @@ def _card_files() -> list[Path]:
         if shelf.is_dir():
             folders = [path for path in sorted(shelf.glob(f"*/{CARD}")) if not path.parent.name.startswith(".")]
             files += [*sorted(shelf.glob("*.yaml")), *folders]  # a hidden folder is a copy that was cut off
-    return list(dict.fromkeys(path.resolve() for path in files))
+    return list(dict.fromkeys(resolved(path) for path in files))
 
 
 def _of_file(path: Path) -> Entry:
@@ -204,33 +204,46 @@ def add_run(run: Path, *, name: str | None = None, shelf: Path | None = None, re
     entry = find(Path(run))
     if entry.path.name != CARD or entry.card.weights is None:
         raise UserError(f"{run} is no finished run; give the folder that `latentlm train` wrote.")
-    weights = _weights.inside(entry.folder, entry.card.weights.uri)
-    _weights.verify(weights, size=entry.card.weights.size, digest=entry.card.weights.sha256)
+    promised, weights = entry.card.weights, _weights.inside(entry.folder, entry.card.weights.uri)
     shelf = typed_path(shelf or user_shelf())
     wanted = name or entry.card.name
     old = _given_way(wanted, shelf, replace=replace)
     changes = {"name": wanted, "weights": entry.card.weights.model_copy(update={"uri": weights.name}).model_dump()}
     card = parse(Card, _merged(entry.card, old) | changes, source=f'card "{wanted}"')
     target = shelf / card.name
-    try:
-        with atomic_folder(target) as temporary:
-            for file in (weights, *_beside(entry)):
-                shutil.copyfile(file, temporary / file.name)
-            (temporary / CARD).write_text(as_yaml(card, exclude_none=True), encoding="utf-8")
-        if old is not None and old.folder != target.resolve():
-            old.path.unlink()
-    except (OSError, CheckpointError) as error:
-        raise UserError(f"cannot add {card.name} to {shelf}: {error} Another shelf is given with --to.") from None
+    with _weights.hold(weights) as file:
+        _weights.verify(file, size=promised.size, digest=promised.sha256)
+        _weights.check_finite(file)
+        try:
+            with atomic_folder(target, ours=_holds_a_card_alone, kind="a card's folder with nothing else in it") as temporary:
+                file.copy_to(temporary / weights.name)
+                for other in _beside(entry):
+                    shutil.copyfile(other, temporary / other.name)
+                (temporary / CARD).write_text(as_yaml(card, exclude_none=True), encoding="utf-8")
+            if old is not None and old.folder != resolved(target):
+                old.path.unlink()
+        except (OSError, CheckpointError) as error:
+            raise UserError(f"cannot add {card.name} to {shelf}: {error} Another shelf is given with --to.") from None
     return Entry(card, target / CARD)
+
+
+def _holds_a_card_alone(folder: Path) -> bool:
+    """Whether a folder is what `add_run` makes, with nothing else in it that would be lost."""
+    try:
+        card = read_card(folder / CARD)
+    except UserError:
+        return False
+    own = {CARD, *_BESIDE, card.tokenizer, card.weights.uri if card.weights is not None else None}
+    return all(path.name in own and path.is_file() and not path.is_symlink() for path in folder.iterdir())
 
 
 def _given_way(name: str, shelf: Path, *, replace: bool) -> Entry | None:
     """The card on this shelf that the new one replaces. Raises UserError where the name is taken."""
     there = [shelf / f"{name}.yaml", shelf / name / CARD]
     known = entries().get(name, []) if is_known(shelf) else []  # elsewhere cards are found by path alone, and clash with none
-    claims = known + [Entry(read_card(path), path.resolve()) for path in there if path.is_file()]
+    claims = known + [Entry(read_card(path), resolved(path)) for path in there if path.is_file()]
     taken = {entry.path: entry for entry in claims}
-    here = [entry for entry in taken.values() if shelf.resolve() in (entry.folder, entry.folder.parent)]
+    here = [entry for entry in taken.values() if resolved(shelf) in (entry.folder, entry.folder.parent)]
     if elsewhere := [str(path) for path, entry in taken.items() if entry not in here]:
         raise UserError(f'There is a model called "{name}" already, in {elsewhere[0]}; choose another with --name.')
     if not replace and (here or (shelf / name).exists()):

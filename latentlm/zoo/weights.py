@@ -10,17 +10,16 @@ All checks come before anything is allocated. Tied tensors are stored once, unde
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from latentlm.errors import CheckpointError
+from latentlm.config.tensor_files import TensorFile, finite, held
+from latentlm.errors import CheckpointError, resolved
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -66,36 +65,47 @@ def check_file(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, in hex, read in a stream."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash of a file, in hex, read in a stream. Raises CheckpointError."""
+    with held(path) as file:
+        return file.sha256()
 
 
 def inside(folder: Path, name: str) -> Path:
     """`folder`/`name`, which must stay inside `folder`, links followed. Raises CheckpointError."""
-    path = (folder / name).resolve()
-    if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
+    path = resolved(folder / name)
+    if Path(name).is_absolute() or not path.is_relative_to(resolved(folder)):
         raise CheckpointError(f'"{name}" leads out of {folder}; a card may only name files beside it. Put the file there.')
     return path
 
 
-def verify(path: Path, *, size: int, digest: str) -> None:
-    """Check a file against its card. Raises CheckpointError that says what is wrong with it."""
+@contextmanager
+def hold(path: Path) -> Iterator[TensorFile]:
+    """A card's weights, open within the block. Raises CheckpointError where they are not there, or a pickle."""
     refuse_pickle(path)
     if not path.is_file():
         raise CheckpointError(f"The weights {path} are missing. Put them back or install again, or give weights=PATH.")
-    actual = path.stat().st_size
+    with held(path) as file:
+        yield file
+
+
+def verify(path: Path | TensorFile, *, size: int, digest: str) -> None:
+    """Check a file against its card. Raises CheckpointError that says what is wrong with it."""
+    if isinstance(path, Path):
+        with hold(path) as file:
+            verify(file, size=size, digest=digest)
+        return
+    actual = path.size
     if actual != size:  # first, since it costs nothing and tells more
         kind = "truncated" if actual < size else "not the file that its card describes"
         raise CheckpointError(f"The weights {path} are {kind}: {actual:,} bytes instead of {size:,}. Fetch or save them again.")
-    if (found := sha256(path)) != digest:
+    if (found := path.sha256()) != digest:
         raise CheckpointError(
             f"The weights {path} do not match their card: SHA-256 {found[:12]}... instead of {digest[:12]}... "
             "The file is corrupt or was exchanged; fetch or save it again."
         )
 
 
-def check(model: nn.Module, path: Path) -> None:
+def check(model: nn.Module, path: Path | TensorFile) -> None:
     """Compare a file's header with the model's parameters and persistent buffers; no tensor is read.
 
     Raises CheckpointError for another format, a damaged file, and missing, unknown, mis-shaped or quantised tensors.
@@ -120,21 +130,26 @@ def check(model: nn.Module, path: Path) -> None:
 
 
 @torch.no_grad()
-def load_into(model: nn.Module, path: Path) -> None:
+def load_into(model: nn.Module, path: Path | TensorFile) -> None:
     """Copy every tensor of the file into the model's own memory, in the model's dtype. Raises CheckpointError as `check`."""
     check(model, path)
     wanted = weights_of(model)
     with _opened(path) as file:
         for name, tensor in wanted.items():
-            tensor.copy_(file.get_tensor(name))
+            tensor.copy_(finite(file.get_tensor(name), name, path))
+
+
+def check_finite(file: TensorFile) -> None:
+    """Raise CheckpointError where a tensor holds what is no finite number."""
+    with file.tensors() as opened:
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            finite(opened.get_tensor(name), name, file)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path | TensorFile) -> Iterator[Any]:
     """A safetensors file, mapped. Raises CheckpointError where it is none."""
-    check_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file ({error}): damaged, or of another kind.") from None
+    if isinstance(path, Path):
+        check_file(path)
+    with held(path) as file, file.tensors() as opened:
+        yield opened

@@ -18,7 +18,8 @@ from latentlm.interface import Generation
 from latentlm.training.data.synthetic import Letter
 from latentlm_evals.figure4 import experiment
 from latentlm_evals.figure4.arms import BUDGETS, KINDS, Seen, budget_of, kind_of, outcomes
-from latentlm_evals.figure4.figure import pictures, svg
+from latentlm_evals.figure4.figure import pictures
+from latentlm_evals.figures import svg
 from latentlm_evals.letter import groups
 from latentlm_evals.letter.groups import Agreement, Group, agreement
 from latentlm_evals.reproduce_cli import app

@@ -46,10 +46,12 @@ def recipe(texts: Path) -> Callable[..., Recipe]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
-    """Python's own answer to SIGINT, here and in processes started from here, also where the suite was started with SIGINT
-    ignored (in the background, say)."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Python's own answer to SIGINT and SIGHUP, here and in processes started from here, also where the suite was started
+    with these ignored (in the background, or by nohup)."""
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

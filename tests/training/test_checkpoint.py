@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentlm.config import writing
 from latentlm.errors import CheckpointError
 from latentlm.training.record import checkpoint
 from latentlm.training.record.checkpoint import (
@@ -19,7 +20,6 @@ from latentlm.training.record.checkpoint import (
     save_checkpoint,
     set_aside_newer,
 )
-from latentlm.zoo import files
 
 
 def save(folder: Path, step: int, *, keep: int = 2, size: int = 10) -> Path:
@@ -122,7 +122,6 @@ def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path, monkeypat
     class Death(BaseException):
         pass
 
-    monkeypatch.setattr(files, "_discard", lambda path: None)
     holder = os if moment == "fsync" else Path
     real = getattr(holder, moment)
     for death in range(20):
@@ -139,6 +138,7 @@ def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path, monkeypat
 
         with monkeypatch.context() as patch:
             patch.setattr(holder, moment, dying)
+            patch.setattr(writing.shutil, "rmtree", lambda path, **options: None)
             try:
                 save(folder, 2, keep=1)
                 finished = True

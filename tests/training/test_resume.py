@@ -83,8 +83,11 @@ def test_ctrl_c_saves_and_resume_goes_on(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_sigterm_is_ctrl_c(recipe: Make, tmp_path: Path, stop_at: Callable[..., None]) -> None:
-    stop_at(2, number=signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_a_closed_terminal_are_ctrl_c(
+    recipe: Make, tmp_path: Path, stop_at: Callable[..., None], number: signal.Signals
+) -> None:
+    stop_at(2, number=number)
     with pytest.raises(InterruptedRun):
         train(recipe(), out=tmp_path / "run", progress=False)
 
@@ -287,7 +290,7 @@ def test_kill_9_at_random_moments(recipe: Make, tmp_path: Path) -> None:
     assert kills >= 3, "the test is about kills"
     assert (out / "card.yaml").exists()
     assert_same_run(tmp_path / "whole", out)
-    assert not list(out.rglob("*.part")), "what the kills left is cleaned up"
+    assert not list(out.rglob(".*.latentlm")), "what the kills left is cleaned up"
 
 
 def _wait_for_progress(process: Any, out: Path) -> None:

@@ -3,7 +3,6 @@ names beside the bars are the legend of the lines, in the same colours."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 from latentlm_evals.diversity.experiment import Cell, Found
@@ -16,16 +15,6 @@ if TYPE_CHECKING:
 _LATENT = {(True, "fresh"): "#1c3fb7", (True, "shared"): "#495057", (False, "fresh"): "#5c8dff", (False, "shared"): "#9aa3ad"}
 """By whether decoding is greedy, and by where z is from."""
 _PLAIN = ("#e8590c", "#2b8a3e", "#9c36b5", "#c2255c")
-
-
-def svg(found: Found) -> str:
-    """The picture as the text of an SVG file, the same for the same numbers."""
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "latentlm"}):
-        draw(found).savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
 
 
 def draw(found: Found) -> Figure:

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from latentlm import zoo
 from latentlm.config import as_yaml
+from latentlm.config.writing import write_text
 from latentlm.errors import UserError
-from latentlm.zoo.files import write_text_atomically
 from latentlm.zoo.shelves import CARD, add_run
 from latentlm_evals.figure4.arms import BASELINE, BUDGETS, Seen, budget_of, label, outcomes
 from latentlm_evals.letter.groups import Group, Prefill
@@ -168,5 +168,5 @@ def ship(study: Study, runs: Sequence[Run], folder: Path, results: Path, shelf: 
         own = [line for line in lines.values() if line["arm"] == first.arm]
         entry = add_run(folder / first.folder, name=first.arm, shelf=shelf, replace=True)
         scores = {**entry.card.scores, SCORES: [summary(study, line) for line in own]}
-        write_text_atomically(entry.path, as_yaml(entry.card.model_copy(update={"scores": scores}), exclude_none=True))
+        write_text(entry.path, as_yaml(entry.card.model_copy(update={"scores": scores}), exclude_none=True))
         console.print(f"{first.arm}: {entry.folder}")

@@ -3,7 +3,6 @@ left with the prompt's z from the prior, as in the paper, on the right from the 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -76,13 +75,3 @@ def _by_colour(letter: str, text: str) -> dict[str, str]:
         colour: "".join(character if own == colour else " " for character, own in zip(text, colours, strict=True))
         for colour in dict.fromkeys(colours)
     }
-
-
-def svg(figure: Figure) -> str:
-    """The figure as the text of an SVG file, the same for the same figure."""
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "latentlm"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentlm.errors import UserError, did_you_mean, typed_path
+from latentlm.errors import UserError, did_you_mean, short, typed_path
 from latentlm.training.data import numbered_lines
 from latentlm.training.data.synthetic import PREFIX, SOURCES, Decided, source
 from latentlm_evals.probe.fetching import cached
@@ -129,8 +129,8 @@ def _json_lines(path: Path, text_field: str, rating_field: str) -> Iterator[tupl
     for where, line in _lines(path):
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON: {error}. A .jsonl file holds one JSON object per line.") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {short(str(error))}. A .jsonl file holds one JSON object per line.") from None
         if not isinstance(row, dict):
             raise UserError(f'{where}: a {type(row).__name__} where an object such as {{"text": ..., "rating": ...}} belongs.')
         for field, option in ((text_field, "--text-field"), (rating_field, "--rating-field")):
@@ -166,8 +166,8 @@ def _rating(value: Any, where: str) -> float:
         return _WORDS[value.strip().lower()]
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: {str(value)[:40]!r} is no rating: a number, true or false, positive or negative.")
+        raise UserError(f"{where}: {short(repr(value), 40)} is no rating: a number, true or false, positive or negative.")
     return number

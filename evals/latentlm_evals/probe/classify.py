@@ -57,7 +57,7 @@ class Answers:
 def out_of_fold(features: Features, labels: Labels, *, seed: int = 0) -> Answers:
     """Answers for every text; either label is as often in each fold as can be."""
     logits, frequencies = np.empty(len(labels)), np.empty(len(labels))
-    for there, here in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels):
+    for there, here in StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(features, labels):
         logits[here] = fitted(features[there], labels[there]).decision_function(features[here])
         frequencies[here] = labels[there].mean()
     return Answers(labels, logits, frequencies)

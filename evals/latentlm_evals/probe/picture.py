@@ -3,12 +3,12 @@ right what the model writes, from the same random numbers, under z of a positive
 
 from __future__ import annotations
 
-import io
 import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentlm_evals.figures import svg
 from latentlm_evals.probe.probing import ALL, Probed
 
 if TYPE_CHECKING:
@@ -23,12 +23,7 @@ _SHOWN = 3
 
 def picture(found: Probed, model: str) -> str:
     """The picture as the text of an SVG file, the same for the same probe."""
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "latentlm"}):
-        draw(found, model).savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return svg(draw(found, model))
 
 
 def draw(found: Probed, model: str) -> Figure:

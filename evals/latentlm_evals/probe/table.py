@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 
 from latentlm.cli.tables import ReadableTable
+from latentlm.cli.text import escaped
 from latentlm_evals.intervals import Interval
 from latentlm_evals.letter.groups import MEMBERS
 from latentlm_evals.probe.generated import Groups, Swap
@@ -18,7 +18,7 @@ from latentlm_evals.probe.probing import ALL, Probed
 def show(found: Probed, *, console: Console) -> None:
     """Everything but the picture."""
     shows = "" if found.ceiling is None else f"; a text shows {found.ceiling:.2f} bits of it"
-    console.print(escape(f"{found.attribute}: {found.texts} texts, {found.positive:.0%} positive{shows}"))
+    console.print(escaped(f"{found.attribute}: {found.texts} texts, {found.positive:.0%} positive{shows}"))
     console.print(_known(found))
     console.print(_swaps(found))
     console.print(_groups(found))
@@ -34,7 +34,7 @@ def _known(found: Probed) -> ReadableTable:
                    ["", "bits", "labels shuffled", "share right"])  # fmt: skip
     for name, one in found.known.items():
         called = "z, all of it" if name == ALL and len(found.written.swaps) > 1 else name
-        table.add_row(escape(called), _text(one.information), _text(one.shuffled), _text(one.accuracy))
+        table.add_row(escaped(called), _text(one.information), _text(one.shuffled), _text(one.accuracy))
     table.add_row("commoner label", "0", "", f"{found.majority:.2f}")
     return table
 
@@ -45,7 +45,7 @@ def _swaps(found: Probed) -> ReadableTable:
     table = _table(f"What the decoder does: z of a positive text for z of a negative one, {pairs} pairs",
                    ["exchanged", "flips", "the other way", "z's own label", "none"])  # fmt: skip
     for one in found.written.swaps:
-        table.add_row(escape(one.name), *_swap(one))
+        table.add_row(escaped(one.name), *_swap(one))
     if found.baseline is not None:
         table.add_row("baseline, twice", *_swap(found.baseline.swaps[0]))
     return table
@@ -71,7 +71,7 @@ def _group(one: Groups) -> list[str]:
 
 def _text(one: Interval) -> str:
     value, low, high = (round(number, 2) + 0.0 for number in (one.value, one.low, one.high))  # no -0.00
-    return escape(f"{value:.2f} [{low:.2f} {high:.2f}]")
+    return escaped(f"{value:.2f} [{low:.2f} {high:.2f}]")
 
 
 def _table(title: str, columns: Sequence[str]) -> ReadableTable:

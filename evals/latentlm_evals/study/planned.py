@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 
 from latentlm.cli.tables import ReadableTable
+from latentlm.cli.text import escaped
 from latentlm.config import Recipe
 from latentlm.zoo.accounting import cost
 from latentlm_evals.study.plan import Run, Study
@@ -65,12 +65,12 @@ def planned_table(study: Study, found: Sequence[PlannedArm]) -> ReadableTable:
     """For a terminal."""
     waiting = sum(one.waiting for one in found)
     tokens = sum(one.waiting * one.tokens for one in found)
-    title = f"{escape(study.name)}: {waiting} of {sum(one.runs for one in found)} runs to do, {tokens / 1e6:,.1f}M tokens"
+    title = f"{escaped(study.name)}: {waiting} of {sum(one.runs for one in found)} runs to do, {tokens / 1e6:,.1f}M tokens"
     made = ReadableTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in ("arm", "to do", "parameters", "tokens a run", "operations a run"):
         made.add_column(head, justify="left" if head == "arm" else "right")
     made.add_column("", overflow="fold")
     for one in found:
         counts = (f"{one.waiting} of {one.runs}", f"{one.parameters:,}", f"{one.tokens:,}", f"{one.operations:.1e}")
-        made.add_row(escape(one.arm), *counts, escape(one.says))
+        made.add_row(escaped(one.arm), *counts, escaped(one.says))
     return made

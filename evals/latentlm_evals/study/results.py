@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latentlm.config import read_text
+from latentlm.errors import UserError
 from latentlm.likelihood import Estimate, Score, bits_per_byte
 from latentlm_evals.paired import Difference, Stratum, crossed_difference
 from latentlm_evals.study.plan import Run, Study
@@ -33,13 +37,17 @@ SPENT = 0.001
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a results file, without one that a crash cut short; none where there is no file."""
+    """The lines of a results file, without what a crash cut short; none where there is no file. Raises UserError for a file of
+    another kind."""
     found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+    texts = read_text(path, most=2**30).splitlines() if os.path.lexists(path) else []
+    for text in texts:
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                found.append(line)
+    if texts and not found:
+        raise UserError(f"{path} is there and holds no lines of a study: give another file with --results.")
     return found
 
 

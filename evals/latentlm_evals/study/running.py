@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from latentlm import zoo
+from latentlm.cli.text import escaped
 from latentlm.config import Recipe
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import score_continuations, score_texts
@@ -42,7 +43,7 @@ def run_study(
     """Train and measure what has no line yet; the finished runs by name. Raises UserError."""
     done = finished(runs, read_lines(results))
     waiting = [run for run in runs if run.name not in done]
-    console.print(f"{len(waiting)} of {len(runs)} runs have no result yet; {jobs} at a time, in {folder}.")
+    console.print(escaped(f"{len(waiting)} of {len(runs)} runs have no result yet; {jobs} at a time, in {folder}."))
 
     by_name = {run.name: run for run in waiting}
 

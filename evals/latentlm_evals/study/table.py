@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 
 from latentlm.cli.tables import ReadableTable
+from latentlm.cli.text import escaped
 from latentlm.likelihood.summary import in_words
 from latentlm_evals.study.plan import Study
 from latentlm_evals.study.results import ArmResult
@@ -64,7 +64,7 @@ def _groups(found: dict[str, float] | None) -> list[str]:
 
 def tables(study: Study, found: Sequence[ArmResult]) -> list[ReadableTable]:
     """For a terminal; the second only where some arm has a latent, or makes texts that are measured."""
-    title = f"{escape(study.name)}: held-out texts"
+    title = f"{escaped(study.name)}: held-out texts"
     made = [_table(title, SCORES, scores(found))]
     said = latents(found)
     if any(cell != "–" for row in said for cell in row[1:]):
@@ -79,5 +79,5 @@ def _table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> R
     for number in kept:
         made.add_column(head[number], justify="right" if number else "left")
     for row in cells:
-        made.add_row(*(escape(row[number]) for number in kept))
+        made.add_row(*(escaped(row[number]) for number in kept))
     return made

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config import DataConfig
-from latentlm.errors import UserError, did_you_mean, typed_path, unknown_name
+from latentlm.errors import UserError, did_you_mean, short, typed_path, unknown_name
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
 from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
 from latentlm.training.data.synthetic import PREFIX as SYNTHETIC
@@ -233,8 +233,8 @@ def _json_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{where}: not JSON: {error}. A .jsonl file holds one JSON object per line.") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {short(str(error))}. A .jsonl file holds one JSON object per line.") from None
         yield number, _field(row, field, where=where)
 
 

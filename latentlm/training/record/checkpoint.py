@@ -21,8 +21,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentlm.config import read_json
+from latentlm.config.writing import atomic_folder, remove_folder, remove_leftovers
 from latentlm.errors import CheckpointError
-from latentlm.zoo.files import atomic_folder, remove_folder, remove_leftovers
 from latentlm.zoo.weights import sha256
 
 FORMAT = 1
@@ -110,10 +111,10 @@ def latest_checkpoint(folder: Path, *, warn: Callable[[str], None]) -> Checkpoin
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's state and compare every hash. Raises CheckpointError with what is damaged."""
     try:
-        record = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        record = read_json(path / _STATE)
         promised = record.pop("sha256")
         intact = promised == _hash_record(record)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is not readable ({error}).") from None
     if not intact:
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} has been changed.")

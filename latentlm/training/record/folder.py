@@ -7,25 +7,24 @@ manifest.json, metrics.jsonl, checkpoints/, tokenizer.json
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentlm.config import Recipe, as_yaml, parse, read_yaml
+from latentlm.config import Recipe, as_yaml, parse, read_json, read_yaml
+from latentlm.config.writing import remove_leftovers, write_text
 from latentlm.errors import UserError, typed_path
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.training.recipes import RECIPE
-from latentlm.zoo.files import PART, remove_leftovers, write_text_atomically
 from latentlm.zoo.shelves import CARD
 from latentlm.zoo.weights import refuse_bytes
 
 METRICS, CHECKPOINTS, WEIGHTS = "metrics.jsonl", "checkpoints", "model.safetensors"
 _LOCK = ".lock"
-_BEFORE_START = {_LOCK, TOKENIZER, "tokenizer_config.json", "manifest.json", "tensorboard"}
-"""What a run writes ahead of recipe.yaml."""
+_OF_A_RUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", "manifest.json", "tensorboard", CHECKPOINTS}
+"""What a run writes ahead of its first checkpoint, beside its lock."""
 
 _FREE_TO_CHANGE = {
     "name", "description", "data.path",
@@ -57,13 +56,14 @@ def locked(out: Path) -> Iterator[None]:
 
 def check_free(out: Path, *, resume: bool) -> None:
     """Refuse to overwrite a run, or someone else's files. Raises UserError with what to do."""
-    if (out / CARD).exists() and not resume:
+    if is_finished(out) and not resume:
         raise UserError(f"{out} holds a finished run. Choose another folder with --out, or delete it first.")
-    if (out / RECIPE).exists():
-        if not resume:
+    if is_started(out):
+        if not resume and not _is_empty_run(out):
             raise UserError(f"{out} holds a run that was started. Go on with --resume, or choose another folder with --out.")
         return
-    others = sorted(path.name for path in _entries(out) if path.name not in _BEFORE_START and not path.name.endswith(PART))
+    own = _OF_A_RUN if (out / _LOCK).is_file() else {}  # a run that ended before it had saved anything
+    others = sorted(path.name for path in _entries(out) if path.name not in own and not path.name.startswith("."))
     if others:
         listed = ", ".join(others[:3])
         raise UserError(f"{out} is not empty and no run ({listed}). Choose another folder with --out.")
@@ -74,6 +74,17 @@ def is_started(out: Path) -> bool:
     return (out / RECIPE).exists()
 
 
+def _is_empty_run(out: Path) -> bool:
+    """Whether a run of ours began here that has saved nothing: it was refused, diverged, or was killed before it had."""
+    return (out / _LOCK).is_file() and not is_finished(out) and not any((out / CHECKPOINTS).glob("step-*"))
+
+
+def begin_anew(out: Path) -> None:
+    """Forget a run that has saved nothing."""
+    if _is_empty_run(out):
+        (out / RECIPE).unlink(missing_ok=True)
+
+
 def is_finished(out: Path) -> bool:
     """Whether the run has its card, which is written last."""
     return (out / CARD).exists()
@@ -81,7 +92,7 @@ def is_finished(out: Path) -> bool:
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
     """Write the resolved recipe: every setting, defaults included."""
-    write_text_atomically(out / RECIPE, as_yaml(recipe))
+    write_text(out / RECIPE, as_yaml(recipe))
 
 
 def saved_recipe(out: Path) -> Recipe:
@@ -105,11 +116,11 @@ def check_same_recipe(out: Path, recipe: Recipe) -> None:
 def _is_own_tokenizer(out: Path, spec: str) -> bool:
     """Whether a tokenizer.json elsewhere is the one that the run keeps a copy of."""
     try:
-        own, other = (json.loads(path.read_text(encoding="utf-8")) for path in (out / TOKENIZER, typed_path(spec)))
-    except (OSError, ValueError):
+        own, other = (read_json(path) for path in (out / TOKENIZER, typed_path(spec)))
+    except UserError:
         return False
     ignored = {"truncation": None, "padding": None}  # never used, and not kept
-    return bool({**own, **ignored} == {**other, **ignored})
+    return isinstance(own, dict) and isinstance(other, dict) and bool({**own, **ignored} == {**other, **ignored})
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 import latentlm
-from latentlm.config import Recipe
+from latentlm.config import Recipe, read_json
+from latentlm.config.writing import write_text
+from latentlm.errors import UserError
 from latentlm.plugins.provenance import provenance
-from latentlm.zoo.files import write_text_atomically
 
 MANIFEST = "manifest.json"
 _LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "pydantic")
@@ -54,16 +55,18 @@ def make_manifest(
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write manifest.json."""
     text = json.dumps(manifest, indent=2) + "\n"
-    write_text_atomically(folder / MANIFEST, text)
+    write_text(folder / MANIFEST, text)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote; empty where it is missing or damaged (it is a record, nothing depends on it)."""
+    """What `write_manifest` wrote, so far as it is still there: it is a record, and nothing depends on it."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / MANIFEST)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
+    types = {"resumed": list, "device": dict, "data": dict, "plugins": dict}
+    items = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in items if isinstance(value, types.get(key, object))}
 
 
 def versions() -> dict[str, Any]:

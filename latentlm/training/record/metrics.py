@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from latentlm.config.reading import read_bytes
+from latentlm.config.writing import write_text
 from latentlm.errors import CheckpointError
 from latentlm.training.trainer import StepFacts
-from latentlm.zoo.files import write_text_atomically
 
 
 @dataclass
@@ -139,28 +141,26 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, without one that a crash cut short; empty where there is no file."""
-    if not path.exists():
-        return []
+    """The lines of a metrics file, without what a crash cut short or something else damaged; empty where there is no file."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+    for text in read_bytes(path).splitlines() if path.is_file() else ():
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 
 def last_line(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
     """The last line of a split; empty where there is none."""
-    return next((line for line in reversed(lines) if line["split"] == split), {})
+    return next((line for line in reversed(lines) if line.get("split") == split), {})
 
 
 def rewind(path: Path, *, step: int) -> list[dict[str, Any]]:
     """Drop the lines after `step`, which a resumed run writes again; returns those that stay."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    write_text_atomically(path, text)
+    write_text(path, text)
     return kept
 
 

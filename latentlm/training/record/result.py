@@ -9,10 +9,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from latentlm.config import Card, Recipe, WeightsSpec, as_yaml, parse, read_yaml
+from latentlm.config.writing import write_atomically, write_text
 from latentlm.interface import LatentDecoder
 from latentlm.training.record.folder import CARD, METRICS, WEIGHTS
 from latentlm.training.record.metrics import last_line, read_metrics
-from latentlm.zoo.files import write_atomically, write_text_atomically
 from latentlm.zoo.weights import sha256, weights_of
 
 _SCORES = ("bits_per_byte", "standard_error", "bound", "cross_entropy", "kl_bits_per_token", "live_bits", "documents", "bytes")
@@ -65,7 +65,7 @@ def write_model(
         training=training,
         scores=scores,
     )
-    write_text_atomically(out / CARD, as_yaml(card, exclude_none=True))
+    write_text(out / CARD, as_yaml(card, exclude_none=True))
     return card
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,20 +23,22 @@ from pydantic import (
     model_validator,
 )
 
-from latentlm.errors import UserError, invalid, unknown_name
+from latentlm.errors import invalid
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """Base of every schema: unknown keys are errors, and so is yes or no for a number."""
+    """Base of every schema: unknown keys are errors, and so is yes or no for a number, and what no computer counts to."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts True as 1, and pydantic with it."""
+        """Python counts True as 1, and pydantic with it; tensors have sizes of 64 bits."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("is too large: numbers have at most 63 bits.")
         if isinstance(value, bool) and info.field_name is not None:
             annotation = cls.model_fields[info.field_name].annotation
             kinds = {annotation, *get_args(annotation)}
@@ -48,6 +48,10 @@ class Strict(BaseModel):
 
 
 # ------------------------------------------------------------------------------------------------------------- model
+
+
+MOST_BLOCKS = 10_000
+"""Ten times as deep as any transformer that was trained; each is objects in memory, weights or not."""
 
 
 class RopeScaling(Strict, frozen=True):
@@ -64,7 +68,7 @@ class BackboneConfig(Strict):
 
     vocabulary: int = Field(257, ge=2, description="symbols; left out, the tokenizer's")
     width: int = Field(128, ge=1, description="D, of the residual stream")
-    blocks: int = Field(4, ge=1, description="L, transformer blocks")
+    blocks: int = Field(4, ge=1, le=MOST_BLOCKS, description="L, transformer blocks")
     heads: int = Field(4, ge=1, description="query heads of the attention")
     kv_heads: int | None = Field(None, ge=1, description="key/value heads; default: as many as heads")
     head_dim: int | None = Field(None, ge=2, description="default: width / heads")
@@ -237,6 +241,14 @@ class DataConfig(Strict):
     seed: int = Field(0, description="order of documents and choice of those held out")
     max_documents: int | None = Field(None, ge=2, description="read no more than so many; default: all")
 
+    @field_validator("path")
+    @classmethod
+    def _some_path(cls, value: str) -> str:
+        """(No `min_length`, by which pydantic refuses names that are no text.) The empty path is the folder one is in."""
+        if not value:
+            raise ValueError("is empty. Say . for the folder you are in.")
+        return value
+
 
 class TrainConfig(Strict):
     """The optimiser, its schedule, and what is written when. Lengths are in optimiser steps."""
@@ -251,12 +263,12 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.1, ge=0, description="on matrices; never on norms or embeddings")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean square")
-    clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    clip: float = Field(1.0, gt=0, allow_inf_nan=True, description="largest global gradient norm")
     prompts: float = Field(0.0, ge=0, le=1, description="share of rows that begin with a given prompt (data.packing=false)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; default: torch's")
     seed: int = Field(0, description="of weights, order of rows, and noise")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     eval_every: int = Field(200, ge=1, description="steps between scores of held-out documents")
@@ -266,11 +278,15 @@ class TrainConfig(Strict):
     tensorboard: bool = Field(False, description="write event files too (needs the extra `tensorboard`)")
 
 
+_NAME, _LONGEST_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 200
+"""Of runs and cards, which name folders: file systems allow 255 bytes."""
+
+
 class Recipe(Strict):
     """What `latentlm train` reads."""
 
     name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and its card; default: the file's name"
+        "run", pattern=_NAME, max_length=_LONGEST_NAME, description="of the run and its card; default: the file's name"
     )
     description: str = Field("", description="for the card")
     plugins: list[str] = Field(default_factory=list, description="plugins it needs; their parts win where another has the name")
@@ -294,7 +310,7 @@ class Card(Strict):
     """A model of the zoo. Card format version 1; 2 for a model with `latents`."""
 
     card_version: Literal[1, 2] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=_NAME, max_length=_LONGEST_NAME)
     description: str = ""
     status: Literal["trained", "architecture"]
     plugins: list[str] = Field(default_factory=list)
@@ -326,75 +342,3 @@ def parse(schema: type[Schema], data: Any, *, source: str) -> Schema:
         return schema.model_validate(data)
     except ValidationError as error:
         raise invalid(error, schema, source=source) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping. Raises UserError with file and line."""
-    try:
-        data = yaml_data(path.read_text(encoding="utf-8"), source=str(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not readable as YAML: it is no text in UTF-8.") from None
-    if not isinstance(data, dict):
-        found = "and is empty" if data is None else f"not {type(data).__name__}"
-        raise UserError(f"{path} should hold a mapping (key: value), {found}.")
-    return data
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would keep the second and say nothing."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it is read, before `<<` puts another's keys in, which its own may replace."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
-                if key.value in seen:
-                    problem = f'the key "{key.value}" is there twice, first in line {seen[key.value]}, then'
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                seen[key.value] = key.start_mark.line + 1
-        return node
-
-
-def yaml_data(text: str, *, source: str, remedy: str = "") -> Any:
-    """What a YAML text says, no key twice. Raises UserError, which names `source` and ends with the remedy."""
-    try:
-        return _UniqueKeys(text).get_single_data()
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or " ".join(str(error).split())
-        where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
-        raise UserError(f"{source} is not readable as YAML: {problem}{where}. {remedy}".rstrip()) from None
-
-
-def as_yaml(data: BaseModel, *, exclude_none: bool = False) -> str:
-    """The text of a YAML file that `read_yaml` and `parse` turn back into `data`."""
-    said = data.model_dump(mode="json", exclude_none=exclude_none)
-    readable, safe = (yaml.safe_dump(said, sort_keys=False, allow_unicode=as_is) for as_is in (True, False))
-    return safe if re.search("[\x85\u2028\u2029]", readable) else readable  # line breaks to YAML, which folds them
-
-
-def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Apply `a.b=value` to nested plain data; values are read as YAML. `model.latents.NAME=null` takes a latent out. Raises
-    UserError on a malformed one."""
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f'"{override}" is not of the form key=value (for example train.steps=500).')
-        node = data
-        *parents, last = key.split(".")
-        for parent in parents:
-            child = node.get(parent)
-            if isinstance(child, str):  # `encoder: free` grows into `{name: free, ...}`
-                child = {"name": child}
-            node[parent] = dict(child) if isinstance(child, dict) else {}
-            node = node[parent]
-        value = yaml_data(text, source=f'the value in "{override}"', remedy="Put quotes around text with special characters.")
-        if value is None and parents == ["model", "latents"]:  # the one mapping whose keys the recipe makes up
-            if last not in node:
-                raise unknown_name("latent", last, node)
-            del node[last]
-        else:
-            node[last] = value
-    return data

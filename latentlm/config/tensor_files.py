@@ -1,0 +1,87 @@
+"""Safetensors files, opened once: what is checked is what is read, whatever takes the name of the file in the meantime.
+
+    with held(path) as file:
+        file.size, file.sha256()
+        with file.tensors() as opened:
+            finite(opened.get_tensor(name), name, file)
+
+(Who writes into the open file itself changes what is read: that is out of reach.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from latentlm.config.reading import open_plain, why_not
+from latentlm.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """An open file."""
+
+    path: Path
+    """What it was opened by, for messages."""
+    file: BufferedReader
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self.file.fileno()).st_size
+
+    def sha256(self) -> str:
+        """Hash, in hex, read in a stream."""
+        self.file.seek(0)
+        return hashlib.file_digest(self.file, "sha256").hexdigest()
+
+    def copy_to(self, path: Path) -> None:
+        """The same bytes in a new file."""
+        self.file.seek(0)
+        with path.open("xb") as copy:
+            shutil.copyfileobj(self.file, copy, 2**24)
+
+    @contextmanager
+    def tensors(self) -> Iterator[Any]:
+        """What safetensors' `safe_open` gives, mapped. Raises CheckpointError where the file is none."""
+        own = Path(f"/proc/self/fd/{self.file.fileno()}")  # the library opens names alone, and this is one of the open file
+        try:
+            with safe_open(own if own.exists() else self.path, framework="pt") as opened:
+                yield opened
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self} is no readable safetensors file ({error}): damaged, or of another kind.") from None
+
+
+@contextmanager
+def held(path: Path | TensorFile) -> Iterator[TensorFile]:
+    """The file, open within the block. Raises CheckpointError where it cannot be opened."""
+    if isinstance(path, TensorFile):
+        yield path
+        return
+    try:
+        file = open_plain(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(why_not(path, error)) from None
+    with file:
+        yield TensorFile(path, file)
+
+
+def finite(tensor: Tensor, name: str, source: Path | TensorFile) -> Tensor:
+    """The tensor, if all its values are finite numbers. Raises CheckpointError."""
+    if tensor.is_complex() or (tensor.numel() and not all(bool(end.isfinite()) for end in torch.aminmax(tensor))):
+        raise CheckpointError(f"{source}: {name} holds values that are no finite numbers. Save weights that have not diverged.")
+    return tensor

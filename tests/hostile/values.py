@@ -1,0 +1,238 @@
+"""Numbers are numbers, and text is text: weights, latents, and every setting of the Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hostile.harness import Case
+
+_WEIGHTS = {
+    "NaN": "t.fill_(float('nan'))",
+    "infinite": "t.fill_(float('inf'))",
+    "one NaN": "t.view(-1)[0] = float('nan')",
+}
+_LATENTS = {
+    "NaN": "torch.full_like(t, float('nan'))",
+    "infinite": "torch.full_like(t, float('inf'))",
+    "halves": "torch.full_like(t, 0.5)",
+    "twos": "torch.full_like(t, 2.0)",
+    "complex": "t.to(torch.complex64)",
+    "negative": "-torch.ones_like(t)",
+    "too wide": "torch.cat([t, t], -1)",
+    "no sites": "t[:0]",
+    "of one dimension": "t[0]",
+    "of four dimensions": "t[None, None]",
+}
+_ODD = {
+    "None": "None",
+    "bytes": "b'ab'",
+    "a float": "1.5",
+    "NaN": "float('nan')",
+    "a list": "[1, 'a']",
+    "a dict": "{}",
+    "True": "True",
+    "an object": "object()",
+    "a long number": "10**30",
+    "minus one": "-1",
+}
+_CALLS: dict[str, tuple[str, ...]] = {
+    "model.generate({0}, max_tokens=2)": ("bytes", "a float", "NaN", "a list", "an object", "a long number", "True"),
+    "model.generate('x', max_tokens={0})": (
+        "None",
+        "bytes",
+        "a float",
+        "NaN",
+        "a list",
+        "a dict",
+        "an object",
+        "minus one",
+        "a long number",
+    ),
+    "model.generate('x', max_tokens=2, temperature={0})": ("None", "bytes", "NaN", "a list", "an object", "minus one"),
+    "model.generate('x', max_tokens=2, top_k={0})": ("bytes", "a float", "NaN", "a list", "an object", "minus one"),
+    "model.generate('x', max_tokens=2, top_p={0})": ("bytes", "NaN", "a list", "an object", "minus one", "a float"),
+    "model.generate('x', max_tokens=2, seed={0})": ("None", "bytes", "a float", "a list", "an object"),
+    "model.generate('x', max_tokens=2, samples={0})": (
+        "None",
+        "bytes",
+        "a float",
+        "a list",
+        "an object",
+        "minus one",
+        "a long number",
+    ),
+    "model.generate('x', max_tokens=2, stop={0})": ("None", "bytes", "a float", "a list", "an object"),
+    "model.generate('x', max_tokens=2, batch_size={0})": ("None", "bytes", "a float", "a list", "minus one"),
+    "model.generate('x', max_tokens=2, prior_temperature={0})": ("None", "bytes", "NaN", "a list", "minus one"),
+    "model.generate('x', max_tokens=2, latents={0})": ("None", "bytes", "a float", "a list", "an object", "True"),
+    "model.generate('x', max_tokens=2, truncate={0})": ("bytes", "a float", "a list", "True"),
+    "model.encode({0})": ("None", "bytes", "a float", "a list", "an object"),
+    "model.encode('x', samples={0})": ("None", "bytes", "a float", "a list", "minus one"),
+    "score_texts(model, {0})": ("None", "bytes", "a float", "a list", "an object"),
+    "score_texts(model, ['abc'], samples={0})": ("None", "bytes", "a float", "NaN", "a list", "minus one", "an object"),
+    "score_texts(model, ['abc'], max_samples={0})": ("None", "bytes", "a float", "a list", "minus one"),
+    "score_texts(model, ['abc'], tolerance={0})": ("bytes", "NaN", "a list", "minus one"),
+    "score_texts(model, ['abc'], batch_size={0})": ("bytes", "a float", "a list", "minus one"),
+    "score_texts(model, ['abc'], seed={0})": ("None", "bytes", "a float", "a list", "an object"),
+    "score_texts(model, ['abc'], refine={0})": ("None", "bytes", "a float", "a list", "minus one"),
+    "score_texts(model, ['abc'], defensive={0})": ("bytes", "NaN", "a list", "minus one", "a float"),
+    "zoo.load({0})": ("None", "bytes", "a float", "a list", "a dict", "an object", "True"),
+    "zoo.load('run', device={0})": ("bytes", "a float", "a list", "an object"),
+    "zoo.load('run', dtype={0})": ("bytes", "a float", "a list", "an object"),
+    "zoo.load('run', weights={0})": ("bytes", "a float", "a list", "an object"),
+}
+_LITERALS = (
+    "model.generate('x', max_tokens=2, prefill='priro')",
+    "model.generate('x', max_tokens=2, last_latent='posteror')",
+    "model.generate('x', max_tokens=2, latents='frehs')",
+    "model.generate('x', max_tokens=2, continuation_latents='shard')",
+    "model.generate('x', max_tokens=2, truncate='right')",
+    "model.generate('x', max_tokens=2, prefill={'y': 'prior'})",
+    "model.generate('x', max_tokens=2, prefill={'z': 'priro'})",
+    "model.generate('x', max_tokens=2, last_latent={'z': 5})",
+    "score_texts(model, ['abc'], method='iwea')",
+    "score_texts(model, ['abc'], samples='atuo')",
+    "score_continuations(model, [('a', 'b')], method='iwea')",
+    "score_continuations(model, [('a', 5)])",
+    "score_continuations(model, [('a',)])",
+    "score_continuations(model, ['ab'])",
+    "score_continuations(model, [(b'a', b'b')])",
+    "score_continuations(model, 'ab')",
+    "score_texts(model, 'abc', keys=[1, 2])",
+    "zoo.load('run', dtype='flot32')",
+    "zoo.load('run', device='cdua')",
+    "zoo.load('rnu')",
+)
+_SAID = {
+    "--model-args": (
+        *("score", "tolerance", "refine", "seed", "last_latent", "batch_size", "max_batch_size", "device", "dtype", "windows"),
+        *("max_length", "tokenizer", "add_bos_token", "prefix_token_id", "enable_thinking", "think_end_token", "max_samples"),
+        *("chat_template_args", "allow_random", "model"),
+    ),
+    "--gen-kwargs": ("temperature", "do_sample", "top_k", "top_p", "max_gen_toks", "until", "stop", "num_beams", "nothing"),
+    "--metadata": ("a",),
+}
+_WORDS = ("x", "-1", "nan", "1e400", "9" * 5000, "²", "[1,'a']", "{'a':[1]}", "[" * 900, "")
+_IMPORTS = "from latentlm import zoo\nfrom latentlm.likelihood import score_texts, score_continuations\nimport torch\n"
+_MODEL = _IMPORTS + "model = zoo.load('run')\n"
+
+
+def _weights(change: str, tensor: str) -> Callable[[Path], None]:
+    """Other weights in the run, of which the card knows the hash: somebody trained them so."""
+
+    def make(folder: Path) -> None:
+        import hashlib
+
+        import torch
+        import yaml
+        from safetensors.torch import load_file, save_file
+
+        path, card = folder / "run" / "model.safetensors", folder / "run" / "card.yaml"
+        tensors = load_file(path)
+        names = [name for name in tensors if tensor in name]
+        t = tensors[names[0]]
+        exec(change, {"t": t, "torch": torch})
+        save_file(tensors, path)
+        said = yaml.safe_load(card.read_text())
+        said["weights"] |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+        card.write_text(yaml.safe_dump(said))
+
+    return make
+
+
+def _complex(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "llama" / "model.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name].to(torch.complex64)}, folder / "llama" / "model.safetensors")
+
+
+def _llama(change: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(folder / "llama" / "model.safetensors")
+        t = tensors["model.norm.weight"]
+        exec(change, {"t": t, "torch": torch})
+        save_file(tensors, folder / "llama" / "model.safetensors")
+
+    return make
+
+
+def _latents(change: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        import torch
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        with safe_open(folder / "z.safetensors", framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        changed = {name: eval(change, {"t": t, "torch": torch}).contiguous() for name, t in tensors.items()}
+        save_file(changed, folder / "bad.safetensors", metadata=metadata)
+
+    return make
+
+
+def cases() -> Iterator[Case]:
+    """Of weights, latents, calls and literals."""
+    commands = {
+        "generate": ("generate", "run", "x", "--max-tokens", "2"),
+        "score": ("score", "run", "notes.txt", "--samples", "2"),
+        "eval": ("eval", "run", "--tasks", "latentlm_copy", "--limit", "2", "--samples", "2"),
+        "compare": (
+            "compare",
+            "run",
+            "--tasks",
+            "none",
+            "--documents",
+            "2",
+            "--document-bytes",
+            "16",
+            "--samples",
+            "2",
+            "--out",
+            "new",
+        ),
+        "zoo add": ("zoo", "add", "run", "--to", "shelf"),
+    }
+    for what, change in _WEIGHTS.items():
+        for part in ("norm", "embed", "encoder"):
+            for name, command in commands.items():
+                yield Case(
+                    f"weights {what} in {part}: {name}", command, prepare=_weights(change, part), says="norm|embed|encoder"
+                )
+        yield Case(f"weights of a Llama {what}", ("generate", "llama", "x"), prepare=_llama(change), says="norm")
+    yield Case("weights of a Llama complex", ("generate", "llama", "x"), prepare=_complex)
+    for what, change in _LATENTS.items():
+        yield Case(f"latents {what}", ("generate", "run", "x", "--load-latents", "bad.safetensors"), prepare=_latents(change))
+        if what == "no sites":
+            continue  # the prior goes on from there
+        yield Case(f"latents {what} given in Python", python=_MODEL + _GIVEN.format(change=change))
+    for call, odd in _CALLS.items():
+        for what in odd:
+            lines = (_IMPORTS if call.startswith("zoo") else _MODEL) + call.format(_ODD[what]) + "\n"
+            yield Case(f"{call.format(what)}", python=lines)
+    for line in _LITERALS:
+        yield Case(line, python=_MODEL + line + "\n")
+    for option, names in _SAID.items():
+        for name in names:
+            for word in _WORDS:
+                yield Case(
+                    f"eval {option} {name}={word[:20]}",
+                    ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--samples", "2", option, f"{name}={word}"),
+                    good=None,
+                )
+
+
+_GIVEN = """
+from latentlm.interface import Latent, Latents
+saved = model.encode('The text')
+name = next(iter(saved))
+t = saved[name].value[0] if hasattr(saved[name], 'value') else saved[name][0]
+t = {change}
+model.generate('x', max_tokens=2, latents=[Latents({{name: Latent(t[None])}})])
+"""
