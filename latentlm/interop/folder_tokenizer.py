@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latentlm.errors import UserError
 from latentlm.config import read_json
+from latentlm.errors import UserError, short
 from latentlm.tokenizer import FILE, LibraryTokenizer, Tokenizer, load_tokenizer
 from latentlm.tokenizer.library import COMPANION
 from latentlm.tokenizer.loading import read_tokenizer
@@ -40,6 +40,8 @@ def _of_class(folder: Path) -> Tokenizer:
 
     try:
         theirs = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
-    except Exception as error:  # the folder is somebody else's: anything may come
-        raise UserError(f"transformers cannot read the tokenizer in {folder}: {error}") from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the folder is somebody else's, and the library underneath panics with no Exception
+        raise UserError(f"transformers cannot read the tokenizer in {folder}: {short(str(error))}") from None
     return read_tokenizer(folder / FILE, text=theirs)
