@@ -67,6 +67,9 @@ def test_latents_come_from_a_text_or_the_text_of_a_file(run: Run, model: LatentD
     by_file = run("te", *settings, "--latents-from", str(tmp_path / "source.txt"))
     expected = model.generate(["te"], max_tokens=12, temperature=0, latents=model.encode("text to encode"))[0].text
     assert by_text == by_file == f"te{expected}\n"
+    (tmp_path / "source.txt").write_bytes(b"caf\xe9")  # no UTF-8
+    expected = model.generate(["te"], max_tokens=12, temperature=0, latents=model.encode([256, *b"caf\xe9"]))[0].text
+    assert run("te", *settings, "--latents-from", str(tmp_path / "source.txt")) == f"te{expected}\n"
 
 
 def test_stop_strings_may_be_typed_with_escapes(run: Run, model: LatentDecoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,15 @@ def test_given_text_makes_it_a_continuation(run: Run, file: Path) -> None:
     assert found["files"][0]["method"] == "operational"
 
 
+def test_blanks_that_the_continuation_takes_over_are_among_its_bytes(run: Run) -> None:
+    asked = (("def f(x): ", "return x\n"), ("def f(x):", " return x\n"))
+    one, other = (
+        json.loads(run("vanilla", "-", "--given", given, "--json", text=text))["files"][0] for given, text in asked
+    )
+    assert one.pop("nats") == pytest.approx(other.pop("nats"))
+    assert (one["bytes"], one["bits_per_byte"]) == (10, pytest.approx(other["bits_per_byte"]))
+
+
 def test_context_and_continuation_are_read_as_lm_eval_s_adapter_reads_them(run: Run, tmp_path: Path) -> None:
     def nats(given: str, data: bytes) -> float:
         (tmp_path / "text.txt").write_bytes(data)

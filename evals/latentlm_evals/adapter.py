@@ -117,6 +117,7 @@ class LatentLM(TemplateLM):
             model, device=self._ranks.device(device), dtype=dtype, tokenizer=tokenizer, allow_random=allow_random
         )
         assert loaded.tokenizer is not None, "load_model refuses models without one"
+        self.thinking.check(loaded.tokenizer.vocabulary)
         self.model, self._tokenizer = loaded, loaded.tokenizer
         self._device = loaded.device
         folder, elsewhere = tokenizer_folder(model, tokenizer)

@@ -82,11 +82,18 @@ class Thinking:
 
     @classmethod
     def of(cls, enabled: bool | None, end: str | int | None) -> Thinking:
-        """Raises UserError for thoughts without an end."""
+        """Raises UserError for thoughts without an end, and for an end that is neither a text nor a token."""
         flag("enable_thinking", enabled)
+        if isinstance(end, bool) or not isinstance(end, str | int | None):
+            raise UserError(f"think_end_token={end} is neither a text nor the number of a token.")
         if enabled and end is None:
             raise UserError("enable_thinking=true needs think_end_token=..., the text or token that ends the thoughts.")
         return cls(enabled, int(end) if isinstance(end, str) and end.isdigit() else end)
+
+    def check(self, vocabulary: int) -> None:
+        """Raise UserError for an end that is no token."""
+        if isinstance(self.end, int) and not 0 <= self.end < vocabulary:
+            raise UserError(f"think_end_token={self.end} is no token of this model's: they go from 0 to {vocabulary - 1}.")
 
     def with_theirs(self, arguments: Any) -> Any:
         """Arguments for the chat template, and whether to think among them."""

@@ -128,11 +128,8 @@ def compare(
             emit({name: asdict(plan) for name, plan in plans.items()})
             return
         show_plans({name: plan.texts for name, plan in plans.items()}, console=console)
-        if any(plan.tasks for plan in plans.values()):
-            of_tasks = {name: plan.tasks for name, plan in plans.items() if plan.tasks is not None}
+        if of_tasks := {name: plan.tasks for name, plan in plans.items() if plan.tasks is not None}:
             show_plans(of_tasks, title="What the tasks will take", console=console)
-        elif settings.tasks != "none":
-            console.print("The tasks ask for no likelihood: what they take is what generating their answers takes.")
         return
     comparison = run(names, overrides, folder, settings=settings, console=console)
     if as_json:

@@ -14,7 +14,7 @@ from latentlm.likelihood import Score
 from latentlm.likelihood.estimating import How, Request
 from latentlm.likelihood.planning import Plan, plan, seconds_text
 from latentlm_evals.adapter import LatentLM
-from latentlm_evals.answers import seal
+from latentlm_evals.answers import recall, repeat_numbers, seal
 from latentlm_evals.following import Evaluation
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.scored import Scored
@@ -81,10 +81,20 @@ class DryLM(LatentLM):
             return time.perf_counter() - start
 
         few, more = min(1, wanted.max_tokens), min(1 + _STEPS, wanted.max_tokens)
-        seconds(few)  # the first run of anything is slower
-        first = seconds(few)
-        step = max(0.0, seconds(more) - first) / max(1, more - few)
+        ends, self.model.end_tokens = self.model.end_tokens, frozenset()  # no text ends early
+        try:
+            seconds(few)  # the first run of anything is slower
+            first, later = seconds(few), seconds(more)
+        finally:
+            self.model.end_tokens = ends
+        # A token that is written takes no less than one that is read, whatever else the machine did meanwhile.
+        step = max((later - first) / max(1, more - few), later / (len(batch[0]) + more))
         return math.ceil(len(prompts) / self.writer.together) * (first + step * (wanted.max_tokens - few))
+
+    def everybodys(self) -> TaskPlan | None:
+        """The plans of all processes that share the evaluation as one, for the first of them; None for the others."""
+        plans = self._ranks.gather(self.plan())
+        return None if plans is None else reduce(_side_by_side, plans)
 
     def _estimated(self, requests: list[Request], how: How) -> list[Score]:
         """Nothing of each."""
@@ -98,8 +108,10 @@ class DryLM(LatentLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Nothing of each."""
         self._evaluation.hear(requests, self._check)
-        for request in requests:
+        for request, repeat in zip(requests, repeat_numbers(requests), strict=True):
             wanted = GenerationSettings.of(request.args[1], self.max_length)
+            if self.writer.draws(wanted) and recall(self.cache_hook, request.args, repeat) is not None:
+                continue
             self._to_write.setdefault(wanted, []).append(self.reader.prompt(str(request.args[0])))
         return [""] * len(requests)
 
@@ -121,4 +133,19 @@ def _both(one: Plan, other: Plan) -> Plan:
         samples=(min(one.samples[0], other.samples[0]), max(one.samples[1], other.samples[1])),
         seconds=(one.seconds[0] + other.seconds[0], one.seconds[1] + other.seconds[1]),
         memory=max(one.memory, other.memory),
+    )
+
+
+def _side_by_side(one: TaskPlan, other: TaskPlan) -> TaskPlan:
+    """At the same time, on machines of their own."""
+    both = _both(one, other)
+    return TaskPlan(
+        requests=both.requests,
+        tokens=both.tokens,
+        samples=max(one.samples, other.samples),
+        seconds=(max(one.seconds[0], other.seconds[0]), max(one.seconds[1], other.seconds[1])),
+        memory=both.memory,
+        texts=one.texts + other.texts,
+        written=one.written + other.written,
+        writing=max(one.writing, other.writing),
     )

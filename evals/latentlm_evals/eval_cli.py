@@ -103,6 +103,7 @@ def evaluate(
         raise UserError(f"--limit {limit} is no number of items; leave it out for every item.")
     if limit == 0:  # lm-eval takes it for no limit
         raise UserError("--limit 0 leaves nothing to evaluate; leave it out for every item.")
+    _check_text(system_instruction or "", "--system-instruction")
     check_tasks(names, include_path)
     _check_output(output)
     if predict_only and not log_samples:
@@ -141,7 +142,9 @@ def evaluate(
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
     if isinstance(adapter, DryLM):
-        found = adapter.plan()
+        found = adapter.everybodys()
+        if found is None:  # another process says it
+            return
         if as_json:
             emit(asdict(found))
         else:
@@ -159,6 +162,14 @@ def evaluate(
         emit(plain(said))
     else:
         _print_table(model, rows, groups, facts)
+
+
+def _check_text(text: str, option: str) -> None:
+    """Raise UserError for bytes that are no UTF-8, which lm-eval cannot take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{option} is no text in UTF-8.") from None
 
 
 def _names(tasks: str | None, suite: str | None) -> list[str]:

@@ -61,6 +61,9 @@ class Tasks(TaskManager):
             raise
         except Exception as error:  # a task brings code and a data source of its own: anything may come
             asked = [*task_list] if isinstance(task_list, list) else [task_list]
+            if "Duplicate task" in str(error):
+                named = ", ".join(map(str, asked))
+                raise UserError(f"{named}: several hold one task ({_reason(error)}). Name one of them at a time.") from error
             of = "" if self._building in asked or self._building is None else f", of {', '.join(map(str, asked))},"
             name = self._building or ", ".join(map(str, asked))
             raise UserError(f"the task {name}{of} cannot be loaded ({_reason(error)}){_remedy(error)}") from error

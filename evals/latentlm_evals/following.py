@@ -51,8 +51,9 @@ class Evaluation:
             yield from getattr(task, "instances", None) or ()
 
     def unheard(self) -> list[Instance]:
-        """The requests that the model was not asked: a `--use_cache` database answered them."""
-        return [request for request in self.requests() if id(request) not in self._heard]
+        """The requests that the model was not asked, as often as they are repeated: a `--use_cache` database answered them."""
+        silent = [request for request in self.requests() if id(request) not in self._heard]
+        return [request for request in silent for _ in range(request.repeats or 1)]
 
     def hear(self, requests: Sequence[Instance], check: Callable[[Instance], None], *, besides: str | None = None) -> None:
         """The model is asked `requests`. Before its first answer, `check` every request of the evaluation, besides those of a

@@ -98,14 +98,19 @@ def _leave() -> None:
 def in_document_order(parts: Sequence[Any]) -> Any:
     """What one process would have gathered, from {task: samples} or {task: {metric: values}} of each rank.
 
-    Document n went to rank n % N, so values alternate; samples say which document they are of, filter by filter."""
+    Document n of those asked for went to rank n % N, so values alternate, and samples filter by filter."""
     first = parts[0]
     if isinstance(first, dict):
         return {key: in_document_order([part.get(key, type(first[key])()) for part in parts]) for key in first}
     if first and isinstance(first[0], dict) and "doc_id" in first[0]:
-        together = [sample for part in parts for sample in part]
-        filters = list(dict.fromkeys(sample["filter"] for sample in together))
-        return sorted(together, key=lambda sample: (filters.index(sample["filter"]), sample["doc_id"]))
+        filters = dict.fromkeys(sample["filter"] for part in parts for sample in part)
+        by_filter = ([[sample for sample in part if sample["filter"] == each] for part in parts] for each in filters)
+        return [sample for own in by_filter for sample in _in_turns(own)]
+    return _in_turns(parts)
+
+
+def _in_turns(parts: Sequence[Any]) -> list[Any]:
+    """The first of each, the second of each, ..."""
     turns = zip_longest(*parts, fillvalue=_NOTHING)
     return [value for turn in turns for value in turn if value is not _NOTHING]
 

@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from latentlm.config import read_json
 from latentlm.errors import UserError
 from latentlm.likelihood import fit_to_context
-from latentlm.tokenizer import PromptReader, Tokenizer, tokens_before
+from latentlm.tokenizer import PromptReader, Tokenizer, as_bytes, tokens_before
 from latentlm_evals.generation_settings import GenerationSettings
 from latentlm_evals.options import count, flag
 
@@ -94,7 +94,7 @@ def _of_transformers(tokenizer: Tokenizer, folder: Path, add_bos_token: bool | N
         raise UserError(f"transformers cannot read the tokenizer in {folder}: {error}") from None
 
     def plain(text: str) -> list[int]:
-        return list(theirs.encode(text, add_special_tokens=False))
+        return list(theirs.encode(as_bytes(text).decode("utf-8", errors="replace"), add_special_tokens=False))
 
     rule = [] if add_bos_token is False else tokens_before(theirs.encode("a"), plain("a"))
     if prefix is None:

@@ -87,6 +87,7 @@ def score(
     from latentlm.likelihood import METHODS, bits_per_byte, score_continuations, score_texts
     from latentlm.likelihood.planning import plan, samples_of
     from latentlm.likelihood.scoring import continuations_to_score, texts_to_score
+    from latentlm.tokenizer import as_bytes
 
     count = samples_of(samples)
     decoder = load_reader(model, device=device)
@@ -108,9 +109,11 @@ def score(
             scores = score_texts(decoder, tokens, context=context, progress=progress, **shared)
         else:
             scores = score_continuations(decoder, pairs, progress=progress, **shared)
+    blanks = 0 if given is None else len(as_bytes(given)) - len(as_bytes(given.rstrip()))  # those of the context count too
     rows = [
-        _Row(name, len(data), score, bits_per_byte([score], [len(data)]), _diagnose(decoder, text, seed))
+        _Row(name, size, score, bits_per_byte([score], [size]), _diagnose(decoder, text, seed))
         for (name, data), text, score in zip(texts, tokens, scores, strict=True)
+        for size in [len(data) + blanks]
     ]
     total = bits_per_byte(scores, [row.bytes for row in rows]) if len(rows) > 1 else None
     used = scores[0].method

@@ -112,16 +112,14 @@ def load_llama(folder: str | Path, *, dtype: torch.dtype | None = None, device: 
     _fill(model, files, folder)
     model.tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        from latentlm.tokenizer import LibraryTokenizer, load_tokenizer
+        from latentlm.interop.folder_tokenizer import folder_tokenizer
 
-        tokenizer = load_tokenizer("tokenizer.json", folder=folder)
+        tokenizer = folder_tokenizer(folder)
         if tokenizer.vocabulary > config.backbone.vocabulary:  # fewer is fine: vocabularies are padded for speed
             raise UserError(
                 f"{folder}: the tokenizer has {tokenizer.vocabulary} symbols, but the model has {config.backbone.vocabulary}; "
                 "put the tokenizer.json there that the model was trained with."
             )
-        if isinstance(tokenizer, LibraryTokenizer):
-            tokenizer.begin_as(folder)
         model.tokenizer = tokenizer
     own = (folder / _GENERATION).is_file()
     source = folder / (_GENERATION if own else _CONFIG)

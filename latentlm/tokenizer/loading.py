@@ -32,7 +32,7 @@ def load_tokenizer(spec: str, *, folder: Path | None = None) -> Tokenizer:
     path = typed_path(spec) if folder is None else _inside(folder, spec)
     if not path.is_file():
         raise UserError(f"the tokenizer {path} does not exist; give the path of a tokenizer.json.")
-    return _read(path)
+    return read_tokenizer(path)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, *, source: str) -> None:
@@ -54,11 +54,11 @@ def _inside(folder: Path, spec: str) -> Path:
     return path
 
 
-def _read(path: Path) -> LibraryTokenizer:
-    """A tokenizer.json, byte-level or other."""
+def read_tokenizer(path: Path, *, text: str | None = None) -> LibraryTokenizer:
+    """A tokenizer.json, byte-level or other; `text` is what stands in it, where that is another's reading. Raises UserError."""
     from tokenizers import Tokenizer as Backend
 
-    text = read_text(path)
+    text = read_text(path) if text is None else text
     layout = json_data(text, source=str(path))
     try:
         backend = Backend.from_str(text)

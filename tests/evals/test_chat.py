@@ -211,3 +211,12 @@ def test_what_counts_of_a_text_is_what_counts_in_hf(
         monkeypatch.setattr(theirs, "_model_generate", lambda context, after=after, **_: torch.cat([context, after], dim=1))
         found = ours.generate_until(asked(stop), disable_tqdm=True)
         assert found == theirs.generate_until(asked(stop), disable_tqdm=True), text
+
+
+BAD_ENDS = [([3], "neither a text nor"), (True, "neither a text nor"), (99999, "is no token")]
+
+
+@pytest.mark.parametrize(("end", "message"), BAD_ENDS)
+def test_an_end_of_thoughts_that_is_none_is_refused(folder: Path, end: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LatentLM(str(folder), think_end_token=end)

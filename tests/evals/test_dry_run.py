@@ -18,6 +18,7 @@ from latentlm_evals.adapter import LatentLM
 from latentlm_evals.dry_run import DryLM, TaskPlan
 from latentlm_evals.evaluation import task_manager
 from latentlm_evals.generation_settings import GenerationSettings
+from latentlm_evals.ranks import Ranks
 from latentlm_evals.writing import Writer
 
 TASKS = ["latentlm_next_line", "latentlm_heldout"]
@@ -110,6 +111,7 @@ def test_texts_are_planned_by_what_they_take_to_their_last_token(monkeypatch: py
 
     def write(_: Writer, prompts: list[list[int]], settings: GenerationSettings, keys: object) -> list[str]:
         nonlocal now
+        assert dry.model.end_tokens == frozenset(), "no text ends early"
         now += 5.0 + settings.max_tokens  # five seconds to read, one for each token
         written.append((len(prompts), settings.max_tokens))
         return [""] * len(prompts)
@@ -124,8 +126,20 @@ def test_texts_are_planned_by_what_they_take_to_their_last_token(monkeypatch: py
     assert found.writing == 3 * (5.0 + 20)
     assert {size for size, _ in written} == {2}
     assert found.lines() == {"texts": "5: 100 tokens, 75 s at most"}
+    assert dry.model.end_tokens is None, "as it was"
     nothing = DryLM(byte_decoder("vanilla"))
     assert nothing.plan().lines()["requests"] == "0"
+
+
+@pytest.mark.usefixtures("planned")
+def test_the_plans_of_several_processes_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    dry = DryLM(byte_decoder("free", context=200), samples=4)
+    monkeypatch.setattr(dry, "plan", lambda: TaskPlan(3, 30, (4, 4), (1.0, 2.0), 70, texts=1, written=5, writing=4.0))
+    other = TaskPlan(2, 20, (4, 4), (3.0, 1.0), 90, texts=2, written=10, writing=1.0)
+    monkeypatch.setattr(Ranks, "gather", lambda self, plan: [plan, other])
+    assert dry.everybodys() == TaskPlan(5, 50, (4, 4), (3.0, 2.0), 90, texts=3, written=15, writing=4.0)
+    monkeypatch.setattr(Ranks, "gather", lambda self, plan: None)
+    assert dry.everybodys() is None
 
 
 def test_a_dry_run_scores_nothing_and_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

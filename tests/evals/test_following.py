@@ -103,6 +103,31 @@ def test_what_was_done_to_requests_is_counted_whoever_answers_them(
 
 
 def test_tokens_across_the_join_are_counted_whoever_answers(tmp_path: Path) -> None:
+    counted = []
+    for _ in range(2):
+        lm = LatentLM(byte_decoder("vanilla", context=256))
+        lm.reader = replace(lm.reader, plain=lambda text: [len(text) % 250, *text.encode()])  # other tokens of a longer text
+        counted.append(evaluated(lm, CHOOSE, limit=4, use_cache=str(tmp_path / "answers")))
+    made, kept = counted
+    assert (made["recalled"], kept["recalled"]) == (0, 16)
+    assert made["joined"] == kept["joined"] == 16
+
+
+def test_repeats_are_counted_whoever_answers(tmp_path: Path) -> None:
+    line = '{"question": "%s", "answer": "x"}\n' % ("a" * 40)
+    (tmp_path / "lines.jsonl").write_text(line)
+    task = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/lines.jsonl}}}}\ntest_split: test\n"
+    task += "task: twice\nrepeats: 2\noutput_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
+    (tmp_path / "twice.yaml").write_text(task + "generation_kwargs: {max_gen_toks: 4, until: ['.']}\n")
+    counted = []
+    for _ in range(2):
+        lm = LatentLM(byte_decoder("vanilla", context=256), max_length=24)
+        results = run_with(lm, ["twice"], include_path=tmp_path, use_cache=str(tmp_path / "answers"))
+        counted.append(results["config"]["latentlm"]["likelihoods"]["truncated"])
+    assert counted == [2, 2]
+
+
+def test_cuts_and_joins_are_those_of_the_reader() -> None:
     reader = reader_of(ByteTokenizer(), None, elsewhere=False)
     joining = replace(reader, plain=lambda text: [len(word) for word in text.split(" ")])
     request = Instance("loglikelihood", {}, ("ab", "cd ef"), 0)
@@ -120,8 +145,17 @@ def test_a_dry_run_leaves_nothing_in_a_database_and_counts_what_is_not_in_it(mod
     assert (counts["requests"], counts["recalled"]) == (4, 0)
     evaluated(dry[1], CHOOSE, limit=2, use_cache=cache)
     assert [lm.plan().requests for lm in dry] == [8, 4]
+    assert [lm.plan().texts for lm in dry] == [2, 0]
     counts = evaluated(LatentLM(model, samples=4), CHOOSE, limit=2, use_cache=cache)
     assert (counts["requests"], counts["recalled"]) == (8, 4)
+
+
+def test_a_dry_run_counts_no_texts_that_a_database_has(model: LatentDecoder, tmp_path: Path) -> None:
+    cache = str(tmp_path / "answers")
+    evaluated(LatentLM(model, samples=2), WRITE, limit=2, use_cache=cache)
+    dry = DryLM(model, samples=2)
+    evaluated(dry, WRITE, limit=3, use_cache=cache)
+    assert dry.plan().texts == 1
 
 
 def test_documents_have_the_numbers_that_the_logged_samples_have(model: LatentDecoder) -> None:

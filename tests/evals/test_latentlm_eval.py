@@ -208,3 +208,9 @@ def test_tasks_of_ones_own_come_from_include_path(tmp_path: Path) -> None:
     check_tasks(["my_copy"], tmp_path)
     with pytest.raises(UserError, match="not a folder"):
         check_tasks(["my_copy"], tmp_path / "nowhere")
+
+
+def test_a_system_instruction_that_is_no_text_is_refused() -> None:
+    done = CliRunner().invoke(app, ["vanilla-tiny", "--system-instruction", "\udcff"])
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception) == "--system-instruction is no text in UTF-8."

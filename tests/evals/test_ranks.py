@@ -38,6 +38,8 @@ def test_what_is_gathered_is_in_the_order_of_one_process() -> None:
     samples = [[{"doc_id": n, "filter": f} for f in ("strict", "loose") for n in range(rank, 5, 2)] for rank in range(2)]
     together = in_document_order([{"task": part} for part in samples])["task"]
     assert [(each["filter"], each["doc_id"]) for each in together] == [(f, n) for f in ("strict", "loose") for n in range(5)]
+    picked = [[{"doc_id": n, "filter": "none"} for n in part] for part in ((8, 3), (1,))]  # --samples 8,1,3
+    assert [each["doc_id"] for each in in_document_order(picked)] == [8, 1, 3]
     assert emptied(in_document_order(metrics)) == {"task": {("acc", "none"): []}}
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
 from latentlm.composed import build
@@ -106,15 +108,28 @@ def test_a_prefix_token_of_ones_own_stands_for_an_empty_context() -> None:
     assert likelihood(LatentLM(model, prefix_token_id=5), "", "hello") == pytest.approx(expected.value, abs=1e-5)
 
 
-def test_generate_and_score_read_prompts_as_the_adapter_does(folder: Path, spaced: Path) -> None:
-    card = bpe_model()
-    for adapter in (LatentLM(str(folder)), LatentLM(str(spaced)), LatentLM(card)):
+def test_generate_and_score_read_prompts_as_the_adapter_does(folder: Path, spaced: Path, tmp_path: Path) -> None:
+    for source in (str(folder), str(spaced), _of_llama_2(spaced, tmp_path), bpe_model()):
+        adapter = LatentLM(source)
         reader = PromptReader.of(adapter.model.tokenizer)  # type: ignore[arg-type]
         assert reader.prefix == adapter.prefix_token_id
-        for context, continuation in [*PAIRS, ("", ""), ("a", "  b"), ("a  ", "b")]:
+        for context, continuation in [*PAIRS, ("", ""), ("a", "  b"), ("a  ", "b"), ("a\udcff", "b")]:
             assert reader.pair(context, continuation) == adapter.reader.pair(context, continuation)
             expected = adapter.reader.prompt(context)
             assert fed_tokens(adapter.model, context, 0) == expected
+
+
+def _of_llama_2(spaced: Path, folder: Path) -> str:
+    """The same as the folders of Llama 2 have it: a normaliser in the file, and a class of which transformers has rules."""
+    shutil.copytree(spaced, folder / "llama2")
+    file = folder / "llama2" / "tokenizer.json"
+    backend = Backend.from_file(str(file))
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.save(str(file))
+    companion = file.with_name("tokenizer_config.json")
+    companion.write_text(json.dumps({**json.loads(companion.read_text()), "tokenizer_class": "LlamaTokenizer"}))
+    return str(file.parent)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +202,6 @@ def test_bytes_have_no_special_tokens() -> None:
 
 def test_readers_that_read_otherwise_have_other_names(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("tokenizer.json", folder=llama_folder(tmp_path))
-    settings = ({}, {"add_bos_token": False}, {"prefix_token_id": 7})
-    digests = {reader_of(tokenizer, None, elsewhere=False, **each).digest() for each in settings}  # type: ignore[arg-type]
+    settings: tuple[dict[str, Any], ...] = ({}, {"add_bos_token": False}, {"prefix_token_id": 7})
+    digests = {reader_of(tokenizer, None, elsewhere=False, **each).digest() for each in settings}
     assert len(digests) == 3
