@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from latentlm.config.checking import several, shown
 from latentlm.errors import UserError
+from latentlm.tokenizer import as_bytes
 
 if TYPE_CHECKING:
     from latentlm.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ class StopStrings:
         texts = [stop] if isinstance(stop, str) else several("stop", stop, of="texts")
         if odd := [text for text in texts if not isinstance(text, str)]:
             raise UserError(f"a stop string is a text, not {shown(odd[0])}.")
-        self.goals = [text.encode("utf-8", errors="surrogateescape") for text in texts]
+        self.goals = [as_bytes(text) for text in texts]
         if not all(self.goals):
             raise UserError("A stop string must not be empty; leave it out to go on until max_tokens or end-of-text.")
         if self.goals and tokenizer is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentlm.config import read_json
-from latentlm.errors import UserError, short
+from latentlm.errors import UserError
 from latentlm.tokenizer import FILE, LibraryTokenizer, Tokenizer, load_tokenizer
 from latentlm.tokenizer.library import COMPANION
 from latentlm.tokenizer.loading import read_tokenizer
@@ -42,6 +42,6 @@ def _of_class(folder: Path) -> Tokenizer:
         theirs = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the folder is somebody else's, and the library underneath panics with no Exception
-        raise UserError(f"transformers cannot read the tokenizer in {folder}: {short(str(error))}") from None
+    except BaseException as error:  # the folder is somebody else's: anything may come, and no Exception where Rust panics
+        raise UserError(f"transformers cannot read the tokenizer in {folder}: {error}") from None
     return read_tokenizer(folder / FILE, text=theirs)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlm.errors import UserError, did_you_mean, short, typed_path
+from latentlm.tokenizer import as_bytes
 from latentlm.training.data import numbered_lines
 from latentlm.training.data.synthetic import PREFIX, SOURCES, Decided, source
 from latentlm_evals.probe.fetching import cached
@@ -120,7 +121,7 @@ def _rated(name: str, rows: Iterable[tuple[str, float]], threshold: float | None
         raise UserError(f"--attribute {name} holds no text.")
     low, high = float(ratings.min()), float(ratings.max())
     middle = threshold if threshold is not None else 0.0 if low < 0 < high else (low + high) / 2
-    every = Attribute(name, [text.encode() for text in found], ratings, middle)
+    every = Attribute(name, [as_bytes(text) for text in found], ratings, middle)
     sided = every.only(np.flatnonzero(ratings != middle).tolist())
     return Attribute(name, sided.texts, sided.ratings, middle, None, len(ratings) - len(sided.texts))
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
+from latentlm.tokenizer import as_bytes
 from latentlm_evals.intervals import Interval, share
 from latentlm_evals.letter.groups import MEMBERS
 from latentlm_evals.probe import judges
@@ -48,7 +49,7 @@ class Settings:
             raise UserError("This model has no latents to probe. Give one that has, and this one as --baseline.")
         attribute.check()
         judges.judge_name(self.judge, attribute)
-        room = model.config.backbone.context - len(tokens_of(model, [self.prompt.encode()])[0])
+        room = model.config.backbone.context - len(tokens_of(model, [as_bytes(self.prompt)])[0])
         if room < 1 or (self.max_tokens is not None and self.max_tokens > room):
             raise UserError(
                 f"the prompt leaves room for {max(0, room)} tokens in the model's context of {model.config.backbone.context}: "
@@ -57,7 +58,7 @@ class Settings:
 
     def length(self, model: LatentDecoder, attribute: Attribute) -> int:
         """Tokens of a generated text, at most."""
-        room = model.config.backbone.context - len(tokens_of(model, [self.prompt.encode()])[0])
+        room = model.config.backbone.context - len(tokens_of(model, [as_bytes(self.prompt)])[0])
         return self.max_tokens or min(room, max(map(len, tokens_of(model, attribute.texts))))
 
 
