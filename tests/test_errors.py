@@ -170,7 +170,7 @@ def test_a_generation_that_cannot_be(latentlm: Command, arguments: list[str], wo
 
 def test_latents_that_cannot_be_written_are_refused_before_anything_is_generated(latentlm: Command) -> None:
     outcome = latentlm("generate", "model", "ab", "--max-tokens", "3", "--save-latents", "text.txt/z.safetensors")
-    check(outcome, "text.txt/z.safetensors could not be written", "a file stands where a folder is needed")
+    check(outcome, "could not be written to text.txt/z.safetensors", "Choose a folder that is there")
 
 
 @pytest.mark.parametrize(

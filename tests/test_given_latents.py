@@ -66,10 +66,10 @@ def test_what_is_neither_a_word_nor_values_is_refused(one: ComposedDecoder, give
 
 @pytest.mark.parametrize("temperature", [-1.0, 0.0, float("nan"), {"z": -1.0}])
 def test_a_prior_temperature_that_is_not_positive_is_refused(one: ComposedDecoder, temperature: Any) -> None:
-    with pytest.raises(UserError, match="prior_temperature must be above 0"):
+    with pytest.raises(UserError, match=r"prior_temperature must be .*above 0"):
         one.prefill(TOKENS, LENGTHS, noise=NOISE, prior_temperature=temperature)
     state = one.prefill(TOKENS, LENGTHS, noise=NOISE)
-    with pytest.raises(UserError, match="prior_temperature must be above 0"):
+    with pytest.raises(UserError, match=r"prior_temperature must be .*above 0"):
         one.step(state, torch.tensor([1, 2]), noise=NOISE, prior_temperature=temperature)
 
 
@@ -86,7 +86,7 @@ def test_fresh_after_the_prompt_is_a_word_as_elsewhere(two: ComposedDecoder) -> 
     plain = two.generate([[1, 2]], max_tokens=4)
     for word in ("fresh", {"intent": "fresh", "bits": "fresh"}):
         assert two.generate([[1, 2]], max_tokens=4, continuation_latents=word)[0].tokens == plain[0].tokens  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r'must be "fresh" or latent values, not "frsh"\. Did you mean "fresh"'):
+    with pytest.raises(UserError, match=r'must be "fresh" or latent values, not .frsh.\. Did you mean "fresh"'):
         two.generate([[1, 2]], max_tokens=4, continuation_latents="frsh")  # type: ignore[arg-type]
 
 

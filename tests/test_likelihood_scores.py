@@ -265,9 +265,9 @@ def test_last_token_is_no_input() -> None:
     ("change", "words"),
     [
         ({"method": "iwea"}, 'Did you mean "iwae"'),
-        ({"samples": 0}, "at least 1 sample"),
+        ({"samples": 0}, "samples must be at least 1, not 0"),
         ({"defensive": 1.0}, "share of paths"),
-        ({"batch_size": 0}, "at least one request"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"keys": [1, 2]}, "2 keys for 1 requests"),
         ({"last_latent": "both"}, "last_latent"),
     ],
@@ -284,7 +284,7 @@ def test_requests_that_cannot_be_scored_are_refused() -> None:
         score_continuations(model(), [([0] * 16, [1, 1])])
     with pytest.raises(UserError, match="1 tokens"):
         score_texts(model(), [[0]])
-    with pytest.raises(UserError, match="at least one token"):
+    with pytest.raises(UserError, match="context must be at least 1, not 0"):
         score_texts(model(), [[0, 1]], context=0)
     assert score_continuations(model(), []) == []
 

@@ -267,7 +267,7 @@ def test_rows_of_which_one_lacks_a_latent_are_refused(tmp_path: Path) -> None:
         ({"latents": {"intent": None}}, "given for intent are no `Latent`"),
         ({"latents": {"intent": torch.zeros(1, 1, 2)}}, "given for intent are no `Latent`"),
         ({"latents": "sharde"}, 'Did you mean "shared"'),
-        ({"prefill": {"intent": "priorr"}}, 'prefill must be "posterior", "prior", not "priorr"'),
+        ({"prefill": {"intent": "priorr"}}, "prefill must be .*, not 'priorr'"),
         ({"last_latent": "x"}, "last_latent must be"),
         ({"prefill": {"intend": "prior"}}, 'Did you mean "intent"'),
     ],

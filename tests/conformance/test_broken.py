@@ -121,7 +121,8 @@ FOUND_BY: dict[tuple[str, str], Bug] = {
     ("encoder", "last_batch_alone"): bug("micro_batches_gather_alike"),
     ("prior", "undeclared_tap"): bug("taps_as_declared"),
     ("prior", "no_bits"): bug(
-        "values_of_the_family", "distributions_consistent", "kl_equals_monte_carlo", "samples_follow_density"
+        "values_of_the_family", "distributions_consistent", "kl_equals_monte_carlo", "samples_follow_density",
+        "latents_given_by_name",
     ),
     ("prior", "silent_energy"): bug("distributions_consistent", "samples_follow_density"),
     ("injection", "undeclared_slot"): bug("blocks_and_slots_as_declared", "zero_injection_equals_vanilla"),

@@ -158,8 +158,8 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path, texts: str) ->
     [
         ({"method": "iwea"}, 'Did you mean "iwae"'),
         ({"max_samples": 16}, "begins with 32"),
-        ({"tolerance": math.nan}, "tolerance=nan"),
-        ({"samples": 0}, "at least 1 sample"),
+        ({"tolerance": math.nan}, "above 0, not nan"),
+        ({"samples": 0}, "samples must be at least 1"),
     ],
 )
 def test_a_precision_that_means_nothing_is_refused_before_models_are_trained(setting: dict[str, Any], complaint: str) -> None:

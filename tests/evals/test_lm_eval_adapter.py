@@ -202,7 +202,7 @@ def test_a_card_without_a_tokenizer_is_refused_until_one_is_given(tmp_path: Path
         ({}, "needs a model"),
         ({"model": "free-tiny", "score": "operatonal", "allow_random": True}, 'Did you mean "operational"'),
         ({"model": "free-tiny", "samples": "auto", "max_samples": 16}, "begins with 32"),
-        ({"model": "free-tiny", "tolerance": "inf"}, "tolerance=inf"),
+        ({"model": "free-tiny", "tolerance": "inf"}, "above 0, not inf"),
         ({"model": "free-tiny", "refine": "many"}, "refine=many is not a whole number"),
         ({"model": "free-tiny", "last_latent": 1}, "last_latent"),
         ({"model": "free-tiny", "batch_size": "many", "allow_random": True}, "batch_size"),

@@ -171,9 +171,8 @@ def test_page_gives_cost_as_a_ratio_to_the_first_model(comparison: Comparison) -
     assert "1.25x" in report.page(comparison)
 
 
-def test_json_round_trips(comparison: Comparison, tmp_path: Path) -> None:
+def test_json_round_trips(comparison: Comparison) -> None:
     comparison.models[0].bits_per_byte = Estimate(2.0, math.nan)
-    comparison.save(tmp_path / "comparison.json")
-    data = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    data = json.loads(comparison.to_json())
     assert data["models"][0]["bits_per_byte"] == {"value": 2.0, "standard_error": None}
     assert data["models"][1]["difference"] == {"value": 0.0456, "standard_error": 0.0007}

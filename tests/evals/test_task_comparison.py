@@ -180,7 +180,7 @@ def test_broken_and_doubled_samples_are_refused(tmp_path: Path, results: list[di
     (file,) = folder.rglob("samples_latentlm_copy_*.jsonl")
     text = file.read_text(encoding="utf-8")
     file.write_text(text[:-40], encoding="utf-8")
-    with pytest.raises(UserError, match="line 10 is no JSON"):
+    with pytest.raises(UserError, match="line 10 is not readable as JSON"):
         Evaluation.read("a", folder)
     file.write_text(text + text, encoding="utf-8")
     with pytest.raises(UserError, match="doc_id 0 twice"):
