@@ -47,7 +47,8 @@ from lm_eval.utils import simple_parse_args_string
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method, Score
-from latentlm.likelihood.estimating import How, Request, estimated
+from latentlm.likelihood.estimating import estimated
+from latentlm.likelihood.requests import How, Request
 from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE
 from latentlm.likelihood.texts import reading_order
 from latentlm_evals import chat

@@ -11,8 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
 from latentlm.likelihood import Score
-from latentlm.likelihood.estimating import How, Request
 from latentlm.likelihood.planning import Plan, plan, seconds_text
+from latentlm.likelihood.requests import How, Request
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.answers import recall, repeat_numbers, seal
 from latentlm_evals.following import Evaluation

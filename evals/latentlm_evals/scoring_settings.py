@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method
-from latentlm.likelihood.estimating import How, Request
 from latentlm.likelihood.planning import samples_of
+from latentlm.likelihood.requests import How, Request
 from latentlm.likelihood.scoring import MAX_SAMPLES, TOLERANCE, continuations_to_score, how_to_score, texts_to_score
 from latentlm_evals.fingerprint import Facts
 from latentlm_evals.options import amount, count

@@ -84,7 +84,7 @@ def score(
         raise UserError("--context is about the windows of a whole text, and --given makes it a continuation; leave one out.")
     texts = [(name, _read(name)) for name in files]
     from latentlm.cli._models import load_reader
-    from latentlm.likelihood import METHODS, bits_per_byte, score_continuations, score_texts
+    from latentlm.likelihood import EXACT, METHODS, bits_per_byte, score_continuations, score_texts
     from latentlm.likelihood.planning import plan, samples_of
     from latentlm.likelihood.scoring import continuations_to_score, texts_to_score
     from latentlm.tokenizer import as_bytes
@@ -118,7 +118,9 @@ def score(
     total = bits_per_byte(scores, [row.bytes for row in rows]) if len(rows) > 1 else None
     used = scores[0].method
     meaning = METHODS.get(used, METHODS["auto"]) if decoder.has_latents else "exact: this decoder has no latents"
-    if decoder.has_latents and method not in ("auto", *used.split(" and ")):
+    if decoder.has_latents and used == EXACT:
+        meaning = "exact: summed over everything that the latents can be"
+    elif decoder.has_latents and method not in ("auto", *used.split(" and ")):
         meaning += f" ({method} differs from it where there is a context: without --given, {used} is meant)"
     if as_json:
         emit(_as_json(model, rows, total, meaning))

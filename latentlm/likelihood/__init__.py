@@ -24,12 +24,13 @@ p(y1 y2 | c) is not p(y1 | c) p(y2 | c, y1), because the longer context is encod
 """
 
 from latentlm.likelihood.bound import Bound, bound_of, elbo
-from latentlm.likelihood.results import METHODS, Method, Score, log_mean_exp
+from latentlm.likelihood.results import EXACT, METHODS, Method, Score, log_mean_exp
 from latentlm.likelihood.scoring import fit_to_context, score_continuations, score_texts, windows
 from latentlm.likelihood.summary import Estimate, bits_per_byte, paired_difference
 from latentlm.likelihood.weights import log_weights
 
 __all__ = [
+    "EXACT",
     "METHODS",
     "Bound",
     "Estimate",

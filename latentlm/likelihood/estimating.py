@@ -4,7 +4,8 @@ that have not converged. The trunk runs once for all rounds, and for what texts 
 A round of importance sampling adds samples to those that are there; a round of `smc` is new filters. What a request draws
 depends on its key and the number of the sample alone: scored in rounds, a request has the score that it would have alone.
 
-`auto` weighs, and filters what that does not settle: over a text of hundreds of sites the weights of whole paths spread more
+`auto` goes through all that a text's latents can be, where that is no more than the samples allowed (`enumerating`). Else it
+weighs, and filters what that does not settle: over a text of hundreds of sites the weights of whole paths spread more
 than any number of them can make up for, and a filter, which lets the paths that explain the text so far have descendants, does
 not care how long it is. A latent that is drawn once for all targets has no sites to filter over: where there is no other, more
 samples are all that is left, and then better proposals: what the last round leaves unsettled is refined anew, by four times the
@@ -16,17 +17,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from latentlm.errors import UserError
 from latentlm.interface import Distribution, LatentDecoder, Noise
+from latentlm.likelihood.enumerating import enumerated
 from latentlm.likelihood.filtering import filtered, islands, open_latents
 from latentlm.likelihood.nats import fitting_rows
-from latentlm.likelihood.paths import LastLatent, Target, check_normalised
+from latentlm.likelihood.paths import check_normalised
 from latentlm.likelihood.refining import refined
+from latentlm.likelihood.requests import How, Request
 from latentlm.likelihood.results import (
     SIXTEENTHS_FROM,
     Method,
@@ -55,53 +58,18 @@ Progress = Callable[[int, int], None]
 """Called with the requests that are done and all of them."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A text, its given tokens, and where its continuation begins (the two differ for `joint`)."""
-
-    tokens: list[int]
-    given: int
-    begins: int
-    target: Target
-    key: Hashable
-    tolerance: float
-    """Nats."""
-
-
-@dataclass(frozen=True)
-class How:
-    """Settings of a call."""
-
-    method: Method
-    samples: int
-    """Of the first round."""
-    max_samples: int
-    """Rounds double the samples while they stay within these."""
-    seed: int
-    batch_size: int | None
-    last_latent: LastLatent | Mapping[str, LastLatent]
-    defensive: float
-    greedy: bool
-    doubles: bool
-    """`samples` is the first of rounds, not all that was asked for."""
-    refine: int
-    """Gradient steps on the proposal of a document's vector (`refining`)."""
-
-    @property
-    def most(self) -> int:
-        """Samples of the last round."""
-        return self.samples << (self.max_samples // self.samples).bit_length() - 1
-
-
 def estimated(model: LatentDecoder, requests: list[Request], how: How, progress: Progress | None = None) -> list[Score]:
     """A score for each request, in their order."""
-    run = _Run(model, requests, how)
     with _evaluating(model):
+        exact = {n: score for n, request in enumerate(requests) if (score := enumerated(model, request, how)) is not None}
+        others = [n for n in range(len(requests)) if n not in exact]
+        run = _Run(model, [requests[n] for n in others], how)
         for batch in run.batches():
             run.finish(batch)
             if progress is not None:
-                progress(len(run.scores), len(requests))
-    return [run.scores[number] for number in range(len(requests))]
+                progress(len(exact) + len(run.scores), len(requests))
+    found = exact | {n: run.scores[own] for own, n in enumerate(others)}
+    return [found[n] for n in range(len(requests))]
 
 
 class _Run:

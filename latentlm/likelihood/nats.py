@@ -55,10 +55,11 @@ def path_likelihood(
     greedy: bool,
     voters: Tensor | None = None,
     shared: Stems | None = None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(targets | z_k), (A, K) float64, and with `greedy`, (A, N) bool, whether each target is the argmax of the predictive
-    mixture of the samples `voters`, (B, K) bool (all, if None); true outside the mask. `shared`: rows that begin alike, and
-    whose latents do."""
+    mixture of the samples, true outside the mask. In it samples count as `log_weights` (B, K), nats, say (alike, if None), and
+    those outside `voters`, (B, K) bool, do not. `shared`: rows that begin alike, and whose latents do."""
     hidden = _target_hidden(model, texts, latents, shared)  # (B, K, N, D)
     rows, samples, length, _ = hidden.shape
     vocabulary = model.logits(hidden[:1, :1, :1]).shape[-1]
@@ -81,6 +82,8 @@ def path_likelihood(
                 here = nats[texts.firsts]  # texts of one row have the same targets before each
                 before = total[texts.firsts, first : first + together, None] + here.cumsum(-1) - here  # (B, k, n)
                 level = before.amax(1, keepdim=True) if level is None else level
+                if log_weights is not None:
+                    before = before + log_weights[:, first : first + together, None]
                 shift = (before - level).to(norm.dtype) - norm
                 if voters is not None:
                     shift = shift.masked_fill(~voters[:, first : first + together, None], float("-inf"))

@@ -15,10 +15,11 @@ import torch
 
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood.estimating import AGAIN, PARTICLE_TOKENS, How, Request, estimated, may_filter
+from latentlm.likelihood.estimating import AGAIN, PARTICLE_TOKENS, estimated, may_filter
 from latentlm.likelihood.filtering import open_latents
 from latentlm.likelihood.nats import LOGITS, pass_tokens
 from latentlm.likelihood.refining import GRADIENT_TOKENS
+from latentlm.likelihood.requests import How, Request
 
 FEW_PARTICLES = 64
 """Of the filter that is timed."""

@@ -44,7 +44,7 @@ from latentlm.likelihood.tails import HEAVY, tail_shape
 Method = Literal["auto", "operational", "iwae", "smc", "prior", "elbo", "joint"]
 
 METHODS: dict[str, str] = {
-    "auto": "operational of a continuation, iwae of a text; smc where its weights cannot settle it",
+    "auto": "exact where latents can be few things; else operational (iwae of a text), smc where weights settle nothing",
     "operational": "density of what generate samples: latents from the encoder on the context alone, then from the prior",
     "iwae": "importance-weighted bound on the log-likelihood, posterior as proposal; tight as samples grow",
     "smc": "particle filters: of a continuation as operational, of a text as iwae, unbiased for the likelihood",
@@ -54,9 +54,8 @@ METHODS: dict[str, str] = {
 }
 """Every method with one line on what its number is."""
 
-
-MIXED = "iwae and smc"
-"""The method of a text some of whose windows took the one and some the other."""
+EXACT = "exact"
+"""The method that a score is by where `auto` could go through all that the latents can be."""
 SIXTEENTHS_FROM = 32
 """Samples of which a sixteenth is worth a value: two."""
 MOST_GAINS = 4.0
@@ -158,7 +157,7 @@ class Score:
             tolerance=self.tolerance + other.tolerance,
             islands=(self.islands[0] + other.islands[0], self.islands[1] + other.islands[1]),
             settled=(self.settled * self.tokens + other.settled * other.tokens) / (self.tokens + other.tokens),
-            method=self.method if self.method == other.method else MIXED,
+            method=" and ".join(sorted({*self.method.split(" and "), *other.method.split(" and ")})),
             greedy=None if self.greedy is None or other.greedy is None else self.greedy and other.greedy,
             near_ties=self.near_ties + other.near_ties,
             warnings=tuple(dict.fromkeys(self.warnings + other.warnings))[:1],
@@ -248,7 +247,7 @@ def islands_agree(log_weights: Tensor) -> list[bool]:
 
 
 def exact_score(nats: float, *, tokens: int, method: str, tolerance: float, greedy: bool | None) -> Score:
-    """Of a decoder without latents."""
+    """Of a decoder without latents, or of one whose latents were all gone through."""
     return Score(nats, 0.0, 1.0, 0, tokens, method, quarter=nats, sixteenth=nats, tolerance=tolerance, greedy=greedy)
 
 

@@ -20,8 +20,9 @@ import torch
 from latentlm.config.checking import flag, real, several, whole
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood.estimating import DEFENSIVE, FIRST_SAMPLES, How, Progress, Request, estimated
+from latentlm.likelihood.estimating import DEFENSIVE, FIRST_SAMPLES, Progress, estimated
 from latentlm.likelihood.paths import LastLatent, Target
+from latentlm.likelihood.requests import How, Request
 from latentlm.likelihood.results import Method, Score
 
 TOLERANCE = 0.01

@@ -10,8 +10,8 @@ from lm_eval.api.instance import Instance
 
 from byte_models import byte_decoder
 from latentlm.interface import LatentDecoder
-from latentlm.likelihood.estimating import How, Request
 from latentlm.likelihood.planning import Plan
+from latentlm.likelihood.requests import How, Request
 from latentlm.likelihood.results import Score
 from latentlm.likelihood.scoring import texts_to_score
 from latentlm_evals.adapter import LatentLM

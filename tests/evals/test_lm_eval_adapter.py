@@ -18,7 +18,8 @@ from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Score, score_continuations, score_texts
-from latentlm.likelihood.estimating import How, Request, estimated
+from latentlm.likelihood.estimating import estimated
+from latentlm.likelihood.requests import How, Request
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals import adapter as adapter_module
 from latentlm_evals.adapter import LatentLM
