@@ -87,7 +87,7 @@ def test_a_filter_and_importance_sampling_add_up() -> None:
 
 
 def test_auto_is_importance_sampling_where_that_settles_it() -> None:
-    request = ([0, 1, 1, 0], [1])
+    request = ([0, 1, 1, 0] * 3, [1])  # 2^12 values are not gone through
     (one,) = score_continuations(tiny(vocabulary=2), [request], method="auto", samples="auto", tolerance=0.5)
     (other,) = score_continuations(tiny(vocabulary=2), [request], method="operational", samples="auto", tolerance=0.5)
     assert one == other
