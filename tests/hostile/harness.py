@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import multiprocessing
 import os
 import re
 import resource
@@ -184,6 +185,7 @@ def _become(case: Case, folder: Path, told: Path) -> None:
     try:
         os.setpgid(0, 0)
         atexit._clear()  # what this process has promised to remove at its end is not the child's to remove
+        multiprocessing.current_process()._config["daemon"] = False  # else it could start no others
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
