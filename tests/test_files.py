@@ -185,7 +185,7 @@ def test_lines_are_added_to_plain_files_alone(tmp_path: Path) -> None:
 def test_what_takes_the_place_of_a_file_that_was_looked_at_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "check_replaceable", lambda *given, **options: None)
+    monkeypatch.setattr(writing, "_check_kind", lambda *given, **options: None)
     (tmp_path / "link").symlink_to("new")
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe"):

@@ -111,7 +111,7 @@ def plugin_versions(model: LatentDecoder) -> dict[str, str]:
 def check_cache(path: Path) -> None:
     """Raise UserError, before any work, unless every database that `--use_cache PATH` would go on with is one of kept answers,
     and a new one can be made."""
-    made_folder(path.parent, remedy="Give --use_cache another path")
+    made_folder(path.parent, remedy="give --use_cache another path")
     for file in path.parent.glob(f"{glob.escape(path.name)}_rank*.db"):
         check_replaceable(file, keeps_answers, kind="a database of kept answers")
 

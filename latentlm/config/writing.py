@@ -87,7 +87,7 @@ def open_to_append(path: Path) -> TextIO:
     """A plain file (UTF-8) opened for appending, made where there is none: never through a link, and never waiting for whoever
     reads a pipe. Raises CheckpointError."""
     with _explained(path):
-        check_replaceable(path, None, kind="")
+        _check_kind(path, None, kind="")
         # Read as well, since a pipe that is opened for writing alone waits for its reader, or fails without a reason.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = open(os.open(path, flags, 0o666), "a+", encoding="utf-8")  # noqa: SIM115
@@ -99,6 +99,20 @@ def open_to_append(path: Path) -> TextIO:
 
 def check_replaceable(path: Path, ours: Ours | None, *, kind: str, folder: bool = False) -> None:
     """Before long work: raise CheckpointError unless `path` can be written, as a file or a folder, without a loss."""
+    _check_kind(path, ours, kind=kind, folder=folder)
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise CheckpointError unless a new file can be made beside `path`, or in the first folder above that is there."""
+    with _explained(path):
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+
+
+def _check_kind(path: Path, ours: Ours | None, *, kind: str, folder: bool = False) -> None:
+    """Raise CheckpointError unless what stands at `path` may be written to, or replaced."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

@@ -117,6 +117,10 @@ def cases() -> Iterator[Case]:
             may_change=("half/*", "half/checkpoints/*", "half/checkpoints/*/*"),
         )  # type: ignore[arg-type]
         yield Case(f"tokenizer.json of a run: {what}", ("generate", "run", "x"), files={"run/tokenizer.json": text}, good=None)  # type: ignore[arg-type]
+        train = ("train", "my.yaml", "-q", "--out", "new", "data.tokenizer=bad.json")
+        yield Case(
+            f"tokenizer.json of a recipe: {what}", train, files={"bad.json": text}, says="bad.json is not|bad.json has no"
+        )
 
 
 _LOGGED = {

@@ -96,6 +96,7 @@ def cases() -> Iterator[Case]:
     yield from _folders()
     yield from _studies()
     yield from _names()
+    yield from _permissions()
 
 
 _KEPT_STILL = "stays as it is|is there and not of this command|is not |cannot write"
@@ -273,3 +274,46 @@ def _names() -> Iterator[Case]:
         yield Case(f"a run called {name[:20]}, by --out", ("train", "my.yaml", "-q", "--out", f"runs/{name}"), good=True)
     yield Case("latents with a name too long", (*_GENERATE, "\u4f60" * 200), says="name is too long")
     yield Case("a run with a name too long", ("train", "my.yaml", "-q", "--out", "\u4f60" * 200), says="too long")
+
+
+def _permissions() -> Iterator[Case]:
+    """Folders that may be read alone, or not even that: said before the work, not after."""
+    study = {"study.yaml": _STUDY}
+    evaluate = ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--samples", "1")
+    commands = {
+        "latents": (*_GENERATE, "texts/z"),
+        "run": ("train", "my.yaml", "-q", "--out", "texts"),
+        "run below": ("train", "my.yaml", "-q", "--out", "texts/new"),
+        "card": ("zoo", "add", "run", "--to", "texts"),
+        "evaluation": (*evaluate, "--output", "texts/new.json"),
+        "answers": (*evaluate, "--use-cache", "texts/kept"),
+        "lines of a study": ("study", "study.yaml", "--out", "new", "--results", "texts/lines.jsonl"),
+        "runs of a study": ("study", "study.yaml", "--out", "texts"),
+        "plugin": ("new-plugin", "mine", "--out", "texts/new"),
+        **{what: (*command, "--out", "texts/new") for what, (command, _) in _OUTPUTS.items()},
+    }
+    for mode in (0o555, 0o000):
+        for what, command in commands.items():
+            yield Case(
+                f"{what} in a folder of mode {mode:03o}",
+                command,
+                files=study,
+                prepare=lambda folder, mode=mode: (folder / "texts").chmod(mode),
+                plain_user=True,
+                says="[Pp]ermission|is not empty and no run|is not writable|is not readable",
+            )
+    for name, mode in (
+        ("", 0o555),
+        ("checkpoints", 0o555),
+        ("checkpoints/step-00000001", 0o000),
+        ("metrics.jsonl", 0o000),
+        (".lock", 0o000),
+    ):
+        yield Case(
+            f"resumed run, {name or 'its folder'} of mode {mode:03o}",
+            ("train", "half", "-q", "--resume"),
+            prepare=_half("", lambda half, name=name, mode=mode: (half / name).chmod(mode)),
+            plain_user=True,
+            may_change=("half/manifest.json",),
+            says="permission",
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config import Recipe, as_yaml, parse, read_json, read_yaml
-from latentlm.config.writing import check_replaceable, open_to_append, remove_leftovers, write_text
+from latentlm.config.writing import check_replaceable, check_writable, open_to_append, remove_leftovers, write_text
 from latentlm.errors import UserError, typed_path
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.training.recipes import RECIPE
@@ -60,6 +60,7 @@ def check_places(out: Path) -> None:
     for folder in (out / name for name in _FOLDERS):  # a link to one on a larger disk will do
         if os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{folder} is no folder, and stays as it is. Choose another folder with --out.")
+        check_writable(folder / "new")
 
 
 def check_free(out: Path, *, resume: bool) -> None:
