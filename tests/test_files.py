@@ -11,7 +11,7 @@ import pytest
 
 from latentlm.config import writing, yaml_data
 from latentlm.config.reading import json_data, read_bytes, read_text
-from latentlm.config.writing import atomic_folder, remove_leftovers, write_text
+from latentlm.config.writing import atomic_folder, open_to_append, remove_leftovers, write_text
 from latentlm.errors import CheckpointError, UserError
 
 
@@ -147,6 +147,51 @@ def test_a_kill_between_two_renames_is_undone(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "it"):
         raise RuntimeError("refused")
     assert (tmp_path / "it" / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", [".mode", "new", "old", "a[b]*", "\U0001f642" * 62, "x" * 255, "\udcff" * 200])
+def test_a_name_may_be_whatever_the_file_system_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / name
+    write_text(path, "text")
+    path.chmod(0o600)
+    writing._flush(path)  # as of a library that writes private files
+    assert stat.S_IMODE(path.stat().st_mode) & 0o400
+    path.unlink()
+    monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
+    for text in ("old", "new"):
+        with atomic_folder(path) as temporary:
+            (temporary / name).write_text(text)
+    assert (path / name).read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_are_added_to_plain_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    (tmp_path / "nowhere").symlink_to("new")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "nowhere", "pipe", "."):
+        with pytest.raises(CheckpointError, match="stays as it is"):
+            open_to_append(tmp_path / name)
+    for text in ("one\n", "two\n"):
+        with open_to_append(tmp_path / "lines") as file:
+            file.write(text)
+    assert (tmp_path / "lines").read_text() == "one\ntwo\n"
+    assert ((tmp_path / "mine").read_text(), (tmp_path / "new").exists()) == ("mine", False)
+
+
+def test_what_takes_the_place_of_a_file_that_was_looked_at_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_check_kind", lambda *given, **options: None)
+    (tmp_path / "link").symlink_to("new")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(CheckpointError, match="could not be written"):
+            open_to_append(tmp_path / name)
+    assert not (tmp_path / "new").exists()
 
 
 def test_leftovers_are_ours_alone(tmp_path: Path) -> None:

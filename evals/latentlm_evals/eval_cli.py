@@ -96,6 +96,7 @@ def evaluate(
     from latentlm_evals.adapter import LatentLM
     from latentlm_evals.dry_run import DryLM
     from latentlm_evals.evaluation import check_tasks, group_results, run_with, task_results
+    from latentlm_evals.fingerprint import check_cache
     from latentlm_evals.tables import show_plans
 
     names = _names(tasks, suite)
@@ -106,6 +107,8 @@ def evaluate(
     _check_text(system_instruction or "", "--system-instruction")
     check_tasks(names, include_path)
     _check_output(output)
+    if use_cache is not None:
+        check_cache(use_cache)
     if predict_only and not log_samples:
         raise UserError("--predict-only leaves nothing but the answers: leave --no-log-samples out.")
     said = _settings(metadata, "--metadata")

@@ -22,8 +22,10 @@ from typing import Any
 
 import latentlm
 from latentlm.config.reading import json_data
+from latentlm.config.writing import check_replaceable
 from latentlm.errors import UserError, resolved
 from latentlm.interface import LatentDecoder
+from latentlm_evals.outputs import made_folder
 
 CACHE_KEY = "latentlm fingerprint"
 """Name of the fingerprint in the database; lm-eval's own keys are hexadecimal digests."""
@@ -107,13 +109,25 @@ def plugin_versions(model: LatentDecoder) -> dict[str, str]:
 
 
 def check_cache(path: Path) -> None:
-    """Raise UserError, before any work, unless every database that `--use_cache PATH` would go on with is one."""
+    """Raise UserError, before any work, unless every database that `--use_cache PATH` would go on with is one of kept answers,
+    and a new one can be made."""
+    made_folder(path.parent, remedy="give --use_cache another path")
     for file in path.parent.glob(f"{glob.escape(path.name)}_rank*.db"):
-        try:
-            with closing(sqlite3.connect(f"{resolved(file).as_uri()}?mode=ro", uri=True)) as database:
-                database.execute("PRAGMA schema_version")
-        except (sqlite3.Error, OSError, ValueError) as error:
-            raise UserError(f"{file} is no database of kept answers ({error}). Give --use_cache another path.") from None
+        check_replaceable(file, keeps_answers, kind="a database of kept answers")
+
+
+def keeps_answers(path: Path) -> bool:
+    """Whether a file is a database with nothing in it but sqlitedict's one table, or nothing yet."""
+    try:
+        with closing(sqlite3.connect(f"{resolved(path).as_uri()}?mode=ro", uri=True)) as database:
+            objects = set(database.execute("SELECT type, name FROM sqlite_master"))
+            columns = [column[1] for column in database.execute("PRAGMA table_info(unnamed)")]
+    except (sqlite3.Error, OSError, ValueError):
+        return False
+    return not objects or (objects <= _KEPT and columns == ["key", "value"])
+
+
+_KEPT = {("table", "unnamed"), ("index", "sqlite_autoindex_unnamed_1")}
 
 
 def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
@@ -121,6 +135,9 @@ def claim_cache(database: MutableMapping[str, Any], facts: Facts) -> None:
 
     Raises UserError for a database with another model's or another setting's answers."""
     remedy = "Give --use_cache another path, or delete the database."
+    file = getattr(database, "filename", None)
+    if file is not None and not keeps_answers(Path(file)):
+        raise UserError(f"{file} is not a database of kept answers, so nothing is kept in it. Give --use_cache another path.")
     if CACHE_KEY not in database:
         if len(database):
             raise UserError(f"The --use_cache database holds answers that no latentlm model signed. {remedy}")

@@ -21,11 +21,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from latentlm.config.writing import check_replaceable, open_to_append
 from latentlm.errors import UserError
 from latentlm.training.record import METRICS, read_metrics
 from latentlm.training.record.reporting import bound_text
+from latentlm_evals.outputs import made_folder
 
 _POLL_SECONDS = 0.5
+_LOG = "# a log of latentlm\n"
 
 
 @dataclass
@@ -37,6 +40,16 @@ class Job:
     out: Path
     steps: int
     overrides: list[str]
+
+    @property
+    def log(self) -> Path:
+        """What its process says, beside its folder."""
+        return self.out.parent / f"{self.name}.log"
+
+    def has_log(self, path: Path) -> bool:
+        """Whether a file is the log of such a job, to which more may be added."""
+        with path.open("rb") as file:
+            return self.out.exists() or file.read(len(_LOG)) in (b"", _LOG.encode())
 
     def command(self) -> list[str]:
         """The `latentlm train` call; a run that was begun goes on."""
@@ -54,6 +67,8 @@ def train_all(
 ) -> None:
     """Train every job, `parallel` at a time. `finished(job, say)` is called for each that is done, while the others go on;
     `say` writes beside its bar. Raises UserError with the job's own message if one fails."""
+    for job in jobs:
+        check_replaceable(job.log, job.has_log, kind="a log of latentlm")
     waiting, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[str]]]()
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
@@ -99,16 +114,18 @@ def _said(progress: Progress, bar: TaskID) -> Callable[[str], None]:
 def _start(job: Job, *, threads: int) -> subprocess.Popen[str]:
     """What the environment says of threads goes before ours: on a busy machine one is far faster than two."""
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # MKL follows it
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    log = (job.out.parent / f"{job.name}.log").open("a", encoding="utf-8")
+    made_folder(job.out.parent)
+    log = open_to_append(job.log)
+    if not log.tell():
+        log.write(_LOG)
+        log.flush()
     return subprocess.Popen(job.command(), env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
 def _check(job: Job, process: subprocess.Popen[str]) -> None:
     if process.returncode:
-        log = job.out.parent / f"{job.name}.log"
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-8:]
-        raise UserError(f"training {job.name} failed (whole log: {log}):\n" + "\n".join(last))
+        last = job.log.read_text(encoding="utf-8", errors="replace").removeprefix(_LOG).strip().splitlines()[-8:]
+        raise UserError(f"training {job.name} failed (whole log: {job.log}):\n" + "\n".join(last))
 
 
 def _show(progress: Progress, bar: TaskID, job: Job) -> None:

@@ -26,13 +26,7 @@ class Outputs:
     def __init__(self, folder: Path, *, numbers: str, keys: Collection[str], beside: Collection[str] = ()) -> None:
         """Makes the folder. `keys` are among those of the numbers, or of each where they are a list. Raises UserError where it
         cannot be written to, or a file that would be replaced is not the command's own."""
-        self.folder, self.names = folder, (numbers, *beside)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"cannot write to {folder} ({reason}); choose another folder with --out.") from None
+        self.folder, self.names = made_folder(folder), (numbers, *beside)
         there = [name for name in self.names if os.path.lexists(folder / name)]
         if there and not has_keys(folder / numbers, keys):
             raise UserError(f"{folder / there[0]} is there and not of this command: choose another folder with --out.")
@@ -47,6 +41,17 @@ class Outputs:
             write_atomically(self.folder / name, lambda path: path.write_bytes(data))
         else:
             write_atomically(self.folder / name, content)
+
+
+def made_folder(folder: Path, *, remedy: str = "choose another folder with --out") -> Path:
+    """A folder that can be written to, made where there is none. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write to {folder} ({reason}); {remedy}.") from None
+    return folder
 
 
 def is_picture(path: Path) -> bool:

@@ -44,7 +44,7 @@ def synthetic(
     letter: Annotated[str, typer.Option(help="Of the prompt in the picture.")] = "K",
     seed: Annotated[int, typer.Option(min=0, help="Of what is generated.")] = 0,
     groups: Annotated[int, typer.Option(min=2, help="Groups of five of each kind, for the table.")] = 26,
-    texts: Annotated[int, typer.Option(min=2, help="With --train: texts whose likelihood is measured.")] = 500,
+    texts: Annotated[int, typer.Option(min=2, max=10**6, help="With --train: texts whose likelihood is measured.")] = 500,
     train: Annotated[bool, typer.Option("--train", help="Train the models; what was begun goes on.")] = False,
     runs: Annotated[Path, typer.Option(help="With --train: folder of the runs.")] = Path("runs/synthetic/train"),
     results: Annotated[
@@ -62,7 +62,7 @@ def synthetic(
     from latentlm_evals.figure4 import experiment, table
     from latentlm_evals.figure4.figure import KINDS, pictures
     from latentlm_evals.figures import save, svg
-    from latentlm_evals.outputs import Outputs
+    from latentlm_evals.outputs import Outputs, made_folder
 
     console = Console(stderr=as_json_)
     patterns = only or []
@@ -74,7 +74,7 @@ def synthetic(
         raise UserError(f"{odd} is about training, and nothing is trained: add --train.")
     if train:
         kept, at_once = results or runs / "results.jsonl", jobs or os.cpu_count() or 1
-        runs.mkdir(parents=True, exist_ok=True)
+        made_folder(runs, remedy="choose another folder with --runs")
         study, done = experiment.train(patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=console)
         if ship is None:
             console.print(escaped(f"Each run in {runs} is a model; --ship SHELF makes cards of them."))

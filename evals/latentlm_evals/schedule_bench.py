@@ -23,6 +23,7 @@ from typing import Any
 
 from latentlm.composed import complete
 from latentlm.config import PartSpec, Recipe, apply_overrides, parse
+from latentlm.config.writing import write_text
 from latentlm.errors import UserError
 from latentlm.training.recipes import load_recipe
 
@@ -58,12 +59,13 @@ def base_recipe(name: str | None, *, folder: Path, steps: int, seed: int) -> Rec
 
 
 def write_topics(folder: Path) -> Path:
-    """Write the built-in text, the same everywhere, and return its path."""
+    """Write the built-in text, the same everywhere, and return its path. Raises UserError where another has its name."""
     draw = random.Random(0)
     topics = [draw.sample(_LETTERS, 4) for _ in range(_TOPICS)]
     texts = ["".join(draw.choices(draw.choice(topics), k=_LENGTH)) for _ in range(_DOCUMENTS)]
     path = folder / "topics.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    write_text(path, lines, ours=lambda there: there.read_bytes() == lines.encode(), kind="the built-in text")
     return path
 
 

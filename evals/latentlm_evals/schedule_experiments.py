@@ -26,7 +26,7 @@ from latentlm.config.writing import check_replaceable, write_atomically
 from latentlm.errors import UserError, did_you_mean
 from latentlm_evals import schedule_bench, schedule_report
 from latentlm_evals.figures import save
-from latentlm_evals.outputs import Outputs, is_picture
+from latentlm_evals.outputs import Outputs, is_picture, made_folder
 from latentlm_evals.schedule_catalog import check_names
 from latentlm_evals.schedule_plot import draw
 from latentlm_evals.schedule_runs import Outcome, Task, run_all
@@ -57,7 +57,7 @@ def make_plot(settings: Settings, *, seed: int, image: Path | None, as_json: boo
     if image.suffix not in (".svg", ".png"):
         raise UserError(f'--image "{image}" should end in .svg or .png.')
     outputs = Outputs(settings.out, numbers="schedules.json", keys={"runs", "steps"}, beside=["schedules.svg"])
-    image.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(image.parent, remedy="choose another file with --image")
     check_replaceable(image, is_picture, kind="a picture of the same kind")
     every = max(1, settings.steps // _POINTS)
     tasks = [Task(name, recipe, every) for name, recipe in _recipes(settings, names, seed=seed)]

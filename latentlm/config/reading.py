@@ -85,6 +85,15 @@ def why_not(path: Path | str, error: OSError | ValueError) -> str:
     return f"{short(str(path))} {said}"
 
 
+def no_file(path: Path) -> str:
+    """What to say of a path at which no plain file lies."""
+    try:
+        mode = path.stat().st_mode
+        return why_not(path, OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "no plain file"))
+    except (OSError, ValueError) as error:
+        return why_not(path, error)
+
+
 # ---------------------------------------------------------------------------------------------------------------- YAML
 
 

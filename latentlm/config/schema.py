@@ -52,6 +52,8 @@ class Strict(BaseModel):
 
 MOST_BLOCKS = 10_000
 """Ten times as deep as any transformer that was trained; each is objects in memory, weights or not."""
+MOST_LATENTS = 256
+"""Three times as many as the deepest hierarchies have (Child 2021); each is parts of its own, and asked after all above."""
 
 
 class RopeScaling(Strict, frozen=True):
@@ -180,7 +182,9 @@ class ModelConfig(Strict):
     injection: Socket = Field(None, description="where z enters: a part's name, or {name: ..., setting: ...}")
     kl_schedule: Socket = Field(None, description="what z costs: a part's name, or {name: ..., setting: ...}")
     latents: dict[str, LatentConfig] = Field(
-        default_factory=dict, description="several latents by name, in order; each like a decoder, or with parts of its own"
+        default_factory=dict,
+        max_length=MOST_LATENTS,
+        description="several latents by name, in order; each like a decoder, or with parts of its own",
     )
 
     @model_validator(mode="after")

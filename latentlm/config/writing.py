@@ -4,6 +4,7 @@ of anyone else's is lost.
     write_text(path, text)
     write_atomically(path, lambda temporary: ...)      one file, written by a function of the temporary path
     with atomic_folder(path) as temporary: ...         a folder of files
+    with open_to_append(path) as file: ...             lines after those that are there
 
 New content is made in a folder of its own beside its destination, with a name that nobody can foresee and that nobody else may
 enter, is flushed to the disk, and takes the place of the old in one step. What stands at the destination gives way only where
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import glob
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
@@ -30,8 +33,8 @@ from latentlm.errors import CheckpointError
 
 _PRIVATE = re.compile(r"\..+\.[a-z0-9_]{8}\.latentlm")
 """Names of the folders that new content is made in."""
-_OLD = ".old"
-"""Within one: the ending of what gave way, while there is no way to exchange two folders in one step."""
+_NEW, _OLD = "new", "old"
+"""Within one: where new content lies, and what gave way to it where there is no way to exchange two folders in one step."""
 Ours = Callable[[Path], bool]
 """Whether what is at a path is of the writer's kind, so that it may be replaced."""
 
@@ -73,13 +76,43 @@ def atomic_folder(path: Path, *, ours: Ours | None = None, kind: str = "a folder
             if not os.path.lexists(path):
                 temporary.rename(path)
             elif not _exchange(temporary, path):
-                path.rename(temporary.with_name(temporary.name + _OLD))
+                aside = temporary.parent.with_name(_OLD)
+                aside.mkdir()
+                path.rename(aside / path.name)
                 temporary.rename(path)
             _flush(path.parent)
 
 
+def open_to_append(path: Path) -> TextIO:
+    """A plain file (UTF-8) opened for appending, made where there is none: never through a link, and never waiting for whoever
+    reads a pipe. Raises CheckpointError."""
+    with _explained(path):
+        _check_kind(path, None, kind="")
+        # Read as well, since a pipe that is opened for writing alone waits for its reader, or fails without a reason.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = open(os.open(path, flags, 0o666), "a+", encoding="utf-8")  # noqa: SIM115
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it was exchanged since it was looked at
+            file.close()
+            raise OSError(errno.EINVAL, "it is no plain file any more")
+        return file
+
+
 def check_replaceable(path: Path, ours: Ours | None, *, kind: str, folder: bool = False) -> None:
     """Before long work: raise CheckpointError unless `path` can be written, as a file or a folder, without a loss."""
+    _check_kind(path, ours, kind=kind, folder=folder)
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise CheckpointError unless a new file can be made beside `path`, or in the first folder above that is there."""
+    with _explained(path):
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+
+
+def _check_kind(path: Path, ours: Ours | None, *, kind: str, folder: bool = False) -> None:
+    """Raise CheckpointError unless what stands at `path` may be written to, or replaced."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -111,17 +144,26 @@ def remove_leftovers(folder: Path) -> None:
 @contextmanager
 def _private(path: Path) -> Iterator[Path]:
     """A path of the same name in a new folder beside, which is removed with what is in it when the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".latentlm", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{_start(path.name)}.", suffix=".latentlm", dir=path.parent))
     try:
-        yield folder / path.name
+        (folder / _NEW).mkdir()
+        yield folder / _NEW / path.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _start(name: str, most: int = 60) -> str:
+    """So much of a name that another can begin with it: file systems count bytes, not letters."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
+
+
 def _bring_back(path: Path) -> None:
     """Undo what a killed `atomic_folder` did between its two renames, where two folders cannot be exchanged in one."""
-    for folder in path.parent.glob(f".{path.name[:60]}.*.latentlm") if not os.path.lexists(path) else ():
-        old = folder / f"{path.name}{_OLD}"
+    pattern = f".{glob.escape(_start(path.name))}.*.latentlm"
+    for folder in path.parent.glob(pattern) if not os.path.lexists(path) else ():
+        old = folder / _OLD / path.name
         if _PRIVATE.fullmatch(folder.name) and _is_own_folder(folder) and old.is_dir():
             old.rename(path)
 
@@ -161,7 +203,7 @@ def _flush(path: Path) -> None:
 
 def _mode_of_new_files(folder: Path) -> int:
     """What the user's umask leaves of rw-rw-rw-, seen from a new file: asking for it would change it for a moment."""
-    probe = folder / ".mode"
+    probe = Path(tempfile.mktemp(dir=folder))  # a name that no file has; O_EXCL sees to it
     os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentlm.config.reading import json_data
+from latentlm.config.reading import json_data, no_file
 from latentlm.config.writing import check_replaceable, write_atomically
 from latentlm.errors import UserError, short, unknown_name
 from latentlm.interface import Latent, Latents
@@ -151,7 +151,7 @@ def load_latents(path: str | Path, *, model: LatentDecoder | None = None) -> lis
     refuse those of another granularity or number of event dimensions, and those of latents that it has not; a file without
     names is one of its only latent."""
     if not Path(path).is_file():
-        raise UserError(f"{path} does not exist.")
+        raise UserError(no_file(Path(path)))
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}

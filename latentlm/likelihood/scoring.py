@@ -321,7 +321,7 @@ def how_to_score(
         raise UserError(f"defensive={defensive} is not a share of paths: choose 0 <= defensive < 1.")
     whole("refine", refine)
     whole("seed", seed, least=None)
-    for each in tolerance if isinstance(tolerance, Sequence) else [tolerance]:
+    for each in tolerance if isinstance(tolerance, Sequence) and not isinstance(tolerance, str | bytes) else [tolerance]:
         real("tolerance", each, above=0)
     if batch_size is not None:
         whole("batch_size", batch_size, least=1)

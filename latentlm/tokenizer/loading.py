@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from latentlm.config.reading import json_data, read_text
+from latentlm.config.reading import json_data, no_file, read_text
 from latentlm.errors import UserError, did_you_mean, resolved, short, typed_path
 from latentlm.tokenizer.base import END_OF_TEXT, ByteTokenizer, Tokenizer
 from latentlm.tokenizer.library import (
@@ -31,7 +31,7 @@ def load_tokenizer(spec: str, *, folder: Path | None = None) -> Tokenizer:
         raise UserError(f'unknown tokenizer "{spec}".{hint} Give "bytes" or the path of a tokenizer.json.')
     path = typed_path(spec) if folder is None else _inside(folder, spec)
     if not path.is_file():
-        raise UserError(f"the tokenizer {path} does not exist; give the path of a tokenizer.json.")
+        raise UserError(f"the tokenizer {no_file(path)} Give the path of a tokenizer.json.")
     return read_tokenizer(path)
 
 

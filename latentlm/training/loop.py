@@ -31,6 +31,7 @@ from latentlm.training.recipes import RECIPE
 from latentlm.training.record.folder import (
     begin_anew,
     check_free,
+    check_places,
     check_same_recipe,
     is_finished,
     is_started,
@@ -72,6 +73,7 @@ def train(
             _resumed(recipe, out)
             reporter.note(f"{out} is finished; there is nothing to resume.")
             return read_result(out)
+        check_places(out)
         if resume and not is_started(out):
             reporter.note(f"{out} holds no run to resume; a new one begins.")
         run = _set_up(recipe, out=out, reporter=reporter)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from latentlm.config import Recipe, apply_overrides, parse, read_yaml
+from latentlm.config.reading import no_file
 from latentlm.errors import UserError, did_you_mean, resolved, typed_path, unknown_name
 from latentlm.zoo.shelves import is_card, is_model, zoo_recipes
 
@@ -90,6 +91,6 @@ def find_recipe(name: str) -> Path:
         raise UserError(f'"{name}" is a model, not a recipe. {remedy}')
     if path.suffix in (".yaml", ".yml") or path.is_dir():
         near = did_you_mean(path.stem, [*known, *(other.stem for other in path.parent.glob("*.y*ml"))])
-        problem = f"the folder {path} holds no {RECIPE}." if path.is_dir() else f"the recipe {path} does not exist."
+        problem = f"the folder {path} holds no {RECIPE}." if path.is_dir() else f"the recipe {no_file(path)}"
         raise UserError(f"{problem}{near} Recipes by name: {', '.join(sorted(known)) or 'none'}.")
     raise unknown_name("recipe", name, known, remedy="A recipe of your own is given by its path (my.yaml).")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from latentlm import plugins
 from latentlm.config import Card, as_yaml, parse, read_yaml
+from latentlm.config.reading import no_file
 from latentlm.config.writing import atomic_folder
 from latentlm.errors import CheckpointError, UserError, resolved, typed_path, unknown_name
 
@@ -108,7 +109,7 @@ def find(name_or_path: str | Path) -> Entry:
     if path.is_dir():
         raise UserError(_no_model(path))
     if not bare:
-        raise UserError(f"{path} does not exist. Give the folder of a run, a card file, or a name (see `latentlm zoo list`).")
+        raise UserError(f"{no_file(path)} Give the folder of a run, a card file, or a name (see `latentlm zoo list`).")
     _weights.refuse_pickle(path)
     if path.name in zoo_recipes():
         raise UserError(_a_recipe(path))

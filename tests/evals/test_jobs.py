@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from latentlm.errors import CheckpointError
 from latentlm_evals.jobs import Job, train_all
 
 
@@ -29,11 +30,28 @@ def sleeper(folder: Path, name: str, seconds: int) -> Sleeper:
     return Sleeper(name, "", folder / name, seconds, [])
 
 
+def number_in(log: Path) -> int:
+    """What was said, below the line that says what the file is."""
+    return int(log.read_text(encoding="utf-8").splitlines()[-1])
+
+
+def test_a_file_of_another_kind_gets_no_log(tmp_path: Path) -> None:
+    log = tmp_path / "long.log"
+    log.write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"long\.log is not a log of latentlm"):
+        train_all([sleeper(tmp_path, "long", 0)], parallel=1, console=Console(quiet=True))
+    assert log.read_text(encoding="utf-8") == "mine"
+    log.unlink()
+    for _ in range(2):  # its own is taken again
+        train_all([sleeper(tmp_path, "long", 0)], parallel=1, console=Console(quiet=True))
+    assert log.read_text(encoding="utf-8").count("to the end") == 2
+
+
 def test_terminated_it_leaves_no_training_behind(tmp_path: Path) -> None:
     log = tmp_path / "long.log"
 
     def terminate() -> None:
-        while not (log.is_file() and log.read_text(encoding="utf-8").endswith("\n")):
+        while not (log.is_file() and log.read_text(encoding="utf-8").count("\n") > 1):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -44,7 +62,7 @@ def test_terminated_it_leaves_no_training_behind(tmp_path: Path) -> None:
     assert stopped.value.code == 128 + signal.SIGTERM
     assert "to the end" not in log.read_text(encoding="utf-8")
     with pytest.raises(ProcessLookupError):
-        os.kill(int(log.read_text(encoding="utf-8")), 0)
+        os.kill(number_in(log), 0)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -54,8 +72,8 @@ def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) ->
     def finished(job: Job, say: object) -> None:
         told.append(job.name)
         if job.name == "short":
-            os.kill(int(log.read_text(encoding="utf-8")), 0)  # the other still runs
-            os.kill(int(log.read_text(encoding="utf-8")), signal.SIGTERM)
+            os.kill(number_in(log), 0)  # the other still runs
+            os.kill(number_in(log), signal.SIGTERM)
 
     long, short = sleeper(tmp_path, "long", 60), sleeper(tmp_path, "short", 1)
     with pytest.raises(Exception, match="training long failed"):
@@ -81,4 +99,4 @@ def test_threads_are_the_users_word_or_the_cores_shared(
     if set_by_user:
         monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
     train_all([Threads("one", "", tmp_path / "one", 1, [])], parallel=2, console=Console(quiet=True))
-    assert (tmp_path / "one.log").read_text(encoding="utf-8").strip() == told
+    assert (tmp_path / "one.log").read_text(encoding="utf-8").splitlines()[-1] == told

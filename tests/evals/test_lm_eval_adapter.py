@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from latentlm.likelihood.requests import How, Request
 from latentlm.tokenizer import ByteTokenizer
 from latentlm_evals import adapter as adapter_module
 from latentlm_evals.adapter import LatentLM
-from latentlm_evals.fingerprint import claim_cache
+from latentlm_evals.fingerprint import check_cache, claim_cache, keeps_answers
 
 CONTEXT = 40
 
@@ -246,6 +248,27 @@ def test_a_cache_of_another_fingerprint_is_refused(model: LatentDecoder) -> None
     claim_cache(database, LatentLM(model, samples=4).facts())  # its own is taken back
     with pytest.raises(UserError, match="samples was 4, is 8"):
         claim_cache(database, LatentLM(model, samples=8).facts())
+
+
+@pytest.mark.parametrize(
+    ("lines", "good"),
+    [
+        ("", True),
+        ("CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB)", True),
+        ("CREATE TABLE mine (key, value)", False),
+        ("CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB); CREATE TABLE mine (a)", False),
+        ("CREATE TABLE unnamed (key, value, mine)", False),
+    ],
+)
+def test_answers_are_kept_in_a_database_of_answers_alone(tmp_path: Path, lines: str, good: bool) -> None:
+    with closing(sqlite3.connect(tmp_path / "kept_rank0.db")) as database:
+        database.executescript(lines)
+    before = (tmp_path / "kept_rank0.db").read_bytes()
+    assert keeps_answers(tmp_path / "kept_rank0.db") == good
+    if not good:
+        with pytest.raises(UserError, match=r"kept_rank0\.db is not a database of kept answers"):
+            check_cache(tmp_path / "kept")
+    assert (tmp_path / "kept_rank0.db").read_bytes() == before
 
 
 def test_a_cache_that_nobody_signed_is_refused() -> None:

@@ -20,7 +20,7 @@ from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.data.synthetic import Letter
 from latentlm.training.setup import resolve
 from latentlm_evals.study.plan import Measures, read_study, runs_of
-from latentlm_evals.study.results import add_line, estimate, finished, read_lines, tabulated
+from latentlm_evals.study.results import add_line, check_lines, estimate, finished, read_lines, tabulated
 from latentlm_evals.study.running import likelihood_of
 from latentlm_evals.study.table import tables
 from latentlm_evals.study_cli import app
@@ -196,16 +196,52 @@ def test_a_score_that_has_not_converged_marks_its_arm(tmp_path: Path) -> None:
 
 def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    add_line(path, {"facts": "a"})
-    path.write_text(path.read_text(encoding="utf-8") + '{"facts": "b", "sco', encoding="utf-8")
-    add_line(path, {"facts": "c"})
-    assert [one["facts"] for one in read_lines(path)] == ["a", "c"]
+    keys = {"study": "tiny", "arm": "plain", "seed": 0}
+    add_line(path, {**keys, "facts": "a"})
+    for cut in ('{"st', '{"study": "tiny", "arm": "pl'):
+        path.write_text(path.read_text(encoding="utf-8") + cut, encoding="utf-8")
+        add_line(path, {**keys, "facts": "c"})
+    assert [one["facts"] for one in read_lines(path)] == ["a", "c", "c"]
+
+
+@pytest.mark.parametrize("text", ["notes", "[]", "null", '{"text": "a"}', '{"study": 1, "arm": "a", "seed": 0, "facts": "f"}'])
+def test_a_file_with_a_line_of_another_kind_is_no_file_of_results(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "lines.jsonl"
+    add_line(path, {"study": "tiny", "arm": "plain", "seed": 0, "facts": "a"})
+    path.write_text(f"{path.read_text(encoding='utf-8')}{text}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 2, is no line of a study"):
+        check_lines(path)
+
+
+def test_where_lines_go_is_looked_at_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder.*--results"):
+        check_lines(tmp_path / "missing" / "lines.jsonl")
+    (tmp_path / "link.jsonl").symlink_to("other.jsonl")
+    with pytest.raises(UserError, match="link"):
+        check_lines(tmp_path / "link.jsonl")
+    (tmp_path / "mine.jsonl").touch()
+    for name in ("new.jsonl", "mine.jsonl"):
+        check_lines(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.jsonl", "mine.jsonl"]
 
 
 def test_the_newest_line_of_a_run_counts(tmp_path: Path) -> None:
     run = runs_of(read_study(written(tmp_path)), tmp_path)[0]
-    lines = [{"facts": run.facts, "x": 1}, {"facts": run.facts, "x": 2}, {"facts": "other", "x": 3}]
-    assert finished([run], lines) == {run.name: {"facts": run.facts, "x": 2}}
+    old, new = (line("plain", 0, [score], facts=run.facts) for score in (-10.0, -9.0))
+    assert finished([run], [old, new, {"facts": "other"}]) == {run.name: new}
+
+
+@pytest.mark.parametrize("change", [{"scores": ["x"]}, {"bytes": [10, 10]}, {"training": 5}, {"kl_bits": None}, {"scores": []}])
+def test_a_damaged_line_is_told_before_any_work(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = runs_of(read_study(written(tmp_path)), tmp_path)[0]
+    with pytest.raises(UserError, match=r"line of plain-0 .* damaged.*Remove the line"):
+        finished([run], [{**line("plain", 0, [-10.0], facts=run.facts), **change}])
+
+
+@pytest.mark.parametrize("changes", [{"seeds": 10**12}, {"seeds": 600}, {"measure": {"texts": 10**12}}])
+def test_a_study_has_no_more_runs_and_texts_than_can_be_planned(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"less than or equal to|at most"):
+        read_study(written(tmp_path, arms={name: {"recipe": "x"} for name in "ab"}, **changes))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ or went away, time, memory. The processes are forks of one that has imported the
 from __future__ import annotations
 
 import atexit
+import ctypes
 import hashlib
+import multiprocessing
 import os
 import re
 import resource
@@ -19,6 +21,7 @@ import select
 import shutil
 import signal
 import stat
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -55,6 +58,8 @@ class Case:
     """Makes what is no plain file."""
     environment: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes = b""
+    plain_user: bool = False
+    """Without the rights of root, to whom permissions say nothing."""
     good: bool | None = False
     """None: either will do, by one message or by doing what was asked."""
     says: str = ""
@@ -184,9 +189,12 @@ def _become(case: Case, folder: Path, told: Path) -> None:
     try:
         os.setpgid(0, 0)
         atexit._clear()  # what this process has promised to remove at its end is not the child's to remove
+        multiprocessing.current_process()._config["daemon"] = False  # else it could start no others
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
+        if case.plain_user:
+            ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # the header's third version: no capability
         for number, (name, flags) in enumerate(
             (("in", os.O_RDONLY), *((out, os.O_WRONLY | os.O_CREAT) for out in ("out", "err")))
         ):

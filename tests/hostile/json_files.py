@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from hostile.harness import Case
@@ -114,6 +117,10 @@ def cases() -> Iterator[Case]:
             may_change=("half/*", "half/checkpoints/*", "half/checkpoints/*/*"),
         )  # type: ignore[arg-type]
         yield Case(f"tokenizer.json of a run: {what}", ("generate", "run", "x"), files={"run/tokenizer.json": text}, good=None)  # type: ignore[arg-type]
+        train = ("train", "my.yaml", "-q", "--out", "new", "data.tokenizer=bad.json")
+        yield Case(
+            f"tokenizer.json of a recipe: {what}", train, files={"bad.json": text}, says="bad.json is not|bad.json has no"
+        )
 
 
 _LOGGED = {
@@ -216,9 +223,34 @@ def _header(folder: Path, key: str, what: str) -> None:
 def _caches() -> Iterator[Case]:
     """Answers that lm-eval keeps."""
     command = ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--samples", "1", "--use-cache", "kept")
-    for what, content in {"text": b"notes", "empty": b"", "cut": b"SQLite format 3\x00" + b"\xff" * 90}.items():
-        yield Case(f"kept answers: {what}", command, files={"kept_rank0.db": content}, good=None, may_change=("kept_rank0.db",))
-    yield Case("kept answers: a folder", command, files={"kept_rank0.db/notes.txt": b"notes"}, good=None)
+    says, name = "stays as it is|is not a database of kept answers", "kept_rank0.db"
+    for what, content in {"text": b"notes", "cut": b"SQLite format 3\x00" + b"\xff" * 90}.items():
+        yield Case(f"kept answers: {what}", command, files={name: content}, says=says)
+    yield Case("kept answers: empty", command, files={name: b""}, good=True, may_change=(name,))
+    yield Case("kept answers: a folder", command, files={f"{name}/notes.txt": b"notes"}, says=says)
+    yield Case("kept answers: a link", command, prepare=lambda folder: (folder / name).symlink_to("notes.txt"), says=says)
+    yield Case("kept answers: a link to nothing", command, prepare=lambda folder: (folder / name).symlink_to("x"), says=says)
+    yield Case("kept answers: a pipe", command, prepare=lambda folder: os.mkfifo(folder / name), says=says)
+    yield Case("kept answers: below a file", (*command[:-1], "notes.txt/kept"), says="cannot write to notes.txt")
+    yield Case("kept answers: in a new folder", (*command[:-1], "new/kept"), good=True)
+    for what, lines in {
+        "another table": "CREATE TABLE mine (a)",
+        "another table beside": "CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB); CREATE TABLE mine (a)",
+        "other columns": "CREATE TABLE unnamed (a, b)",
+        "a column more": "CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB, mine)",
+        "a view": "CREATE VIEW unnamed AS SELECT 1 AS key, 2 AS value",
+        "a trigger": "CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB); "
+        "CREATE TRIGGER mine AFTER INSERT ON unnamed BEGIN DELETE FROM unnamed; END",
+    }.items():
+        yield Case(f"kept answers: a database with {what}", command, prepare=_database(name, lines), says=says)
+
+
+def _database(name: str, lines: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        with closing(sqlite3.connect(folder / name)) as database:
+            database.executescript(lines)
+
+    return make
 
 
 _INSIDE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import struct
@@ -12,6 +13,7 @@ from hostile import json_files
 from hostile.base import recipe
 from hostile.harness import Case
 from hostile.json_files import TYPES
+from hostile.values import known
 
 _ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(12)
@@ -186,10 +188,36 @@ def _paths() -> Iterator[Case]:
             ("compare", path, "--dry-run"),
             ("zoo", "add", path),
             ("eval", "run", "--tasks", "latentlm_copy", "--include-path", path, "--limit", "1"),
-            ("parts", "--for", path),
+            ("parts", "for", path, "prior"),
         ):
             good = None if path == "texts" or command[-1] == "data.tokenizer=" else False
             yield Case(f"path: {what}: {' '.join(command)[:60]}", command, prepare=odd_files, good=good)  # type: ignore[arg-type]
+
+    for what in ("loop", "dangling", "pipe", "socket", "texts"):  # by the ending that a command goes by
+        for ending, command in {
+            "yaml": ("train", "{0}.yaml", "--dry-run"),
+            "jsonl": ("train", "my.yaml", "-q", "--out", "new", "data.path={0}.jsonl"),
+            "parquet": ("train", "my.yaml", "-q", "--out", "new", "data.path={0}.parquet"),
+            "json": ("train", "my.yaml", "-q", "--out", "new", "data.tokenizer={0}.json"),
+            "tsv": ("probe", "run", "--attribute", "{0}.tsv"),
+            "safetensors": ("generate", "run", "x", "--load-latents", "{0}.safetensors"),
+        }.items():
+            if (what, ending) == ("texts", "jsonl") or (what, ending) == ("texts", "parquet"):
+                continue  # a folder of texts, whatever its name
+            yield Case(
+                f"path: {what}.{ending}: {' '.join(command)[:60]}",
+                tuple(word.format(what) for word in command),
+                prepare=lambda folder, what=what, ending=ending: _called(folder, what, ending),
+                says=rf"{what}\.{ending}",
+            )
+
+
+def _called(folder: Path, what: str, ending: str) -> None:
+    odd_files(folder)
+    (folder / what).rename(folder / f"{what}.{ending}")
+    if what == "loop":
+        (folder / f"loop.{ending}").unlink()
+        (folder / f"loop.{ending}").symlink_to(f"loop.{ending}")
 
 
 def _tables() -> Iterator[Case]:
@@ -206,10 +234,12 @@ def _tables() -> Iterator[Case]:
         "none.parquet": b"PAR1" + b"\x00" * 40 + b"PAR1",
         "text.parquet": "not a table",
         "empty.parquet": b"",
-        "bytes.txt": b"\xff\xfe\xfa" * 40,
+        "packed.jsonl.gz": b"not packed",
+        "cut.jsonl.gz": gzip.compress(b'{"text": "abc", "rating": 1}\n' * 1000)[:-9],
+        "packed.parquet": gzip.compress(b"PAR1" * 100),
+        "bytes.tsv": b"1\t\xff\xfe\xfa\n" * 40,
         "empty.txt": "",
         "nul.txt": b"\x00" * 4000,
-        "surrogate.jsonl": '{"text": "\\ud800"}\n',
     }
     for name, content in files.items():
         odd = name in ("nul.txt", "nul.jsonl")
@@ -219,8 +249,57 @@ def _tables() -> Iterator[Case]:
             files={name: content},
             good=None if odd else False,
         )  # type: ignore[arg-type]
-        yield Case(f"attribute: {name}", ("probe", "run", "--attribute", name), files={name: content})
+        rated = content.replace('{"text"', '{"rating": 1, "text"') if isinstance(content, str) else content
+        yield Case(f"attribute: {name}", ("probe", "run", "--attribute", name), files={name: rated})
         yield Case(f"score: {name}", ("score", "run", name, "--samples", "1"), files={name: content}, good=None)  # type: ignore[arg-type]
+
+    # What a column or a line may hold, and a line that takes more memory than there is.
+    odd = {"surrogate.jsonl": "".join(f'{{"text": "\\ud80{number} {number}"}}\n' for number in range(8))}
+    train = ("train", "my.yaml", "-q", "--out", "new")
+    yield Case("data: surrogate.jsonl", (*train, "data.path=surrogate.jsonl"), files=odd, good=True)
+    yield Case("data: bytes.txt", train, files={"texts/bytes.txt": b"\xff\xfe\xfa" * 40}, good=True)
+    for name, says in {
+        "long.jsonl.gz": "line 1, is longer than",
+        "zeros.jsonl": "line 1, is longer than",
+        "bytes.parquet": "row 1, is no text in UTF-8",
+        "numbers.parquet": "holds int, not text",
+        "lists.parquet": "holds list, not text",
+        "flipped.parquet": "not readable as Parquet",
+        "other.parquet": "has no column",
+    }.items():
+        yield Case(
+            f"data: {name}",
+            (*train, f"data.path={name}"),
+            prepare=lambda folder, name=name: _table(folder / name),
+            says=says,
+        )
+
+
+def _table(path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns: dict[str, dict[str, list[object]]] = {
+        "bytes": {"text": ["AAAA", "BBBB", "CCCC"]},
+        "numbers": {"text": [1, 2]},
+        "lists": {"text": [["a"], ["b"]]},
+        "flipped": {"text": ["The first text", "The second text", "The third text"]},
+        "other": {"body": ["a", "b"]},
+    }
+    if path.name == "zeros.jsonl":
+        with path.open("wb") as file:
+            file.truncate(2**34)
+    elif path.name == "long.jsonl.gz":
+        with gzip.open(path, "wb", compresslevel=1) as packed:
+            packed.write(b'{"text": "')
+            for _ in range(2**9):
+                packed.write(b"x" * 2**20)
+    else:
+        parquet.write_table(pyarrow.table(columns[path.stem]), path, use_dictionary=False, compression="none")
+        content = path.read_bytes().replace(b"BBBB", b"\xff\xfe\xfd\xfc")
+        if path.stem == "flipped":
+            content = content[:4] + bytes(byte ^ 0x55 for byte in content[4:-8]) + content[-8:]
+        path.write_bytes(content)
 
 
 def _weights() -> Iterator[Case]:
@@ -249,7 +328,14 @@ def _weights() -> Iterator[Case]:
         "other tensors": tensor("z"),
     }
     for what, content in files.items():
-        yield Case(f"weights: {what}", ("generate", "run", "x"), files={"run/model.safetensors": content})
+        for ask, says in {"that the card knows not": "truncated|do not match", "that the card knows": ""}.items():
+            yield Case(
+                f"weights {ask}: {what}",
+                ("generate", "run", "x", "--max-tokens", "2"),
+                files={"run/model.safetensors": content},
+                prepare=known if not says else None,
+                says=says or "(?s)^(?!.*(truncated|do not match))",
+            )
         yield Case(f"weights of a Llama: {what}", ("generate", "llama", "x"), files={"llama/model.safetensors": content})
         yield Case(
             f"latents: {what}",

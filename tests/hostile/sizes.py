@@ -89,10 +89,10 @@ def cases() -> Iterator[Case]:
         ):
             yield Case(f"{command[0]} on {device!r}", command, good=None if device in ("cpu:7",) else False)  # type: ignore[arg-type]
     options = {
-        ("generate", "run", "x"): ("--max-tokens", "--top-k", "--seed", "--samples"),
+        ("generate", "run", "x", "--max-tokens", "2"): ("--max-tokens", "--top-k", "--seed", "--samples"),
         ("score", "run", "notes.txt"): ("--samples", "--max-samples", "--seed", "--context", "--batch"),
         ("eval", "run", "--tasks", "latentlm_copy"): ("--limit", "--samples", "--max-samples", "--seed", "--batch-size"),
-        ("compare", "run", "--dry-run"): (
+        ("compare", "run", "--tasks", "latentlm_copy", "--limit", "2", "--dry-run"): (
             "--jobs",
             "--samples",
             "--max-samples",
@@ -104,9 +104,11 @@ def cases() -> Iterator[Case]:
         ("probe", "run", "--attribute", "synthetic:reviews"): ("--texts", "--pairs", "--groups", "--max-tokens", "--seed"),
     }
     for command, names in options.items():
+        if command[0] != "probe":  # which takes its time
+            yield Case(f"{command[0]} as it should be", command, good=True)
         for name in names:
             for value in ("-1", "x", "1.5", str(2**63), str(2**70), str(10**400), "nan", "", "1e3", "٣"):
-                large = value.isascii() and value.isdigit() and len(value) < 60
+                large = value.isascii() and value.isdigit()
                 bounded = name in (
                     "--max-tokens",
                     "--samples",
@@ -121,8 +123,6 @@ def cases() -> Iterator[Case]:
                     either = None
                 if large and name in ("--texts", "--groups", "--documents", "--document-bytes", "--jobs", "--limit", "--pairs"):
                     continue  # at most so many: more than there are is as good as all
-                if large and command[0] in ("eval", "compare") and name in ("--samples", "--max-samples"):
-                    pass
                 yield Case(f"{command[0]} {name} {value[:30]}", (*command, name, value), good=either)  # type: ignore[arg-type]
     for name, values in {
         "--temperature": ("-1", "nan", "inf", "x", "1e400"),
@@ -140,15 +140,62 @@ def cases() -> Iterator[Case]:
     for block in ("width: 4096000000", "blocks: 1000000000", "width: 99999999, heads: 3"):
         card = f"card_version: 1\nname: big\nstatus: architecture\nmodel: {{decoder: vanilla, backbone: {{{block}}}}}\n"
         for command in (("zoo", "describe", "./big.yaml"), ("generate", "./big.yaml", "x"), ("zoo", "list")):
-            yield Case(
-                f"card: {block}: {command[0]} {command[1]}", command, files={"big.yaml": card}, good=None
-            )  # type: ignore[arg-type]
+            yield Case(f"card: {block}: {command[0]} {command[1]}", command, files={"big.yaml": card}, good=None)  # type: ignore[arg-type]
+    yield from _studies()
     yield Case(
         "recipe: many latents",
         ("train", "bad.yaml", "--dry-run"),
         files={
             "bad.yaml": recipe(
-                model__latents={f"z{n}": {"encoder": "free", "event_dims": 4} for n in range(2000)}, model__event_dims=None
-            )
+                model__decoder="composed",
+                model__latents={f"z{n}": {"like": "free", "dims": 4} for n in range(2000)},
+            ).replace("  event_dims: 4\n", "")
         },
     )
+
+
+def _studies() -> Iterator[Case]:
+    """How much a study asks for: each run is listed before the first is trained, each text drawn after the last."""
+    settings = {
+        "seeds": "seeds: {0}",
+        "an arm's seeds": "arms: {{a: {{recipe: my.yaml, seeds: {0}}}}}",
+        "texts": "measure: {{texts: {0}}}",
+        "samples": "measure: {{texts: 2, max_samples: {0}}}",
+        "tolerance": "measure: {{texts: 2, tolerance: {0}}}",
+        "given": "measure: {{texts: 2, given: {0}}}",
+        "bytes": "measure: {{texts: 2, bytes: {0}}}",
+    }
+    arms = "arms: {a: {recipe: my.yaml}}"
+    for what, setting in settings.items():
+        for value in ("0", "-1", "1.5", "x", "null", "10000000000", str(10**12), str(2**63), str(10**400)):
+            text = setting.format(value)
+            said = f"name: s\n{text}\n" + ("" if text.startswith("arms") else arms + "\n")
+            many = value.startswith("1000")
+            good = (
+                None
+                if (what == "tolerance" and (many or value == "1.5")) or (what, value) in _TAKEN or (many and what in _MANY)
+                else False
+            )
+            yield Case(
+                f"study: {what} {value[:30]}",
+                ("study", "s.yaml", "--dry-run"),
+                files={"s.yaml": said},
+                good=good,
+                says="" if good is None else "study s.yaml: ",
+            )
+    said = "name: s\nseeds: 600\narms: {a: {recipe: my.yaml}, b: {recipe: my.yaml}}\n"
+    yield Case("study: runs of many arms", ("study", "s.yaml", "--dry-run"), files={"s.yaml": said}, says="1,200 runs")
+    yield Case(
+        "study: as it should be", ("study", "s.yaml", "--dry-run"), files={"s.yaml": said.replace("600", "3")}, good=True
+    )
+    yield Case(
+        "study: as many seeds as may be",
+        ("study", "s.yaml", "--dry-run"),
+        files={"s.yaml": f"name: s\nseeds: 1000\n{arms}\n"},
+        good=True,
+    )
+
+
+_TAKEN = {("given", "0"), ("an arm's seeds", "null")}
+_MANY = ("bytes", "samples")
+"""Of which there may be as many as there is time or text for."""

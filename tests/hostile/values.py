@@ -70,18 +70,27 @@ _CALLS: dict[str, tuple[str, ...]] = {
     "model.encode({0})": ("None", "bytes", "a float", "a list", "an object"),
     "model.encode('x', samples={0})": ("None", "bytes", "a float", "a list", "minus one"),
     "score_texts(model, {0})": ("None", "bytes", "a float", "a list", "an object"),
-    "score_texts(model, ['abc'], samples={0})": ("None", "bytes", "a float", "NaN", "a list", "minus one", "an object"),
-    "score_texts(model, ['abc'], max_samples={0})": ("None", "bytes", "a float", "a list", "minus one"),
-    "score_texts(model, ['abc'], tolerance={0})": ("bytes", "NaN", "a list", "minus one"),
-    "score_texts(model, ['abc'], batch_size={0})": ("bytes", "a float", "a list", "minus one"),
-    "score_texts(model, ['abc'], seed={0})": ("None", "bytes", "a float", "a list", "an object"),
-    "score_texts(model, ['abc'], refine={0})": ("None", "bytes", "a float", "a list", "minus one"),
-    "score_texts(model, ['abc'], defensive={0})": ("bytes", "NaN", "a list", "minus one", "a float"),
+    "score_texts(model, [[72, 105]], samples={0})": ("None", "bytes", "a float", "NaN", "a list", "minus one", "an object"),
+    "score_texts(model, [[72, 105]], max_samples={0})": ("None", "bytes", "a float", "a list", "minus one"),
+    "score_texts(model, [[72, 105]], tolerance={0})": ("bytes", "NaN", "a list", "minus one"),
+    "score_texts(model, [[72, 105]], batch_size={0})": ("bytes", "a float", "a list", "minus one"),
+    "score_texts(model, [[72, 105]], seed={0})": ("None", "bytes", "a float", "a list", "an object"),
+    "score_texts(model, [[72, 105]], refine={0})": ("bytes", "a float", "a list", "minus one"),
+    "score_texts(model, [[72, 105]], defensive={0})": ("bytes", "NaN", "a list", "minus one", "a float"),
     "zoo.load({0})": ("None", "bytes", "a float", "a list", "a dict", "an object", "True"),
     "zoo.load('run', device={0})": ("bytes", "a float", "a list", "an object"),
     "zoo.load('run', dtype={0})": ("bytes", "a float", "a list", "an object"),
     "zoo.load('run', weights={0})": ("bytes", "a float", "a list", "an object"),
 }
+_RIGHT = {
+    "model.generate('x', max_tokens={0})": "2",
+    "model.encode({0})": "'x'",
+    "score_texts(model, [[72, 105]], samples={0})": "2",
+    "score_texts(model, [[72, 105]], tolerance={0})": "0.5",
+    "score_continuations(model, [([72], [{0}])])": "105",
+    "zoo.load({0})": "'run'",
+}
+"""What the calls take, so that what is refused is refused for what is bad in it."""
 _LITERALS = (
     "model.generate('x', max_tokens=2, prefill='priro')",
     "model.generate('x', max_tokens=2, last_latent='posteror')",
@@ -91,8 +100,8 @@ _LITERALS = (
     "model.generate('x', max_tokens=2, prefill={'y': 'prior'})",
     "model.generate('x', max_tokens=2, prefill={'z': 'priro'})",
     "model.generate('x', max_tokens=2, last_latent={'z': 5})",
-    "score_texts(model, ['abc'], method='iwea')",
-    "score_texts(model, ['abc'], samples='atuo')",
+    "score_texts(model, [[72, 105]], method='iwea')",
+    "score_texts(model, [[72, 105]], samples='atuo')",
     "score_continuations(model, [('a', 'b')], method='iwea')",
     "score_continuations(model, [('a', 5)])",
     "score_continuations(model, [('a',)])",
@@ -122,23 +131,30 @@ def _weights(change: str, tensor: str) -> Callable[[Path], None]:
     """Other weights in the run, of which the card knows the hash: somebody trained them so."""
 
     def make(folder: Path) -> None:
-        import hashlib
-
         import torch
-        import yaml
         from safetensors.torch import load_file, save_file
 
-        path, card = folder / "run" / "model.safetensors", folder / "run" / "card.yaml"
+        path = folder / "run" / "model.safetensors"
         tensors = load_file(path)
         names = [name for name in tensors if tensor in name]
         t = tensors[names[0]]
         exec(change, {"t": t, "torch": torch})
         save_file(tensors, path)
-        said = yaml.safe_load(card.read_text())
-        said["weights"] |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
-        card.write_text(yaml.safe_dump(said))
+        known(folder)
 
     return make
+
+
+def known(folder: Path) -> None:
+    """Let the card of the run say the hash and size of the weights that are there."""
+    import hashlib
+
+    import yaml
+
+    path, card = folder / "run" / "model.safetensors", folder / "run" / "card.yaml"
+    said = yaml.safe_load(card.read_text())
+    said["weights"] |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+    card.write_text(yaml.safe_dump(said))
 
 
 def _complex(folder: Path) -> None:
@@ -208,14 +224,18 @@ def cases() -> Iterator[Case]:
         yield Case(f"weights of a Llama {what}", ("generate", "llama", "x"), prepare=_llama(change), says="norm")
     yield Case("weights of a Llama complex", ("generate", "llama", "x"), prepare=_complex)
     for what, change in _LATENTS.items():
-        yield Case(f"latents {what}", ("generate", "run", "x", "--load-latents", "bad.safetensors"), prepare=_latents(change))
+        given = ("generate", "run", "x", "--max-tokens", "2", "--load-latents", "bad.safetensors")
+        # Where there are no sites, the prior goes on from the start.
+        yield Case(f"latents {what}", given, prepare=_latents(change), good=what == "no sites")
         if what == "no sites":
-            continue  # the prior goes on from there
+            continue
         yield Case(f"latents {what} given in Python", python=_MODEL + _GIVEN.format(change=change))
     for call, odd in _CALLS.items():
         for what in odd:
             lines = (_IMPORTS if call.startswith("zoo") else _MODEL) + call.format(_ODD[what]) + "\n"
             yield Case(f"{call.format(what)}", python=lines)
+    for call, right in _RIGHT.items():
+        yield Case(f"{call.format(right)}, as it should be", python=_MODEL + call.format(right) + "\n", good=True)
     for line in _LITERALS:
         yield Case(line, python=_MODEL + line + "\n")
     for option, names in _SAID.items():

@@ -66,6 +66,24 @@ def test_later_checkpoints_are_set_aside(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_users_own_folder_is_neither_pruned_nor_replaced(tmp_path: Path) -> None:
+    mine = [tmp_path / "step-00000000", tmp_path / "step-00000003"]
+    for folder in (*mine, tmp_path / "step-00000004.unused"):
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    (save(tmp_path, 1) / "notes.txt").write_text("mine")
+    (tmp_path / "step-00000002").symlink_to(mine[0], target_is_directory=True)
+    save(tmp_path, 4, keep=1)
+    set_aside_newer(tmp_path, step=3)
+    save(tmp_path, 5, keep=1)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"step-0000000{step}" for step in range(4)), "step-00000004.unused", "step-00000004.unused-2", "step-00000005"
+    ]  # fmt: skip
+    assert len(list(tmp_path.glob("*/notes.txt"))) == 5  # the link's as well
+
+
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "missing", warn=fail) is None
 

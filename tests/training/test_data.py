@@ -124,6 +124,20 @@ def test_parquet_gives_a_document_per_row(tmp_path: Path) -> None:
     assert found(tmp_path / "a.parquet") == [(f"a.parquet:{n}", text) for n, text in enumerate(TEXTS)]
 
 
+def test_a_row_that_is_no_text_or_longer_than_a_text_is_refused_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pyarrow.table({"text": ["AAAA", "BBBB"]})
+    parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes().replace(b"BBBB", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(UserError, match=r"a\.parquet, row 1, is no text"):
+        found(tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "as long as it likes"}\n'))
+    monkeypatch.setattr(corpora, "MOST_LINE", 20)
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz, line 2, is longer"):
+        found(tmp_path / "a.jsonl.gz")
+
+
 def test_a_hugging_face_data_set_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
     """A folder in the layout of the hub goes through the same loader as a name."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -32,9 +32,14 @@ from pydantic import Field, model_validator
 from latentlm.config import Recipe, Strict, as_yaml, parse, read_yaml
 from latentlm.errors import UserError, did_you_mean, unknown_name
 from latentlm.likelihood import Method
+from latentlm.likelihood.estimating import FIRST_SAMPLES
 from latentlm.training.data.synthetic import PREFIX
 from latentlm.training.recipes import load_recipe
 
+MOST_RUNS = 1_000
+"""Of a study: each is resolved before the first is trained, and has its line in a table of progress."""
+MOST_TEXTS = 10**6
+"""That runs are measured on: a synthetic source makes as many as it is asked for."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -43,17 +48,17 @@ class Arm(Strict):
 
     recipe: str = Field(description="a recipe's name, or a YAML file beside the study")
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ from the recipe's")
-    seeds: int | None = Field(None, ge=1, description="runs; default: the study's")
+    seeds: int | None = Field(None, ge=1, le=MOST_RUNS, description="runs; default: the study's")
     says: str = Field("", description="what the arm is for")
 
 
 class Measures(Strict):
     """What runs are measured on, and how well."""
 
-    texts: int = Field(24, ge=2, description="held-out texts")
+    texts: int = Field(24, ge=2, le=MOST_TEXTS, description="held-out texts")
     bytes: int = Field(256, ge=1, description="of each, from its start; a synthetic source's are whole")
     given: int = Field(0, ge=0, description="of them, a prompt: what follows is scored given these")
-    max_samples: int = Field(1024, ge=1, description="importance samples of a window, at most")
+    max_samples: int = Field(1024, ge=FIRST_SAMPLES, description="importance samples of a window, at most")
     tolerance: float = Field(0.01, gt=0, description="bits per byte that the likelihood is to be good to")
     method: Method = Field("iwae", description="estimator of the likelihood; auto, over long texts of a latent that is used")
 
@@ -76,7 +81,7 @@ class Study(Strict):
     name: str = Field(pattern=NAME)
     description: str = ""
     baseline: str | None = Field(None, description="arm that the others are compared with; default: the first")
-    seeds: int = Field(1, ge=1, description="runs of an arm that does not say")
+    seeds: int = Field(1, ge=1, le=MOST_RUNS, description="runs of an arm that does not say")
     set: dict[str, Any] = Field(default_factory=dict, description="settings of every arm")
     arms: dict[str, Arm]
     measure: Measures = Measures()
@@ -87,6 +92,8 @@ class Study(Strict):
             raise ValueError("a study needs an arm: name one under `arms`.")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f'baseline "{self.baseline}" is none of the arms.{did_you_mean(self.baseline, self.arms)}')
+        if (runs := sum(arm.seeds or self.seeds for arm in self.arms.values())) > MOST_RUNS:
+            raise ValueError(f"arms and seeds make {runs:,} runs; a study has at most {MOST_RUNS:,}: part it into several.")
         return self
 
     @property

@@ -16,20 +16,24 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from latentlm.config import read_text
-from latentlm.errors import UserError
+from latentlm.config.writing import open_to_append
+from latentlm.errors import UserError, invalid
 from latentlm.likelihood import Estimate, Score, bits_per_byte
 from latentlm_evals.paired import Difference, Stratum, crossed_difference
 from latentlm_evals.study.plan import Run, Study
 
 Line = dict[str, Any]
+_KEYS = {"study": str, "arm": str, "seed": int, "facts": str}
+_FIRST = '{"study": "'
+"""What a line begins with, and so does what a crash has left of one."""
 USED = 0.01
 """Bits per token by which another text's z has to be worse for a latent to count as used."""
 SPENT = 0.001
@@ -37,31 +41,98 @@ SPENT = 0.001
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a results file, without what a crash cut short; none where there is no file. Raises UserError for a file of
-    another kind."""
+    """The lines of a results file, without what a crash cut short; none where there is no file. Raises UserError for a file
+    with a line of another kind."""
     found = []
-    texts = read_text(path, most=2**30).splitlines() if os.path.lexists(path) else []
-    for text in texts:
-        with suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if isinstance(line, dict):
-                found.append(line)
-    if texts and not found:
-        raise UserError(f"{path} is there and holds no lines of a study: give another file with --results.")
+    texts = read_text(path, most=2**30).split("\n") if os.path.lexists(path) else []
+    for number, text in enumerate(texts, start=1):
+        line = _read(text)
+        if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in _KEYS.items()):
+            found.append(line)
+        elif text.strip() and not (line is None and (text.startswith(_FIRST) or _FIRST.startswith(text))):
+            raise UserError(f"{path}, line {number}, is no line of a study: give another file with --results.")
     return found
+
+
+def _read(text: str) -> Any:
+    """The value of a line; None for one that is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def check_lines(path: Path) -> None:
+    """Before any work: raise UserError unless lines can be added, anew or to those of a study."""
+    if not path.parent.is_dir():  # one that is misspelt is not made
+        raise UserError(f"{path} cannot be written: no folder {path.parent}. Give --results a file in a folder that is there.")
+    read_lines(path)
+    new = not os.path.lexists(path)
+    open_to_append(path).close()
+    if new:
+        path.unlink()
 
 
 def add_line(path: Path, line: Line) -> None:
     """Append, on a line of its own whatever a crash has left."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("" if text.endswith("\n") or not text else "\n") + json.dumps(line, allow_nan=False) + "\n")
+    with open_to_append(path) as file:
+        file.seek(0)
+        before = file.read()
+        file.write("\n" * (before[-1:] not in ("", "\n")) + json.dumps(line, allow_nan=False) + "\n")
 
 
 def finished(runs: Iterable[Run], lines: Iterable[Line]) -> dict[str, Line]:
-    """The newest line of each run that has one of its present facts, by the run's name."""
+    """The newest line of each run that has one of its present facts, by the run's name. Raises UserError for a damaged one."""
     by_facts = {line.get("facts"): line for line in lines}
-    return {run.name: by_facts[run.facts] for run in runs if run.facts in by_facts}
+    found = {run.name: by_facts[run.facts] for run in runs if run.facts in by_facts}
+    for name, line in found.items():
+        try:
+            Measured.model_validate(line)
+        except ValidationError as error:
+            said = invalid(error, Measured, source=f"the line of {name} in the results is damaged")
+            raise UserError(f"{said}. Remove the line, and the run is measured anew.") from None
+    return found
+
+
+class Training(BaseModel):
+    """What the tables say of a run's training."""
+
+    tokens_per_second: FiniteFloat
+    parameters: int
+    peak_memory_mib: FiniteFloat | None = None
+
+
+class Measured(BaseModel):
+    """What the tables read of a line; lines of before lack what has a default."""
+
+    model_config = ConfigDict(strict=True)
+
+    training: Training
+    method: str
+    samples: int
+    scores: list[FiniteFloat]
+    standard_errors: list[FiniteFloat]
+    quarters: list[FiniteFloat | None]
+    sixteenths: list[FiniteFloat | None]
+    freedoms: list[FiniteFloat | None]
+    bytes: list[int]
+    targets: list[int]
+    kl_bits: FiniteFloat
+    information_bits: FiniteFloat
+    live_bits: FiniteFloat
+    persistence: list[FiniteFloat]
+    cross_entropy: dict[str, FiniteFloat]
+    settled: list[FiniteFloat] | None = None
+    islands: list[list[FiniteFloat | None]] | None = None
+    exact: list[FiniteFloat] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each_text(self) -> Self:
+        each = (self.standard_errors, self.quarters, self.sixteenths, self.freedoms, self.bytes, self.targets, self.settled,
+                self.islands, self.exact)  # fmt: skip
+        if not self.scores or any(values is not None and len(values) != len(self.scores) for values in each):
+            raise ValueError("it should say as much of one text as of another.")
+        return self
 
 
 @dataclass(frozen=True)

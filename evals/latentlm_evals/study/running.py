@@ -30,7 +30,7 @@ from latentlm_evals.jobs import Job, train_all
 from latentlm_evals.letter.measure import GROUPS, generated
 from latentlm_evals.measure import Precision, Text, held_out_texts, tokenized
 from latentlm_evals.study.plan import Measures, Run, Study
-from latentlm_evals.study.results import Line, add_line, estimate, finished, read_lines
+from latentlm_evals.study.results import Line, add_line, check_lines, estimate, finished, read_lines
 
 _LETTER = f"{PREFIX}letter"
 HELD_OUT_SEED = 1_000_000
@@ -41,6 +41,7 @@ def run_study(
     study: Study, runs: Sequence[Run], folder: Path, results: Path, *, jobs: int, console: Console
 ) -> dict[str, Line]:
     """Train and measure what has no line yet; the finished runs by name. Raises UserError."""
+    check_lines(results)
     done = finished(runs, read_lines(results))
     waiting = [run for run in runs if run.name not in done]
     console.print(escaped(f"{len(waiting)} of {len(runs)} runs have no result yet; {jobs} at a time, in {folder}."))

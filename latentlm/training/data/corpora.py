@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config import DataConfig
+from latentlm.config.reading import no_file
 from latentlm.errors import UserError, did_you_mean, short, typed_path, unknown_name
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
 from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
@@ -42,6 +43,8 @@ SINGLE_FILES = (".txt", *ROW_FILES)
 _HUB = "hf:"
 _PASSAGE = 4096  # bytes
 _LONGEST_PASSAGE = 4 * _PASSAGE
+MOST_LINE = 2**28
+"""Bytes of a line of a file of rows; a small file that is packed may hold one that no memory does."""
 
 # Test suites are dropped because systems differ most in which of them they ship; the others are written by programs: tables of
 # character sets, the documentation as one string literal, and build settings of this very machine.
@@ -74,9 +77,9 @@ def read_corpus(config: DataConfig, *, called: str | None = None) -> Iterator[Do
         return _single_file(path, config, called)
     if config.path.startswith(_HUB):
         return hub_documents(config.path.removeprefix(_HUB), config)
-    if _names_a_file(config.path):
-        near = did_you_mean(path.name, _siblings(path))
-        raise UserError(f"data.path: {path} does not exist.{near}")
+    if _names_a_file(config.path) or os.path.lexists(path):
+        near = "" if os.path.lexists(path) else did_you_mean(path.name, _siblings(path))
+        raise UserError(f"data.path: {no_file(path)}{near}")
     if near := did_you_mean(config.path, ["stdlib"]):  # before the network is asked, which takes half a minute to fail
         raise UserError(f'data.path "{config.path}" does not exist here.{near} For a data set of that name: hf:{config.path}.')
     return hub_documents(config.path, config)
@@ -220,7 +223,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with opener(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE + 1), b""), 1):
+                if len(line) > MOST_LINE:
+                    raise UserError(f"{path}, line {number}, is longer than {MOST_LINE // 2**20} MiB, too long for a text.")
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
@@ -251,18 +256,20 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
             if field not in columns:
                 raise _missing_column(str(path), field, columns)
-            number = 0
             for batch in file.iter_batches(columns=[field]):
                 for value in batch.column(0):
                     yield number, value.as_py()
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not readable as Parquet: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}, row {number}, is no text in UTF-8, which Parquet promises. Write the file anew.") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- data sets

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from latentlm.config import read_json
 from latentlm.config.writing import atomic_folder, remove_folder, remove_leftovers
-from latentlm.errors import CheckpointError
+from latentlm.errors import CheckpointError, UserError
 from latentlm.zoo.weights import sha256
 
 FORMAT = 1
@@ -56,7 +57,7 @@ def save_checkpoint(
     Raises CheckpointError where the disk refuses; what was there before stays.
     """
     path = folder / f"step-{step:08d}"
-    with atomic_folder(path) as temporary:
+    with atomic_folder(path, ours=is_ours, kind="a checkpoint") as temporary:
         files = {}
         for name, content in tensors.items():
             file = temporary / f"{name}.safetensors"
@@ -64,7 +65,7 @@ def save_checkpoint(
             files[file.name] = {"sha256": sha256(file), "size": file.stat().st_size}
         record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
         (temporary / _STATE).write_text(json.dumps({**record, "sha256": _hash_record(record)}, indent=1), encoding="utf-8")
-    others = [other for other in checkpoints(folder) if other != path]
+    others = [other for other in checkpoints(folder) if other != path and is_ours(other)]
     for old in others[: max(0, len(others) + 1 - keep)]:
         remove_folder(old)
     return path
@@ -75,7 +76,10 @@ def set_aside_newer(folder: Path, *, step: int) -> None:
     not be counted, nor found, as its own."""
     for path in checkpoints(folder):
         if int(path.name.removeprefix("step-")) > step:
-            aside = path.with_name(f"{path.name}.unused")
+            aside, number = path.with_name(f"{path.name}.unused"), 1
+            while os.path.lexists(aside) and not is_ours(aside):
+                number += 1
+                aside = path.with_name(f"{path.name}.unused-{number}")
             if aside.exists():
                 remove_folder(aside)
             path.rename(aside)
@@ -85,6 +89,17 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first. Unfinished ones have hidden names and are not among them."""
     found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder holds a checkpoint, whole or damaged, and nothing else that would go with it."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        known = {_STATE, *read_json(path / _STATE)["files"]}
+        return {file.name for file in path.iterdir()} <= known
+    except (UserError, KeyError, TypeError, OSError):
+        return False
 
 
 def latest_checkpoint(folder: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:

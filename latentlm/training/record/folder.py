@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config import Recipe, as_yaml, parse, read_json, read_yaml
-from latentlm.config.writing import remove_leftovers, write_text
+from latentlm.config.writing import check_replaceable, check_writable, open_to_append, remove_leftovers, write_text
 from latentlm.errors import UserError, typed_path
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.training.recipes import RECIPE
@@ -23,8 +23,10 @@ from latentlm.zoo.weights import refuse_bytes
 
 METRICS, CHECKPOINTS, WEIGHTS = "metrics.jsonl", "checkpoints", "model.safetensors"
 _LOCK = ".lock"
-_OF_A_RUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", "manifest.json", "tensorboard", CHECKPOINTS}
-"""What a run writes ahead of its first checkpoint, beside its lock."""
+_BEGUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", "manifest.json"}
+_FILES, _FOLDERS = sorted({*_BEGUN, WEIGHTS, CARD}), ("tensorboard", CHECKPOINTS)
+_OF_A_RUN = {*_BEGUN, *_FOLDERS}
+"""What a run writes ahead of its first checkpoint, beside its lock; _FILES: all that it writes in the end."""
 
 _FREE_TO_CHANGE = {
     "name", "description", "data.path",
@@ -41,17 +43,24 @@ def locked(out: Path) -> Iterator[None]:
     refuse_bytes(out.absolute())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("a", encoding="utf-8")
     except OSError as error:
         reason = "a file of that name is there" if isinstance(error, FileExistsError) else error.strerror or str(error)
         raise UserError(f"cannot write into {out}: {reason}. Choose another folder with --out.") from None
-    try:
+    with open_to_append(out / _LOCK) as lock:
         if not _acquire(lock.fileno()):
             raise UserError(f"another process is training in {out}. Wait for it, or choose another folder with --out.")
         remove_leftovers(out)
         yield
-    finally:
-        lock.close()
+
+
+def check_places(out: Path) -> None:
+    """Refuse what stands where the run will write, some of it in the end alone. Raises UserError."""
+    for name in _FILES:
+        check_replaceable(out / name, None, kind="")
+    for folder in (out / name for name in _FOLDERS):  # a link to one on a larger disk will do
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{folder} is no folder, and stays as it is. Choose another folder with --out.")
+        check_writable(folder / "new")
 
 
 def check_free(out: Path, *, resume: bool) -> None:
@@ -62,7 +71,7 @@ def check_free(out: Path, *, resume: bool) -> None:
         if not resume and not _is_empty_run(out):
             raise UserError(f"{out} holds a run that was started. Go on with --resume, or choose another folder with --out.")
         return
-    own = _OF_A_RUN if (out / _LOCK).is_file() else {}  # a run that ended before it had saved anything
+    own = _OF_A_RUN if _is_empty_run(out) else {}  # a run that ended before it had saved anything
     others = sorted(path.name for path in _entries(out) if path.name not in own and not path.name.startswith("."))
     if others:
         listed = ", ".join(others[:3])

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from latentlm.config.reading import read_bytes
-from latentlm.config.writing import write_text
+from latentlm.config.writing import open_to_append, write_text
 from latentlm.errors import CheckpointError
 from latentlm.training.trainer import StepFacts
 
@@ -125,7 +125,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = open_to_append(path)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line; it is in the file when this returns. Raises CheckpointError where the disk refuses."""
