@@ -71,12 +71,3 @@ def tidy_warnings() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-def flush_output() -> None:
-    """Write what is still in the buffer; a reader that went away (`| head`) is no error worth a message, only a status."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        sys.exit(1)

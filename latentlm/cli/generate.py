@@ -87,9 +87,9 @@ def generate(
         prior_temperature=prior_temperature,
         truncate="left" if truncate else None,
     )
-    _print(texts, generations, samples, as_json)
-    if save_latents is not None:
+    if save_latents is not None:  # before anything is printed, which may fail
         write_latents(save_latents, [made.latents for made in generations if made.latents is not None], model=decoder)
+    _print(texts, generations, samples, as_json)
 
 
 def _wanted(text: str) -> Literal["fresh", "shared"] | dict[str, Wanted]:

@@ -140,9 +140,7 @@ def cases() -> Iterator[Case]:
     for block in ("width: 4096000000", "blocks: 1000000000", "width: 99999999, heads: 3"):
         card = f"card_version: 1\nname: big\nstatus: architecture\nmodel: {{decoder: vanilla, backbone: {{{block}}}}}\n"
         for command in (("zoo", "describe", "./big.yaml"), ("generate", "./big.yaml", "x"), ("zoo", "list")):
-            yield Case(
-                f"card: {block}: {command[0]} {command[1]}", command, files={"big.yaml": card}, good=None
-            )  # type: ignore[arg-type]
+            yield Case(f"card: {block}: {command[0]} {command[1]}", command, files={"big.yaml": card}, good=None)  # type: ignore[arg-type]
     yield Case(
         "recipe: many latents",
         ("train", "bad.yaml", "--dry-run"),
