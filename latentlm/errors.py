@@ -2,13 +2,19 @@
 
 `UserError` and its children are what the command line prints without a traceback. Library code raises them (or a plain
 ValueError) for bad input; `assert` is for invariants that only a bug of ours can break. `did_you_mean` and `typed_path` read
-what was typed in the way it was meant; `short` tells it at a bearable length.
+what was typed in the way it was meant. Text of others is shown, never obeyed by a terminal, and not repeated without end:
+
+    shown(text)    control characters as escapes
+    told(text)     the same at a bearable length: what every `UserError` is made of
+    short(text)    at a bearable length, for a part of a message
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -19,6 +25,9 @@ if TYPE_CHECKING:
 
 class UserError(ValueError):
     """Bad input with a remedy in its message; the command line shows it as one line and exits non-zero."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(told(str(message)))
 
 
 class UnknownNameError(UserError):
@@ -42,6 +51,28 @@ def sentence(text: str) -> str:
 def short(text: str, most: int = 200) -> str:
     """A text as it is told in a message: not without end."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
+def shown(text: str) -> str:
+    """The text with what would move the cursor, colour the screen or turn the line around spelt out, and lone surrogates, which
+    no stream takes; line breaks stay."""
+    kept = (char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs") for char in text)
+    return "".join(char if as_is else _spelt(char) for char, as_is in zip(text, kept, strict=True))
+
+
+def told(message: str) -> str:
+    """`shown`, for errors and warnings, which repeat what was typed or read: long words and long messages lose their middle.
+    What is wrong stands at the beginning, the remedy at the end."""
+    message = shown(short(message, 10 * _LONG_MESSAGE))
+    return short(re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: short(word[0], _LONG_WORD), message), _LONG_MESSAGE)
+
+
+_LONG_WORD, _LONG_MESSAGE = 400, 2_000
+
+
+def _spelt(char: str) -> str:
+    """A tab is a space; any other as Python spells it."""
+    return " " if char == "\t" else char.encode("unicode_escape").decode("ascii")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,8 +16,7 @@ from typing import TextIO
 
 import typer
 
-from latentlm.cli.text import told
-from latentlm.errors import UserError
+from latentlm.errors import UserError, told
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",

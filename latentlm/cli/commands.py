@@ -24,8 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from latentlm.cli._errors import explain, tidy_warnings
 from latentlm.cli._streams import finish
-from latentlm.cli.text import told
-from latentlm.errors import UserError, did_you_mean
+from latentlm.errors import UserError, did_you_mean, told
 
 _GROUP = "latentlm.commands"
 COMMANDS: dict[str, str] = {

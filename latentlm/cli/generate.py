@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.cli.text import shown
 from latentlm.config.reading import read_bytes
-from latentlm.errors import UserError
+from latentlm.errors import UserError, shown
 
 if TYPE_CHECKING:
     from latentlm.generation import Generation

@@ -18,9 +18,8 @@ import typer
 
 from latentlm.cli._streams import standard_input
 from latentlm.cli.output import AsJson, emit
-from latentlm.cli.text import shown
 from latentlm.config.reading import read_bytes
-from latentlm.errors import UserError
+from latentlm.errors import UserError, shown
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder

@@ -108,9 +108,10 @@ class Outcome:
         kept = self.status == 0 and case.argv[:1] == ("generate",)  # a text goes to a file as it is
         if found := _CONTROL.search(errors if kept else both):
             yield f"control character {found[0]!r}"
-        left = re.sub(r"[^\n]*\r(?=[^\n])", "", self.errors.decode(errors="replace"))  # bars are drawn over themselves
-        if self.status != 0 and (len(left.splitlines()) > MOST_LINES or len(left) > MOST_LETTERS):
-            yield f"a message of {len(left.splitlines())} lines, {len(left)} letters"
+        lines = self.errors.decode(errors="replace").rstrip().split("\n")
+        left = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # bars are drawn over themselves
+        if self.status != 0 and (len(left) > MOST_LINES or sum(map(len, left)) > MOST_LETTERS):
+            yield f"a message of {len(left)} lines, {sum(map(len, left))} letters"
         if case.says and not re.search(case.says, both, re.S):
             yield f"does not say {case.says!r}: {both.strip()[-200:]!r}"
         if self.lost:

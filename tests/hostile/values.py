@@ -104,6 +104,32 @@ _LITERALS = (
     "zoo.load('run', device='cdua')",
     "zoo.load('rnu')",
 )
+_TEXTS = (
+    "zoo.load({0})",
+    "zoo.load('run', dtype={0})",
+    "zoo.load('run', device={0})",
+    "zoo.load('run', weights={0})",
+    "zoo.describe({0})",
+    "model.generate('x', max_tokens=2, latents={0})",
+    "model.generate('x', max_tokens=2, latents={{{0}: 'fresh'}})",
+    "model.generate('x', max_tokens=2, prefill={0})",
+    "model.generate('x', max_tokens=2, truncate={0})",
+    "score_texts(model, ['abc'], method={0})",
+    "score_texts(model, ['abc'], samples={0})",
+    "load_recipe({0})",
+    "load_recipe('my.yaml', [{0}])",
+    "load_recipe('my.yaml', ['data.path=' + {0}]) and prepare(load_recipe('my.yaml', ['data.path=' + {0}]).data)",
+    "load_tokenizer({0})",
+    "load_latents({0})",
+    "save_latents({0} + '/z', [model.encode('x')])",
+)
+"""Calls that take a text of the user's."""
+_HOSTILE = {
+    "control characters": "'a\\0\\x1b]0;owned\\x07\\x9b2J\\u202eb\\r'",
+    "a million letters": "'x' * 10**6",
+    "half a character": "'\\udc80\\ud800'",
+    "nothing": "''",
+}
 _SAID = {
     "--model-args": (
         *("score", "tolerance", "refine", "seed", "last_latent", "batch_size", "max_batch_size", "device", "dtype", "windows"),
@@ -114,7 +140,14 @@ _SAID = {
     "--metadata": ("a",),
 }
 _WORDS = ("x", "-1", "nan", "1e400", "9" * 5000, "²", "[1,'a']", "{'a':[1]}", "[" * 900, "")
-_IMPORTS = "from latentlm import zoo\nfrom latentlm.likelihood import score_texts, score_continuations\nimport torch\n"
+_IMPORTS = """
+import torch
+from latentlm import zoo
+from latentlm.generation import load_latents, save_latents
+from latentlm.likelihood import score_continuations, score_texts
+from latentlm.tokenizer import load_tokenizer
+from latentlm.training import load_recipe, prepare, train
+"""
 _MODEL = _IMPORTS + "model = zoo.load('run')\n"
 
 
@@ -216,6 +249,9 @@ def cases() -> Iterator[Case]:
         for what in odd:
             lines = (_IMPORTS if call.startswith("zoo") else _MODEL) + call.format(_ODD[what]) + "\n"
             yield Case(f"{call.format(what)}", python=lines)
+    for call in _TEXTS:
+        for what, text in _HOSTILE.items():
+            yield Case(f"{call.format(what)}", python=_MODEL + call.format(text) + "\n")
     for line in _LITERALS:
         yield Case(line, python=_MODEL + line + "\n")
     for option, names in _SAID.items():
