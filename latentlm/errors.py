@@ -12,6 +12,7 @@ what was typed in the way it was meant. Text of others is shown, never obeyed by
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import unicodedata
@@ -95,7 +96,26 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
 def typed_path(text: str | Path) -> Path:
     """The path that a user typed: as it stands where something lies there, whatever characters it has; else with `~` for a
     home folder, where there is such a user."""
-    return Path(text) if os.path.lexists(text) else Path(os.path.expanduser(text))
+    path = path_of(text)
+    try:
+        return path if os.path.lexists(path) else path_of(os.path.expanduser(path))
+    except ValueError as error:  # a home folder of a user with no name that there can be
+        raise error if isinstance(error, UserError) else UserError(f"{str(path)!r} is no path: {error}.") from None
+
+
+def path_of(text: str | Path) -> Path:
+    """The path that a caller gives. Raises UserError for what is none, or longer than any can be."""
+    if not isinstance(text, str | Path):
+        raise UserError(f"a path is given as a text, not as {type(text).__name__}.")
+    path = Path(text)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{short(str(path))} does not exist, and cannot: no path is that long.") from None
+    except ValueError:  # a null byte: of names, what looks for them says that there is none
+        pass
+    return path
 
 
 def resolved(path: Path) -> Path:

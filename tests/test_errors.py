@@ -15,13 +15,12 @@ import pytest
 import torch
 import yaml
 
-from latentlm.cli import main
 from latentlm import zoo
+from latentlm.cli import main
 from latentlm.composed import build, complete
-from latentlm.config import BackboneConfig, ModelConfig, Recipe
+from latentlm.config import BackboneConfig, ModelConfig, Recipe, memory
 from latentlm.errors import UnknownNameError, UserError, resolved
 from latentlm.training.record import write_model
-from latentlm.zoo import memory
 
 
 @dataclass(frozen=True)
