@@ -87,8 +87,9 @@ class Outcome:
         return list(self._problems(case, seconds, memory))
 
     def _problems(self, case: Case, seconds: float, memory: int) -> Iterable[str]:
-        errors = self.errors.decode(errors="replace")
-        both = self.output.decode(errors="replace") + "\n" + errors
+        encoding = case.environment.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
+        errors = self.errors.decode(encoding, errors="replace")
+        both = self.output.decode(encoding, errors="replace") + "\n" + errors
         untold = 2 in case.streams or case.streams.get(1) == "gone"  # there is nowhere to say it, or nobody wants to know
         if self.timed_out:
             yield "it did not end"
@@ -104,11 +105,11 @@ class Outcome:
         elif self.status != 0 and not untold and not re.search(r"^(error: |│ |╭─ Error|warning: | *Usage: )", both, re.M):
             yield f"no message: {errors.strip()[:120]!r}"
         errors = errors.replace("\r", "\n")  # a bar of progress
-        both = self.output.decode(errors="replace") + "\n" + errors
+        both = self.output.decode(encoding, errors="replace") + "\n" + errors
         kept = self.status == 0 and case.argv[:1] == ("generate",)  # a text goes to a file as it is
         if found := _CONTROL.search(errors if kept else both):
             yield f"control character {found[0]!r}"
-        lines = self.errors.decode(errors="replace").rstrip().split("\n")
+        lines = self.errors.decode(encoding, errors="replace").rstrip().split("\n")
         left = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # bars are drawn over themselves
         if self.status != 0 and (len(left) > MOST_LINES or sum(map(len, left)) > MOST_LETTERS):
             yield f"a message of {len(left)} lines, {sum(map(len, left))} letters"
@@ -198,10 +199,11 @@ def _become(case: Case, folder: Path, told: Path) -> None:
             (("in", os.O_RDONLY), *((out, os.O_WRONLY | os.O_CREAT) for out in ("out", "err")))
         ):
             os.dup2(os.open(told / name, flags, 0o600), number)
-        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        encoding, _, errors = case.environment.get("PYTHONIOENCODING", "utf-8").partition(":")
+        sys.stdin = sys.__stdin__ = open(0, encoding=encoding, errors="surrogateescape", closefd=False)  # noqa: SIM115
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, errors=errors or "strict", closefd=False)  # noqa: SIM115
         sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
-            2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+            2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False
         )
         for number, how in case.streams.items():
             _STREAMS[how](number)

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "plugins": ("plugins",),
     "parts": ("parts",),
     "parts describe": ("parts", "describe", "free"),
-    "parts of a recipe": ("parts", "list", "--fits", "my.yaml", "--socket", "prior"),
+    "parts of a recipe": ("parts", "for", "my.yaml", "prior"),
     "new-plugin": ("new-plugin", "mine", "--out", "new"),
     "train, planned": ("train", "my.yaml", "--dry-run"),
     "train": ("train", "my.yaml", "--out", "new"),
@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "eval's tasks": ("eval", "--task-path"),
     "reproduce": ("reproduce", "synthetic", "--out", "new"),
     "study": ("study", str(_STUDY), "--dry-run"),
-    "diversity": ("diversity", "run", "--dry-run", "--out", "new"),
+    "diversity": ("diversity", "free-tiny", "--task", "automaton", "--dry-run", "--out", "new"),
     "probe": (
         "probe",
         "run",
