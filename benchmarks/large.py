@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.timing import Row
 from latentlm import zoo
+from latentlm.config import memory
 from latentlm.interface import Batch, Noise
 from latentlm.training.record.memory import peak_mib
-from latentlm.zoo import memory
 
 NAME, NEEDED_GIB, TOKENS = "free-8b", 20, 8
 

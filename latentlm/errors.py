@@ -2,13 +2,20 @@
 
 `UserError` and its children are what the command line prints without a traceback. Library code raises them (or a plain
 ValueError) for bad input; `assert` is for invariants that only a bug of ours can break. `did_you_mean` and `typed_path` read
-what was typed in the way it was meant; `short` tells it at a bearable length.
+what was typed in the way it was meant. Text of others is shown, never obeyed by a terminal, and not repeated without end:
+
+    shown(text)    control characters as escapes
+    told(text)     the same at a bearable length: what every `UserError` is made of
+    short(text)    at a bearable length, for a part of a message
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -19,6 +26,9 @@ if TYPE_CHECKING:
 
 class UserError(ValueError):
     """Bad input with a remedy in its message; the command line shows it as one line and exits non-zero."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(told(str(message)))
 
 
 class UnknownNameError(UserError):
@@ -44,6 +54,28 @@ def short(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
+def shown(text: str) -> str:
+    """The text with what would move the cursor, colour the screen or turn the line around spelt out, and lone surrogates, which
+    no stream takes; line breaks stay."""
+    kept = (char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs") for char in text)
+    return "".join(char if as_is else _spelt(char) for char, as_is in zip(text, kept, strict=True))
+
+
+def told(message: str) -> str:
+    """`shown`, for errors and warnings, which repeat what was typed or read: long words and long messages lose their middle.
+    What is wrong stands at the beginning, the remedy at the end."""
+    message = shown(short(message, 10 * _LONG_MESSAGE))
+    return short(re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: short(word[0], _LONG_WORD), message), _LONG_MESSAGE)
+
+
+_LONG_WORD, _LONG_MESSAGE = 400, 2_000
+
+
+def _spelt(char: str) -> str:
+    """A tab is a space; any other as Python spells it."""
+    return " " if char == "\t" else char.encode("unicode_escape").decode("ascii")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest of `known`, or an empty string where nothing is near. One that is a word of
     the other (`event_dims` for `dims`) is near."""
@@ -64,7 +96,26 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
 def typed_path(text: str | Path) -> Path:
     """The path that a user typed: as it stands where something lies there, whatever characters it has; else with `~` for a
     home folder, where there is such a user."""
-    return Path(text) if os.path.lexists(text) else Path(os.path.expanduser(text))
+    path = path_of(text)
+    try:
+        return path if os.path.lexists(path) else path_of(os.path.expanduser(path))
+    except ValueError as error:  # a home folder of a user with no name that there can be
+        raise error if isinstance(error, UserError) else UserError(f"{str(path)!r} is no path: {error}.") from None
+
+
+def path_of(text: str | Path) -> Path:
+    """The path that a caller gives. Raises UserError for what is none, or longer than any can be."""
+    if not isinstance(text, str | Path):
+        raise UserError(f"a path is given as a text, not as {type(text).__name__}.")
+    path = Path(text)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{short(str(path))} does not exist, and cannot: no path is that long.") from None
+    except ValueError:  # a null byte: of names, what looks for them says that there is none
+        pass
+    return path
 
 
 def resolved(path: Path) -> Path:

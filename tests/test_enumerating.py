@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from likelihood_parts import StandardNormal, StickyBits, tiny
 
 from latentlm.composed import ComposedDecoder
 from latentlm.interface import Batch, Latents
 from latentlm.likelihood import EXACT, score_continuations, score_texts
 from latentlm.testing.exact import exact_log_likelihood, latent_values
+from likelihood_parts import StandardNormal, StickyBits, tiny
 
 KINDS = {
     "bits per token": {"vocabulary": 2, "events": 1},

@@ -15,12 +15,12 @@ import pytest
 import torch
 import yaml
 
+from latentlm import zoo
 from latentlm.cli import main
 from latentlm.composed import build, complete
-from latentlm.config import BackboneConfig, ModelConfig, Recipe
-from latentlm.errors import UserError, resolved
+from latentlm.config import BackboneConfig, ModelConfig, Recipe, memory
+from latentlm.errors import UnknownNameError, UserError, resolved
 from latentlm.training.record import write_model
-from latentlm.zoo import memory
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,14 @@ def check(outcome: Outcome, *words: str) -> None:
     assert not outcome.out
     for word in words:
         assert word in outcome.err
+
+
+def test_an_error_shows_what_it_repeats_at_a_bearable_length() -> None:
+    error = UserError("no model a\0b\x1b[31m\u202e\udc80\nis here")
+    assert str(error) == "no model a\\x00b\\x1b[31m\\u202e\\udc80\nis here"
+    assert len(str(UserError("x" * 10**6))) < 1000
+    with pytest.raises(UnknownNameError, match=r"a\\x00b"):
+        zoo.load("a\0b")
 
 
 # ------------------------------------------------------------------------------------------------------------ models

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_the_judge_finds_fault(change: dict[str, object], found: str) -> None:
     facts = {name: getattr(CLEAN, name) for name in Outcome.__dataclass_fields__} | change
     (problem,) = Outcome(**facts).problems(BAD)  # type: ignore[arg-type]
     assert found in problem
+
+
+def test_the_judge_takes_no_longer_for_a_long_line() -> None:
+    """A million letters, of which patterns that begin anywhere would make a square."""
+    for line in (b"x" * 10**6, b" " * 10**6, b"\r" * 10**6):
+        begun = time.process_time()
+        Outcome(1, b"", line, 1.0, 2**29, (), timed_out=False).problems(BAD)
+        assert time.process_time() - begun < 2
 
 
 def test_good_input_must_be_served() -> None:

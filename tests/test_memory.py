@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentlm.config import memory
 from latentlm.errors import UserError
-from latentlm.zoo import memory
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,8 @@ import typer
 from typer.testing import CliRunner
 
 from latentlm import cli
-from latentlm.cli import app, text
+from latentlm.cli import commands, text
+from latentlm.cli.commands import app
 from latentlm.cli.output import emit
 from zoo_models import make_run
 
@@ -96,7 +97,7 @@ def test_json_is_alone_on_its_stream_whatever_a_plugin_prints(place: Path, argum
 def options(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
     """Every --json of a command and of those below it, with the words that call it."""
     for name in command.list_commands(None) if hasattr(command, "list_commands") else []:
-        inner = typer.main.get_command(cli._load(name)) if not path else command.get_command(None, name)
+        inner = typer.main.get_command(commands._load(name)) if not path else command.get_command(None, name)
         yield from options(inner, *path, name)
     yield from ((" ".join(path), option) for option in command.params if "--json" in option.opts)
 

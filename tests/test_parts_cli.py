@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 
 from latentlm import plugins
 from latentlm.cli.parts import app
-from latentlm.cli.text import shown
 from latentlm.config import Strict
-from latentlm.errors import UnknownNameError, UserError
+from latentlm.errors import UnknownNameError, UserError, shown
 from latentlm.interface import Bits, Context, Distribution, Encoder, Objective
 from latentlm.plugins.describing import every, family, named, partners
 from latentlm.plugins.settings import settings

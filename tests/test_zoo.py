@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from latentlm import plugins, zoo
 from latentlm.composed import build
-from latentlm.config import PartSpec
+from latentlm.config import PartSpec, memory
 from latentlm.errors import CheckpointError, UnknownNameError, UserError
 from latentlm.interface import Shape
 from latentlm.tokenizer import BPETokenizer
-from latentlm.zoo import memory
 from latentlm.zoo.weights import weights_of
 from latentlm_free import FreeEncoder
 from zoo_models import edit_card, make_run, small_recipe, trust

@@ -94,7 +94,7 @@ def compare(
 
     overrides = [text for text in models if "=" in text and not Path(text).exists()]
     names = [text for text in models if text not in overrides]
-    console = Console(stderr=as_json)
+    console, progress = Console(), Console(stderr=True)
     folder = out or Path("runs") / ("compare-" + "-".join(Path(run).stem for name in names for run in split_runs(name)))
     command = " ".join(["latentlm", *sys.argv[1:]])
     if are_logged(names):
@@ -123,7 +123,7 @@ def compare(
         command=command,
     )
     if dry_run:
-        plans = dry(names, overrides, folder, settings=settings, console=console)
+        plans = dry(names, overrides, folder, settings=settings, console=progress)
         if as_json:
             emit({name: asdict(plan) for name, plan in plans.items()})
             return
@@ -131,7 +131,7 @@ def compare(
         if of_tasks := {name: plan.tasks for name, plan in plans.items() if plan.tasks is not None}:
             show_plans(of_tasks, title="What the tasks will take", console=console)
         return
-    comparison = run(names, overrides, folder, settings=settings, console=console)
+    comparison = run(names, overrides, folder, settings=settings, console=progress)
     if as_json:
         emit(asdict(comparison))
     else:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 from latentlm import zoo
+from latentlm.cli.text import escaped
 from latentlm.config import DataConfig, Recipe, parse, read_yaml
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
@@ -126,7 +127,7 @@ def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     recipes = iter(chosen.recipes)
     plans = {}
     for entry in chosen.entries:
-        with console.status(f"Timing a window of {entry.name}"):
+        with console.status(escaped(f"Timing a window of {entry.name}")):
             if entry.recipe:
                 model = make_model(resolve(next(recipes), tokenizer=load_tokenizer("bytes")), "cpu")
                 model.tokenizer = load_tokenizer("bytes")
@@ -243,7 +244,7 @@ def _train(
     if jobs:
         parallel = min(settings.jobs, len(jobs))
         listed = ", ".join(job.name for job in jobs)
-        console.print(f"Training {listed} on the same text in the same order ({parallel} at a time).")
+        console.print(escaped(f"Training {listed} on the same text in the same order ({parallel} at a time)."))
         train_all(jobs, parallel=parallel, console=console)
 
 
@@ -259,7 +260,7 @@ def _measure(
     """Load and measure one model; what it answered in the tasks goes into `evaluations` and the folder."""
     started = time.monotonic()
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
-        bar = bars.add_task(f"Measuring {entry.name} on {len(texts)} held-out documents", total=None)
+        bar = bars.add_task(escaped(f"Measuring {entry.name} on {len(texts)} held-out documents"), total=None)
         model = zoo.load(entry.model, weights="required")
         result = measure(
             model,
@@ -275,14 +276,14 @@ def _measure(
         from latentlm_evals.adapter import LatentLM
         from latentlm_evals.evaluation import run_tasks, task_results
 
-        console.print(f"Running {', '.join(tasks)} (lm-eval) on {entry.name}")
+        console.print(escaped(f"Running {', '.join(tasks)} (lm-eval) on {entry.name}"))
         adapter = LatentLM(model, **_of_tasks(settings))
         answered = run_tasks(adapter, tasks, limit=settings.limit, include_path=settings.include_path)
         result.tasks = task_results(answered)
         result.tasks_verdict = verdict(answered["config"]["latentlm"], option="--task-samples")
         evaluations[entry.name] = Evaluation.of(entry.name, answered)
         write_evaluation(answered, folder / "evaluations" / entry.name)
-    console.print(f"Measured {entry.name} in {time.monotonic() - started:.0f} s.")
+    console.print(escaped(f"Measured {entry.name} in {time.monotonic() - started:.0f} s."))
     return result
 
 

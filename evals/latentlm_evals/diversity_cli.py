@@ -67,17 +67,17 @@ def diversity(
         task=task, prompts=prompts, calibration=calibration, answers=answers, samples=samples, temperature=temperature,
         prefill=prefill, seed=seed, batch_size=batch_size, device=device,  # type: ignore[arg-type]
     )  # fmt: skip
-    console = Console(stderr=as_json_)
+    console, progress = Console(), Console(stderr=True)
     console.width = max(console.width, 150) if not console.is_terminal else console.width
     if dry_run:
-        work = experiment.plan(models, settings, console=console)
+        work = experiment.plan(models, settings, console=progress)
         if as_json_:
             emit([asdict(one) for one in work])
         else:
             table.show_work(work, console=console)
         return
     outputs = Outputs(out, numbers="diversity.json", keys={"task", "right_answers"}, beside=["pass-at-k.svg"])
-    found = experiment.run(models, settings, console=console)
+    found = experiment.run(models, settings, console=progress)
     outputs.write("diversity.json", as_json(asdict(found)) + "\n")
     outputs.write("pass-at-k.svg", svg(draw(found)))
     if as_json_:

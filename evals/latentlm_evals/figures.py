@@ -1,10 +1,12 @@
-"""Figures as files: the same bytes for the same figure, and a "$" in a name is a dollar, no formula."""
+"""Figures as files: the same bytes for the same figure. A "$" in a name is a dollar, no formula, and no letter is missing."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from latentlm.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,8 +18,9 @@ def save(figure: Figure, path: Path | io.BytesIO, *, kind: str, dpi: float = 100
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        if isinstance(text, Text) and "$" in text.get_text():
-            text.set_parse_math(False)
+        if isinstance(text, Text) and text.get_text():
+            text.set_text(shown(text.get_text()))
+            text.set_parse_math(text.get_parse_math() and "$" not in text.get_text())
     with matplotlib.rc_context({"svg.hashsalt": "latentlm"}):
         figure.savefig(path, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from latentlm.cli.text import escaped
 from latentlm.config.writing import check_replaceable, open_to_append
 from latentlm.errors import UserError
 from latentlm.training.record import METRICS, read_metrics
@@ -75,7 +76,7 @@ def train_all(
         TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(),
     )  # fmt: skip
     with _terminable(), Progress(*columns, console=console) as progress:
-        bars = {job.name: progress.add_task(job.name, total=job.steps, numbers="starting") for job in jobs}
+        bars = {job.name: progress.add_task(escaped(job.name), total=job.steps, numbers="starting") for job in jobs}
         try:
             while waiting or running:
                 while waiting and len(running) < parallel:

@@ -71,7 +71,7 @@ def probe(
     from latentlm_evals.probe.probing import probe as probed
     from latentlm_evals.probe.unseen import without_trained
 
-    console = Console(stderr=as_json_)
+    console, progress = Console(), Console(stderr=True)
     found = read_attribute(
         attribute, count=texts, threshold=threshold, text_field=text_field, rating_field=rating_field
     )
@@ -83,9 +83,9 @@ def probe(
     plain = None if baseline is None else load_model(baseline, device=device)
     found, seen = without_trained(found, [one for one in (model, baseline) if one is not None])
     if seen:
-        console.print(f"{seen} texts that were trained on are left out.")
-    with _bars(console) as progress:
-        result = probed(decoder, found.chosen(texts, seed=seed), settings, baseline=plain, progress=progress)
+        progress.print(f"{seen} texts that were trained on are left out.")
+    with _bars(progress) as bars:
+        result = probed(decoder, found.chosen(texts, seed=seed), settings, baseline=plain, progress=bars)
     plainly = {"model": model, "baseline": baseline, "trained_on": seen, **asdict(result)}
     outputs.write("probe.json", as_json(plainly) + "\n")
     outputs.write("probe.svg", picture(result, model))
@@ -136,10 +136,10 @@ def fetch_reviews(
     from latentlm.errors import typed_path
     from latentlm_evals.probe.fetching import fetch
 
-    console = Console(stderr=as_json)
+    console, progress = Console(), Console(stderr=True)
     if archive is not None and not typed_path(archive).is_file():
         raise UserError(f"--archive: {archive} is no file. Leave it out, and pip downloads it.")
-    with console.status("Fetching") as status:
+    with progress.status("Fetching") as status:
         found = fetch(archive=None if archive is None else typed_path(archive), anew=anew, progress=status.update)
     if as_json:
         emit({"texts": str(found.texts), "lexicon": str(found.lexicon)})

@@ -64,7 +64,7 @@ def synthetic(
     from latentlm_evals.figures import save, svg
     from latentlm_evals.outputs import Outputs, made_folder
 
-    console = Console(stderr=as_json_)
+    console, progress = Console(), Console(stderr=True)
     patterns = only or []
     settings = experiment.Settings(letter=letter, groups=groups, seed=seed, shelf=shelf, score=score)
     if len(letter) != 1 or not ("A" <= letter <= "Z"):
@@ -75,15 +75,15 @@ def synthetic(
     if train:
         kept, at_once = results or runs / "results.jsonl", jobs or os.cpu_count() or 1
         made_folder(runs, remedy="choose another folder with --runs")
-        study, done = experiment.train(patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=console)
+        study, done = experiment.train(patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=progress)
         if ship is None:
             console.print(escaped(f"Each run in {runs} is a model; --ship SHELF makes cards of them."))
         else:
-            experiment.ship(study, done, runs, kept, ship, console=console)
+            experiment.ship(study, done, runs, kept, ship, console=progress)
         return
     drawn = [f"figure4-{kind}.{ending}" for kind in KINDS for ending in ("svg", "png")]
     outputs = Outputs(out, numbers="synthetic.json", keys={"label", "generated"}, beside=drawn)
-    found = experiment.show(patterns, settings, console=console)
+    found = experiment.show(patterns, settings, console=progress)
     outputs.write("synthetic.json", as_json([asdict(one) for one in found]) + "\n")
     for kind, figure in pictures(found).items():
         outputs.write(f"figure4-{kind}.svg", svg(figure))

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from latentlm import plugins
+from latentlm.cli.text import escaped
 from latentlm.composed import complete
 from latentlm.config import Recipe
 from latentlm.config.writing import check_replaceable, write_atomically
@@ -70,7 +71,7 @@ def make_plot(settings: Settings, *, seed: int, image: Path | None, as_json: boo
     figure = draw(outcomes, title=f"Held out: {what}, {settings.steps} steps, seed {seed}")
     write_atomically(image, functools.partial(save, figure, kind=image.suffix[1:], dpi=150), ours=is_picture)
     schedule_report.show_endings(outcomes, result, as_json=as_json)
-    console.print(f"Figure: {image}   curves: {settings.out / 'schedules.json'}", highlight=False)
+    console.print(escaped(f"Figure: {image}   curves: {settings.out / 'schedules.json'}"), highlight=False)
 
 
 def make_revival(settings: Settings, *, seeds: int, collapse_steps: int, collapse_weight: float, as_json: bool) -> None:
@@ -99,7 +100,7 @@ def make_revival(settings: Settings, *, seeds: int, collapse_steps: int, collaps
     result = {**_provenance(settings), **facts, **found}
     outputs.write("revive.json", json.dumps(result, indent=1) + "\n")
     schedule_report.show_revival(collapsed, outcomes, result, as_json=as_json)
-    console.print(f"Numbers: {settings.out / 'revive.json'}", highlight=False)
+    console.print(escaped(f"Numbers: {settings.out / 'revive.json'}"), highlight=False)
 
 
 def _names(settings: Settings) -> list[str]:

@@ -44,7 +44,7 @@ def study(
     from latentlm_evals.study.plan import chosen, read_study, runs_of
     from latentlm_evals.study.results import finished, read_lines, tabulated
 
-    console = Console(stderr=as_json)
+    console, progress = Console(), Console(stderr=True)
     console.width = max(console.width, 150) if not console.is_terminal else console.width
     path = typed_path(file)
     plan = read_study(path)
@@ -69,7 +69,7 @@ def study(
         from latentlm_evals.study.running import run_study
 
         folder = out or Path("runs") / "studies" / plan.name
-        lines |= run_study(plan, runs, folder, kept, jobs=jobs or os.cpu_count() or 1, console=console)
+        lines |= run_study(plan, runs, folder, kept, jobs=jobs or os.cpu_count() or 1, console=progress)
     if not lines:
         raise UserError(f"{kept} has no finished run of {path}: leave --table out to run them.")
     found = tabulated(plan, lines)

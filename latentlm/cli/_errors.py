@@ -16,8 +16,7 @@ from typing import TextIO
 
 import typer
 
-from latentlm.cli.text import told
-from latentlm.errors import UserError
+from latentlm.errors import UserError, told
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
@@ -71,12 +70,3 @@ def tidy_warnings() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-def flush_output() -> None:
-    """Write what is still in the buffer; a reader that went away (`| head`) is no error worth a message, only a status."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        sys.exit(1)

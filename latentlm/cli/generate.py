@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.cli.text import shown
 from latentlm.config.reading import read_bytes
-from latentlm.errors import UserError
+from latentlm.errors import UserError, shown
 
 if TYPE_CHECKING:
     from latentlm.generation import Generation
@@ -87,9 +86,9 @@ def generate(
         prior_temperature=prior_temperature,
         truncate="left" if truncate else None,
     )
-    _print(texts, generations, samples, as_json)
-    if save_latents is not None:
+    if save_latents is not None:  # before anything is printed, which may fail
         write_latents(save_latents, [made.latents for made in generations if made.latents is not None], model=decoder)
+    _print(texts, generations, samples, as_json)
 
 
 def _wanted(text: str) -> Literal["fresh", "shared"] | dict[str, Wanted]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.errors import UserError
+from latentlm.errors import UserError, shown
 
 app = typer.Typer(add_completion=False)
 
@@ -48,8 +48,8 @@ def new_plugin(
         emit({"folder": str(folder), "files": [str(path.relative_to(folder)) for path in written]})
         return
     plain = name.replace("-", "_")
-    print(f"Wrote {folder}:")
+    print(shown(f"Wrote {folder}:"))
     for path in written:
         print(f"  {path.relative_to(folder)}")
     steps = (f"cd {folder}", "pip install -e '.[dev]'", "pytest", f"latentlm train recipes/{plain}.yaml --out runs/{plain}")
-    print("\nNext:", *(f"  {step}" for step in steps), sep="\n")
+    print(shown("\n".join(["\nNext:", *(f"  {step}" for step in steps)])))

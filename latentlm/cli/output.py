@@ -21,6 +21,8 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from latentlm.cli._streams import another_output, delivered
+
 _reserved: list[TextIO] = []
 """The streams that `emit` writes to, of the commands under way; the last one counts."""
 
@@ -29,12 +31,9 @@ def emit(found: Any) -> None:
     """Write plain data for a program to read. A reader that went away ends the command with status 1."""
     text = as_json(found)
     stream = _reserved[-1] if _reserved else sys.stdout
-    try:
+    with delivered(stream):
         stream.write(text + "\n")
         stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python complains at its end
-        raise SystemExit(1) from None
 
 
 def as_json(found: Any) -> str:
@@ -81,9 +80,8 @@ def _taken(stream: Any) -> TextIO | None:
     """A new stream to where `stream` leads, which itself leads to standard error from now on. None where it has no file."""
     try:
         stream.flush()
-        number = stream.fileno()
-        own = os.fdopen(os.dup(number), "w", encoding=stream.encoding, errors=stream.errors)
-        os.dup2(sys.stderr.fileno(), number)
+        own = another_output(stream)
+        os.dup2(sys.stderr.fileno(), stream.fileno())
     except (OSError, AttributeError, io.UnsupportedOperation):
         return None
     return own

@@ -1,7 +1,5 @@
-"""Text of others on our terminal: names, docstrings and errors of plugins are shown, never obeyed.
+"""Text of others on our terminal: names, docstrings and errors of plugins are shown, never obeyed (`latentlm.errors.shown`).
 
-    shown(text)      for plain output: control characters as escapes
-    told(text)       the same for a message: what it repeats of others is not repeated without end
     escaped(text)    the same for a rich table, markup taken literally
     any_terminal()   what a terminal's encoding lacks is drawn in plain letters or spelt out, instead of an error
 """
@@ -10,11 +8,9 @@ from __future__ import annotations
 
 import codecs
 import io
-import re
 import sys
-import unicodedata
 
-from latentlm.errors import short
+from latentlm.errors import shown
 
 _PLAIN = {
     **dict.fromkeys("\u2500\u2501\u2550\u2574\u2576\u2013\u2014", "-"),
@@ -26,31 +22,11 @@ _PLAIN = {
 """What our own tables and drawings are made of, in ASCII; other lines' corners and crossings are "+"."""
 
 
-def shown(text: str) -> str:
-    """The text with what would move the cursor, colour the screen or turn the line around spelt out; line breaks stay."""
-    return "".join(char if char == "\n" or unicodedata.category(char) not in ("Cc", "Cf") else _spelt(char) for char in text)
-
-
-def told(message: str) -> str:
-    """`shown`, for errors and warnings, which repeat what was typed or read: long words and long messages lose their middle.
-    What is wrong stands at the beginning, the remedy at the end."""
-    message = shown(short(message, 10 * _LONG_MESSAGE))
-    return short(re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: short(word[0], _LONG_WORD), message), _LONG_MESSAGE)
-
-
-_LONG_WORD, _LONG_MESSAGE = 400, 2_000
-
-
 def escaped(text: str) -> str:
     """`shown`, for rich."""
     from rich.markup import escape
 
     return escape(shown(text))
-
-
-def _spelt(char: str) -> str:
-    """A tab is a space; any other as Python spells it."""
-    return " " if char == "\t" else char.encode("unicode_escape").decode("ascii")
 
 
 def any_terminal() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.cli.text import shown
+from latentlm.errors import shown
 
 app = typer.Typer(pretty_exceptions_enable=False)
 

@@ -45,7 +45,8 @@ def _family(cards: Sequence[Card]) -> RenderableType:
     from rich.text import Text
     from rich.tree import Tree
 
-    from latentlm.cli.text import escaped, shown
+    from latentlm.cli.text import escaped
+    from latentlm.errors import shown
     from latentlm.zoo import family
 
     width = max(len(card.name) for card in cards)
@@ -96,7 +97,7 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a card of that name on the shelf.")] = False,
 ) -> None:
     """Make a zoo model of a finished run: copy its weights, tokenizer and card onto a shelf."""
-    from latentlm.cli.text import shown
+    from latentlm.errors import shown
     from latentlm.zoo.shelves import ZOO_PATH, add_run, is_known
 
     entry = add_run(run, name=name, shelf=to, replace=replace)

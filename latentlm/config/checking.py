@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -52,16 +52,45 @@ def flag(name: str, value: Any) -> bool:
 
 
 def several(name: str, value: Any, *, of: str) -> Sequence[Any]:
-    """A list, a tuple, an array; no text and no mapping, whose parts would be taken for what is wanted. Raises UserError."""
-    if isinstance(value, str | bytes | dict) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+    """A list or a tuple, as it is, or an array or a tensor, as a list; no text and no mapping, whose parts would be taken for
+    what is wanted. Raises UserError."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, str | bytes | Mapping) or not (hasattr(plain, "__len__") and hasattr(plain, "__getitem__")):
         raise UserError(f"{name} must be a list of {of}, not {shown(value)}.")
-    return value  # type: ignore[no-any-return]
+    return plain  # type: ignore[no-any-return]
+
+
+def keys(given: Any, count: int, *, of: str) -> Sequence[Hashable]:
+    """One key for each of what is asked for, `of` such ("prompt"). Raises UserError."""
+    found = several("keys", given, of=f"keys, one per {of}")
+    if len(found) != count:
+        raise UserError(f"{len(found)} keys for {count} {of}s: give one key per {of}.")
+    for key in found:
+        try:
+            hash(key)
+        except TypeError:
+            raise UserError(f"a key must be a number, a text, or a tuple of them, not {shown(key)}.") from None
+    return found
+
+
+def model(value: Any) -> None:
+    """A decoder, whatever wraps it. Raises UserError."""
+    if not hasattr(value, "has_latents"):
+        raise UserError(f"a model is needed, as zoo.load gives it, not {shown(value)}.")
+
+
+def function(name: str, value: Any) -> None:
+    """None, or what can be called. Raises UserError."""
+    if not (value is None or callable(value)):
+        raise UserError(f"{name} must be a function, not {shown(value)}.")
 
 
 def shown(value: Any) -> str:
     """A value in a message, with its type where that is not plain."""
     if value is None or isinstance(value, bool):
         return str(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     if isinstance(value, int):
         return str(value) if abs(value) < 10**40 else "a number of more than forty digits"
     if isinstance(value, float | str | bytes):

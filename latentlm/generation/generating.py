@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from latentlm.config.checking import real, several, whole
+from latentlm.config import checking, memory
+from latentlm.config.checking import function, real, several, whole
 from latentlm.errors import UserError
 from latentlm.generation.continuation import Job, Row, run
 from latentlm.generation.latents import check_events, rows_of, same_names
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 Source = Literal["posterior", "prior"]
 SOURCES = ("posterior", "prior")
+_ROW = 2**10  # bytes of a row's objects and random keys, at least
 _MODE_TEMPERATURE = 1e-9  # sharp enough to put a sample on the mode, and above float32's underflow
 
 
@@ -98,11 +100,13 @@ def generate(
     Tokens that the tokenizer does not know (a vocabulary padded for speed) are never drawn.
     Raises UserError for settings that cannot be served, before any work.
     """
+    checking.model(model)
     sampling = TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p)
     stops = StopStrings(stop, model.tokenizer)
     for name, value in (("max_tokens", max_tokens), ("samples", samples), ("batch_size", batch_size)):
         whole(name, value, least=1)
     whole("seed", seed, least=None)
+    function("on_token", on_token)
     latent_names = list(model.latents)
     if latents is None:
         raise UserError('latents must be "fresh", "shared" or latent values, not None.')
@@ -116,10 +120,9 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else several("prompts", prompts, of="texts, or of lists of tokens")
     fed = [fed_tokens(model, prompt, number) for number, prompt in enumerate(texts)]
     fed = fitted(model, fed, max_tokens=max_tokens, truncate=truncate)
+    names = request_keys(fed) if keys is None else checking.keys(keys, len(fed), of="prompt")
+    memory.check_count("samples", samples, each=len(fed) * (_ROW + 4 * max_tokens))
     rows = _rows(model, fed, samples, wanted, continuation_latents)
-    names = request_keys(fed) if keys is None else keys
-    if len(names) != len(fed):
-        raise UserError(f"{len(fed)} prompts, but {len(names)} keys: give one key per prompt.")
     noise = Noise.keyed(seed, names, samples=samples)
     shared = Noise.keyed(seed, ["shared"] * len(rows))
     drawn = {name: shared if isinstance(how, str) and how == "shared" else noise for name, how in wanted.items()}
@@ -160,6 +163,7 @@ def encode(
 
     Temperature 0 takes the most likely value of every event. A latent without an encoder is drawn from its prior. Raises
     UserError for a model without latents, and a text longer than its context."""
+    checking.model(model)
     if not model.has_latents:
         raise UserError("This model has no latents: there is nothing to encode a text into.")
     real("temperature", temperature, least=0)
@@ -167,13 +171,15 @@ def encode(
     whole("seed", seed, least=None)
     tokens = fed_tokens(model, text, 0)
     (tokens,) = fitted(model, [tokens], max_tokens=0, truncate=None)
+    sites = {name: count_sites(latent.granularity, tokens) for name, latent in model.latents.items()}
+    values = sum(sites[name] * latent.dims for name, latent in model.latents.items())
+    memory.check_count("samples", samples, each=_ROW + 4 * values, device=model.device)
     base = Noise.keyed(seed, request_keys([tokens]), samples=samples).stream("latents")
     temperature = max(temperature, _MODE_TEMPERATURE)
     names, drawn = list(model.latents), Latents({})
     context = model.context(Batch.of([tokens], given=[len(tokens)], device=model.device))
     rows = torch.zeros(samples, dtype=torch.long, device=model.device)
     fed, lengths = torch.tensor([tokens] * samples, device=model.device), torch.full_like(rows, len(tokens))
-    sites = {name: count_sites(latent.granularity, tokens) for name, latent in model.latents.items()}
     # The numbers that `generate` draws for the same prompt.
     noises = {name: noise_of(base, name, names).at([-sites[name]]) for name in names}
     for name, latent in model.latents.items():

@@ -23,9 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentlm.config import checking
+from latentlm.config.checking import several, shown, whole
 from latentlm.config.reading import json_data, no_file
 from latentlm.config.writing import check_replaceable, write_atomically
-from latentlm.errors import UserError, short, unknown_name
+from latentlm.errors import UserError, path_of, short, unknown_name
 from latentlm.interface import Latent, Latents
 
 if TYPE_CHECKING:
@@ -38,11 +40,19 @@ _MOST_CODE_BITS = 62  # codes are signed 64-bit numbers
 
 def rows_of(latents: Latent | Latents | Sequence[Latent]) -> list[Tensor]:
     """Every row of one latent (R, S, E) or of several, each (S, E)."""
-    parts = [latents] if isinstance(latents, Latent | Latents) else list(latents)
+    parts = [latents] if isinstance(latents, Latent | Latents) else several("latents", latents, of="latents")
     for part in parts:
-        if part.value.dim() != 3:
+        if value_of(part).dim() != 3:
             raise UserError(f"A latent has shape (rows, sites, events), not {tuple(part.value.shape)}.")
     return [row for part in parts for row in part.value.unbind(0)]
+
+
+def value_of(latent: Any) -> Tensor:
+    """(R, S, E). Raises UserError for what is no latent."""
+    value = latent.value if isinstance(latent, Latent | Latents) else None
+    if not isinstance(value, Tensor):
+        raise UserError(f"a `Latent` is needed, as `encode` gives it, not {shown(latent if value is None else value)}.")
+    return value
 
 
 def same_names(rows: Sequence[Latents]) -> list[str]:
@@ -58,30 +68,32 @@ def edited(
     latent: Latent | Latents, *, value: float | Tensor, sites: int | slice = slice(None), events: int | slice = slice(None)
 ) -> Latent:
     """A copy with `value` (a number, or a tensor that broadcasts) at the given sites and events of every row."""
-    new = latent.value.clone()
+    new = value_of(latent).clone()
     try:
         new[:, sites, events] = value
-    except (IndexError, RuntimeError) as error:
-        raise UserError(f"Sites {sites}, events {events} do not fit a latent of shape {tuple(new.shape)}: {error}") from None
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        where = f"Sites {shown(sites)}, events {shown(events)}"
+        raise UserError(f"{where} do not fit a latent of shape {tuple(new.shape)}: {error}") from None
     return Latent(new)
 
 
 def joined(*latents: Latent | Latents) -> Latent:
     """Latents (R, S_i, E) one after another along the sites: (R, sum S_i, E)."""
-    if len({(part.value.shape[0], part.value.shape[2]) for part in latents}) != 1:
-        shapes = ", ".join(str(tuple(part.value.shape)) for part in latents)
+    if len({(value_of(part).shape[0], part.value.shape[2]) for part in latents}) != 1:
+        shapes = ", ".join(str(tuple(part.value.shape)) for part in latents) or "none"
         raise UserError(f"Latents can be joined along the sites only, but their shapes are {shapes}.")
     return Latent(torch.cat([part.value for part in latents], dim=1))
 
 
 def cut(latent: Latent | Latents, start: int, stop: int | None = None) -> Latent:
     """Sites start .. stop - 1 (to the end where stop is None)."""
-    return Latent(latent.value[:, start:stop].clone())
+    whole("start", start, least=None)
+    return Latent(value_of(latent)[:, start : stop if stop is None else whole("stop", stop, least=None)].clone())
 
 
 def codes(latent: Latent | Latents) -> Tensor:
     """The code of each site of bit latents, sum over h of 2^h bit_h: (R, S) long."""
-    value = latent.value
+    value = value_of(latent)
     if value.shape[-1] > _MOST_CODE_BITS or not bool(((value == 0) | (value == 1)).all()):
         raise UserError(f"Only latents of at most {_MOST_CODE_BITS} bits (values 0 and 1) have codes.")
     return (value.long() << torch.arange(value.shape[-1], device=value.device)).sum(-1)
@@ -89,6 +101,9 @@ def codes(latent: Latent | Latents) -> Tensor:
 
 def from_codes(numbers: Tensor, *, event_dims: int) -> Latent:
     """Bit latents (R, S, E) from codes (R, S)."""
+    if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex():
+        raise UserError(f"Codes are given as a tensor of whole numbers, not as {shown(numbers)}.")
+    whole("event_dims", event_dims, least=1)
     if event_dims > _MOST_CODE_BITS or bool(((numbers < 0) | (numbers >= 2**event_dims)).any()):
         raise UserError(f"Codes of {event_dims} bits run from 0 to {2**event_dims - 1} (at most {_MOST_CODE_BITS} bits).")
     return Latent((numbers[..., None] >> torch.arange(event_dims, device=numbers.device) & 1).float())
@@ -98,6 +113,9 @@ def save_latents(
     path: str | Path, latents: Latent | Latents | Sequence[Latent] | Sequence[Latents], *, model: LatentDecoder | None = None
 ) -> None:
     """Write latents to a safetensors file; rows may differ in length. With `model`, granularities are written beside them."""
+    path = path_of(path)
+    if model is not None:
+        checking.model(model)
     tensors, metadata = {}, {"format": _FORMAT}
     for name, rows in _by_name(latents).items():
         prefix = _PREFIX if name is None else f"{_PREFIX}{name}."
@@ -110,12 +128,12 @@ def save_latents(
         metadata["granularity"] = json.dumps(scales)
         metadata["names"] = json.dumps(list(scales))
     check_latents_path(path)
-    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def check_latents_path(path: str | Path) -> None:
     """Raise UserError unless latents can be written there: anew, or in the place of others."""
-    folder = Path(path).parent
+    folder = path_of(path).parent
     if not folder.is_dir():  # one that is misspelt is not made
         raise UserError(f"The latents could not be written to {path}: no folder {folder}. Choose a folder that is there.")
     check_replaceable(Path(path), are_latents, kind="a file of latents")
@@ -132,7 +150,8 @@ def are_latents(path: Path) -> bool:
 
 def _by_name(latents: Latent | Latents | Sequence[Latent] | Sequence[Latents]) -> dict[str | None, list[Tensor]]:
     """Every row of each latent, (S, E); None is the name of latents that have none."""
-    parts: list[Latent | Latents] = [latents] if isinstance(latents, Latent | Latents) else [*latents]
+    alone = isinstance(latents, Latent | Latents)
+    parts: list[Any] = [latents] if alone else [*several("latents", latents, of="latents")]  # type: ignore[list-item]
     same_names([part for part in parts if isinstance(part, Latents)])
     found: dict[str | None, list[Tensor]] = {}
     for part in parts:
@@ -150,8 +169,10 @@ def load_latents(path: str | Path, *, model: LatentDecoder | None = None) -> lis
     """Read latents, each (1, S, E), in the order in which they were saved: by name, those without one as "z". With `model`,
     refuse those of another granularity or number of event dimensions, and those of latents that it has not; a file without
     names is one of its only latent."""
-    if not Path(path).is_file():
-        raise UserError(no_file(Path(path)))
+    if model is not None:
+        checking.model(model)
+    if not path_of(path).is_file():
+        raise UserError(no_file(path_of(path)))
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}

@@ -37,8 +37,8 @@ def fed_tokens(model: LatentDecoder, prompt: str | Sequence[int], number: int) -
             raise UserError("Text needs a tokenizer, and this model has none: give lists of tokens, or set model.tokenizer.")
         tokens = PromptReader.of(model.tokenizer).prompt(prompt)
     else:
-        several(f"prompt {number}", prompt, of="tokens, or a text")
-        tokens = [whole(f"a token of prompt {number}", token, least=None) for token in prompt]
+        said = several(f"prompt {number}", prompt, of="tokens, or a text")
+        tokens = [whole(f"a token of prompt {number}", token, least=None) for token in said]
         if not tokens and start is None:
             raise UserError(f"Prompt {number} is empty, and without a tokenizer there is no end-of-text to start from.")
         tokens = tokens or [start]  # type: ignore[list-item]

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentlm.config import memory
+
 _WORDS_PER_COUNT = 4  # Philox-4x64 makes four 64-bit words per counter value
 _RESOLUTION = 2.0**-23  # (k + 1/2) * 2^-23 is exact in float32 and lies strictly inside (0, 1)
 _LATENT = "latent/"  # begins the names of the streams of latents, and of no others
+_ROW = 2**6  # bytes of a key and an offset, at least
 _AHEAD = 16  # sites drawn at a time where they are asked for one by one: making a generator costs more than its numbers
 
 
@@ -55,6 +58,7 @@ class Noise:
 
         Requests are plain values (integers, strings, tuples of them); equal requests draw equal numbers.
         """
+        memory.check_count("samples", samples, each=_ROW * len(requests))
         return cls([_key((seed, request, first + k)) for request in requests for k in range(samples)])
 
     def __len__(self) -> int:
@@ -83,6 +87,7 @@ class Noise:
 
     def samples(self, count: int) -> Noise:
         """`count` independent rows for each row, row-major (b*K + k)."""
+        memory.check_count("samples", count, each=_ROW * len(self))
         return Noise(
             [_key((key, k)) for key in self.keys for k in range(count)],
             offsets=[offset for offset in self.offsets for _ in range(count)],
@@ -90,6 +95,7 @@ class Noise:
 
     def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """Uniform numbers strictly between 0 and 1, float32 (B, S, E)."""
+        memory.check_count("sites", sites, each=4 * len(self) * events)
         out = np.empty((len(self), sites, events), dtype=np.float32)
         made: dict[tuple[int, int], int] = {}  # options of one question have equal rows
         for row, (key, offset) in enumerate(zip(self.keys, self.offsets, strict=True)):

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from latentlm.config import checking
+from latentlm.config.checking import several, whole
 from latentlm.errors import UserError
 from latentlm.interface import Distribution, Latent, LatentDecoder, Latents, Noise
 from latentlm.likelihood.nats import path_likelihood
@@ -71,7 +73,11 @@ def diagnose(
     ablate: bool = False,
 ) -> Diagnostics:
     """Diagnose a model on texts (lists of at least two tokens), one latent sample each. Raises UserError without texts."""
-    if not texts or any(len(text) < 2 for text in texts):
+    checking.model(model)
+    whole("batch_size", batch_size, least=1)
+    whole("seed", seed, least=None)
+    texts = several("texts", texts, of="texts, each a list of tokens")
+    if not len(texts) or any(len(several("a text", text, of="tokens")) < 2 for text in texts):
         raise UserError("Diagnostics need texts of at least two tokens: end-of-text and one more.")
     firsts = [windows(token_ids(model, text), model.config.backbone.context)[0] for text in texts]
     tally = _Tally()

@@ -17,7 +17,8 @@ from typing import Literal, get_args
 
 import torch
 
-from latentlm.config.checking import flag, real, several, whole
+from latentlm.config import checking, memory
+from latentlm.config.checking import flag, function, real, several, whole
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood.estimating import DEFENSIVE, FIRST_SAMPLES, Progress, estimated
@@ -29,6 +30,8 @@ TOLERANCE = 0.01
 """Nats of a continuation, bits per byte of a text."""
 MAX_SAMPLES = 256
 """Where `samples="auto"` ends."""
+_SAMPLE = 2**8  # bytes of a sample's random keys and weights, at least
+_MOST_STEPS = 10**6  # of gradients: so many take hours for a sentence, and have long since gained what there is to gain
 REFINE = 50
 """Gradient steps on the proposal of a document's vector that are worth their time for a text."""
 
@@ -78,6 +81,7 @@ def score_continuations(
     `operational` is asked for. Raises UserError for empty continuations, requests longer than the model's context (see
     `fit_to_context`), and settings out of range.
     """
+    function("progress", progress)
     prepared, how = continuations_to_score(
         model,
         requests,
@@ -122,6 +126,7 @@ def score_texts(
     that it does not settle; `operational` and `joint` are `iwae` here. `tolerance` is in bits per byte of
     each window, as the tokenizer spells it; a model without a tokenizer counts a token as a byte. `refine` is 50 by default
     with samples="auto", else 0. Raises UserError for texts of fewer than two tokens."""
+    function("progress", progress)
     prepared, owners, how = texts_to_score(
         model,
         texts,
@@ -161,10 +166,8 @@ def continuations_to_score(
     keys: Sequence[Hashable] | None = None,
 ) -> tuple[list[Request], How]:
     """What `score_continuations` is going to score, and how."""
-    several("requests", requests, of="pairs (context, continuation)")
-    wanted = [float(tolerance)] * len(requests) if isinstance(tolerance, int | float) else list(tolerance)
-    if len(wanted) != len(requests):
-        raise UserError(f"{len(wanted)} tolerances for {len(requests)} requests; give one, or one per request.")
+    checking.model(model)
+    requests = several("requests", requests, of="pairs (context, continuation)")
     how = how_to_score(
         method=method,
         samples=samples,
@@ -177,8 +180,10 @@ def continuations_to_score(
         refine=refine,
         greedy=greedy,
     )
-    if keys is not None and len(keys) != len(requests):
-        raise UserError(f"{len(keys)} keys for {len(requests)} requests; give one key per request.")
+    wanted = [float(tolerance)] * len(requests) if isinstance(tolerance, int | float) else list(tolerance)
+    if len(wanted) != len(requests):
+        raise UserError(f"{len(wanted)} tolerances for {len(requests)} requests; give one, or one per request.")
+    keys = None if keys is None else checking.keys(keys, len(requests), of="request")
     prepared = []
     for number, pair in enumerate(requests):
         if len(several(f"request {number}", pair, of="two, a context and a continuation, in tokens")) != 2:
@@ -209,6 +214,7 @@ def texts_to_score(
     keys: Sequence[Hashable] | None = None,
 ) -> tuple[list[Request], list[int], How]:
     """What `score_texts` is going to score: windows, the number of each one's text, and how."""
+    checking.model(model)
     steps = (REFINE if samples == "auto" else 0) if refine is None else refine
     how = how_to_score(
         method=method,
@@ -224,10 +230,9 @@ def texts_to_score(
     how = replace(how, method="iwae") if method in ("operational", "joint") else how
     if context is not None:
         whole("context", context, least=1)
-    several("texts", texts, of="texts, each a list of tokens")
+    texts = several("texts", texts, of="texts, each a list of tokens")
     limit = min(context or model.config.backbone.context, model.config.backbone.context)
-    if keys is not None and len(keys) != len(texts):
-        raise UserError(f"{len(keys)} keys for {len(texts)} texts; give one key per text.")
+    keys = None if keys is None else checking.keys(keys, len(texts), of="text")
     prepared, owners = [], []
     for number, text in enumerate(texts):
         if len(several(f"text {number}", text, of="tokens")) < 2:
@@ -242,12 +247,14 @@ def texts_to_score(
 
 def windows(tokens: Sequence[int], context: int) -> list[list[int]]:
     """Cut a text into disjoint windows of at most `context` targets; each begins with the token before its first target."""
+    whole("context", context, least=1)
     return [list(tokens[start : start + context + 1]) for start in range(0, len(tokens) - 1, context)]
 
 
 def fit_to_context(context: Sequence[int], continuation: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
     """Cut the context from the left until context and continuation, its last token being no input, fit `limit` tokens (as
     lm-eval does). Raises UserError where the continuation alone does not fit."""
+    whole("limit", limit, least=1)
     if len(continuation) > limit:
         raise UserError(
             f"A continuation of {len(continuation)} tokens does not fit the model's context of {limit}. "
@@ -260,8 +267,8 @@ def fit_to_context(context: Sequence[int], continuation: Sequence[int], limit: i
 def token_ids(model: LatentDecoder, tokens: Sequence[int]) -> list[int]:
     """Plain integers, from a list, an array or a tensor: keys of random numbers tell types apart. Raises UserError for what is
     no token of the model's: of a last target, which is no input, nothing else would notice."""
-    several("a text", tokens, of="tokens")
-    found = [whole("a token", token.item() if isinstance(token, torch.Tensor) else token, least=None) for token in tokens]
+    plain = several("a text", tokens, of="tokens")
+    found = [whole("a token", token.item() if isinstance(token, torch.Tensor) else token, least=None) for token in plain]
     vocabulary = model.config.backbone.vocabulary
     for token in found:
         if not 0 <= token < vocabulary:
@@ -319,7 +326,8 @@ def how_to_score(
         raise UserError(f'max_samples={max_samples}: samples="auto" begins with {FIRST_SAMPLES}.')
     if not 0 <= real("defensive", defensive) < 1:
         raise UserError(f"defensive={defensive} is not a share of paths: choose 0 <= defensive < 1.")
-    whole("refine", refine)
+    memory.check_count("samples", max_samples if samples == "auto" else samples, each=_SAMPLE)
+    whole("refine", refine, most=_MOST_STEPS)
     whole("seed", seed, least=None)
     for each in tolerance if isinstance(tolerance, Sequence) and not isinstance(tolerance, str | bytes) else [tolerance]:
         real("tolerance", each, above=0)

@@ -42,7 +42,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "description": ("zoo", "Description"),
     "drawing": ("zoo.drawing", "draw"),
     "family": ("zoo.family", "tree"),
-    "memory": ("zoo.memory", "check"),
+    "memory": ("config.memory", "check"),
     "shelves": ("zoo.shelves", "entries"),
     "training.artefacts": ("training.record.result", "read_result"),
     "training.checkpoint": ("training.record.checkpoint", "save_checkpoint"),

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from latentlm.config.checking import several, shown, whole
+from latentlm.errors import UserError
+
 END_OF_TEXT = "<|endoftext|>"
 _NO_UTF8 = "latentlm.no_utf8"
 
@@ -85,18 +88,25 @@ class Tokenizer(ABC):
         """The array type that `encode_all` gives."""
         return np.uint16 if self.vocabulary <= 2**16 else np.uint32
 
-    def _check(self, tokens: Sequence[int]) -> None:
+    def _check(self, tokens: Sequence[int]) -> Sequence[int]:
+        """The tokens as plain numbers. Raises UserError, a ValueError, for what is none of this tokenizer's."""
+        tokens = several("tokens", tokens, of="numbers")
         for token in tokens:
+            if type(token) is not int:
+                whole("a token", token.item() if hasattr(token, "item") else token, least=None)
             if not 0 <= token < self.vocabulary:
-                raise ValueError(
+                raise UserError(
                     f"token {token} is not one of the {self.vocabulary} symbols (0 to {self.vocabulary - 1}) of the "
                     f'tokenizer "{self.name}"; decode with the tokenizer that the tokens were made with.'
                 )
+        return tokens
 
 
 def as_bytes(text: str | bytes) -> bytes:
     """UTF-8 of a text. What has no UTF-8 does not raise: U+DC80 to U+DCFF are the bytes that Python reads as them where a file
     or an argument is no UTF-8 (PEP 383); other lone surrogates keep their three bytes."""
+    if not isinstance(text, str | bytes):
+        raise UserError(f"a text must be str or bytes, not {shown(text)}.")
     return text if isinstance(text, bytes) else text.encode("utf-8", errors=_NO_UTF8)
 
 
@@ -130,8 +140,7 @@ class ByteTokenizer(Tokenizer):
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The ids as bytes."""
-        self._check(tokens)
-        return bytes(token for token in tokens if token != self.end_of_text)
+        return bytes(token for token in self._check(tokens) if token != self.end_of_text)
 
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """One id per byte, uint16."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from latentlm.config.checking import whole
 from latentlm.config.reading import read_json
 from latentlm.config.writing import write_text
 from latentlm.errors import UserError, short
@@ -18,6 +19,7 @@ from latentlm.tokenizer.base import END_OF_TEXT, Tokenizer, as_bytes, tokens_bef
 
 FILE = "tokenizer.json"
 COMPANION = "tokenizer_config.json"  # where the Hugging Face layout says which special token ends a text
+_SYMBOL = 2**6  # bytes of a learned symbol, at least
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|end|>", "[EOS]", "<EOS>", "[SEP]")
 
 
@@ -53,6 +55,7 @@ class LibraryTokenizer(Tokenizer):
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """As the library reads it: special tokens that the prompt spells are found."""
+        as_bytes(prompt)
         if not any(token.content in prompt for token in added_tokens(self._backend).values()):
             return self.encode(prompt)
         self._backend.encode_special_tokens = False
@@ -90,8 +93,7 @@ class LibraryTokenizer(Tokenizer):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The library's decoding, without end-of-text."""
-        self._check(tokens)
-        kept = [int(token) for token in tokens if token != self.end_of_text]
+        kept = [int(token) for token in self._check(tokens) if token != self.end_of_text]
         with _explained(self.name):
             return str(self._backend.decode(kept, skip_special_tokens=False))
 
@@ -131,8 +133,11 @@ class BPETokenizer(LibraryTokenizer):
         from tokenizers import Tokenizer as Backend
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
-        if vocabulary < 257:
+        from latentlm.config import memory  # imports torch
+
+        if whole("vocabulary", vocabulary, least=None) < 257:
             raise UserError(f"a BPE vocabulary of {vocabulary} cannot hold the 256 bytes and end-of-text; ask for 257 or more.")
+        memory.check_count("vocabulary", vocabulary, each=_SYMBOL)
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -164,9 +169,8 @@ class BPETokenizer(LibraryTokenizer):
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The bytes behind the tokens' letters."""
-        self._check(tokens)
         parts: list[bytes] = []
-        for token in tokens:
+        for token in self._check(tokens):
             if token == self.end_of_text:
                 continue
             if token in self._added:  # added tokens are plain text, not byte letters

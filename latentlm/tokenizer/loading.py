@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
+from latentlm.config.checking import shown
 from latentlm.config.reading import json_data, no_file, read_text
 from latentlm.errors import UserError, did_you_mean, resolved, short, typed_path
 from latentlm.tokenizer.base import END_OF_TEXT, ByteTokenizer, Tokenizer
@@ -24,6 +25,8 @@ def load_tokenizer(spec: str, *, folder: Path | None = None) -> Tokenizer:
 
     With `folder` (where a card lies) the path is relative to it and may not lead out of it. Raises UserError.
     """
+    if not isinstance(spec, str):
+        raise UserError(f"a tokenizer is given as a text, not as {shown(spec)}.")
     if spec == "bytes":
         return ByteTokenizer()
     if not spec.endswith(".json"):

@@ -21,7 +21,8 @@ from typing import Any, Self
 import torch
 
 from latentlm.config import Recipe
-from latentlm.errors import UserError, typed_path
+from latentlm.config.checking import flag, shown
+from latentlm.errors import UserError, path_of, typed_path
 from latentlm.plugins.provenance import changes, explained
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.tokenizer import load_tokenizer
@@ -64,6 +65,11 @@ def train(
     not do, DivergedError where the loss is no longer a number, InterruptedRun (a KeyboardInterrupt) on Ctrl-C, SIGTERM or
     SIGHUP, after a checkpoint was saved.
     """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"train takes a recipe, as load_recipe gives it, not {shown(recipe)}.")
+    out = path_of(out)
+    flag("resume", resume)
+    flag("progress", progress)
     reporter = Reporter(recipe.name, steps=recipe.train.steps, quiet=not progress)
     check_free(out, resume=resume)
     with locked(out), _threads(recipe.train.threads):

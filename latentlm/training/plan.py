@@ -22,12 +22,11 @@ from typing import Any
 
 import torch
 
-from latentlm.config import Recipe
+from latentlm.config import Recipe, memory
 from latentlm.errors import UserError
 from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.setup import make_model, make_stream, parameters_by_socket, pick_device, resolve
 from latentlm.training.trainer import Trainer
-from latentlm.zoo import memory
 from latentlm.zoo.accounting import cost_of
 
 _LONGEST_TRIAL = 10.0  # seconds that a trial step may take by the operations' count
@@ -104,10 +103,6 @@ def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds))) if years < 100 else f"{years:,.3g} years"
 
 
-ADDRESSABLE = 2**47
-"""Bytes that a process can address on today's processors."""
-
-
 def make_plan(recipe: Recipe) -> Plan:
     """Plan a run of `recipe`; reads the data, writes nothing. Raises UserError for all that would stop the run at its start."""
     device = pick_device(recipe.train.device)
@@ -116,7 +111,7 @@ def make_plan(recipe: Recipe) -> Plan:
     recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
     needed, free = estimate_memory(recipe), memory.available(device)
-    if needed.total > ADDRESSABLE:
+    if needed.total > memory.ADDRESSABLE:
         raise UserError(f"training needs about {_gib(needed.total)}, more than can be addressed: choose smaller sizes.")
     seconds, measured = _step_time(recipe, prepared, device, fits=free is None or needed.total < free)
     rows = recipe.train.batch * recipe.train.accumulate

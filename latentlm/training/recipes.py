@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from latentlm.config import Recipe, apply_overrides, parse, read_yaml
+from latentlm.config.checking import several, shown
 from latentlm.config.reading import no_file
 from latentlm.errors import UserError, did_you_mean, resolved, typed_path, unknown_name
 from latentlm.zoo.shelves import is_card, is_model, zoo_recipes
@@ -24,6 +25,8 @@ RECIPE = "recipe.yaml"
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe of a name, a YAML file or a run folder, with `key=value` overrides applied. Raises UserError."""
+    if odd := [one for one in several("overrides", overrides or [], of="texts, key=value") if not isinstance(one, str)]:
+        raise UserError(f"an override is a text, key=value, not {shown(odd[0])}.")
     path = find_recipe(name)
     data = read_yaml(path)
     if is_card(data):

@@ -22,14 +22,13 @@ import torch
 from torch import nn
 
 from latentlm.composed import build, complete
-from latentlm.config import Card, WeightsSpec, read_json
+from latentlm.config import Card, WeightsSpec, memory, read_json
 from latentlm.config.checking import shown, whole
 from latentlm.config.tensor_files import TensorFile, held
 from latentlm.errors import UserError, typed_path, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.plugins.provenance import explained
 from latentlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-from latentlm.zoo import memory
 from latentlm.zoo import weights as _weights
 from latentlm.zoo.accounting import cost, cost_of, count, overhead
 from latentlm.zoo.description import Description
@@ -93,7 +92,7 @@ def _loaded(
     seed: int,
 ) -> LatentDecoder:
     """The model of a card with the weights of an open file; None: fresh ones."""
-    wanted, names = _dtype(dtype or card.dtype), card.plugins or None
+    wanted, names = _dtype(card.dtype if dtype is None else dtype), card.plugins or None
     with explained(_plugins_then(entry), what=f"{entry.folder} was trained"):
         skeleton = build(card.model, device="meta", plugin_names=names)
         if file is not None:
@@ -198,11 +197,10 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A torch dtype from its name. Raises UserError."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise unknown_name("dtype", str(dtype), _DTYPES)
-    return _DTYPES[dtype]
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(name, str) or name not in _DTYPES:  # numbers of other kinds have no gradients, or no sums
+        raise unknown_name("dtype", str(name), _DTYPES)
+    return _DTYPES[name]
 
 
 # ------------------------------------------------------------------------------------------------------- describing
@@ -227,6 +225,8 @@ def list(pattern: str = "*") -> Sequence[Card]:
 
     (Last in this file: it hides the builtin.)
     """
+    if not isinstance(pattern, str):
+        raise UserError(f"a pattern of names is a text, not {shown(pattern)}.")
     found = []
     for name, claims in sorted(entries().items()):
         if fnmatch.fnmatchcase(name, pattern):

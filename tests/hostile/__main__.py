@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import track
 
 from hostile.harness import Case, Outcome, run
-from latentlm.cli.text import shown
+from latentlm.errors import shown
 
-KINDS = ("writers", "isolation", "readers", "sizes", "values", "terminals")
+KINDS = ("writers", "isolation", "readers", "sizes", "values", "terminals", "streams")
 
 
 def every(kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[str, Case]]:

@@ -24,6 +24,7 @@ import stat
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,12 +61,16 @@ class Case:
     stdin: bytes = b""
     plain_user: bool = False
     """Without the rights of root, to whom permissions say nothing."""
+    streams: Mapping[int, str] = field(default_factory=dict)
+    """Standard streams that are not as a command would like them, by number: see `_STREAMS`."""
     good: bool | None = False
     """None: either will do, by one message or by doing what was asked."""
     says: str = ""
     """What the message, or the output of good input, must contain: a regular expression."""
     may_change: tuple[str, ...] = ()
     """Patterns of files that the command may write; all others must stay as they were prepared."""
+    makes: tuple[str, ...] = ()
+    """Files that must be there afterwards."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,10 @@ class Outcome:
         return list(self._problems(case, seconds, memory))
 
     def _problems(self, case: Case, seconds: float, memory: int) -> Iterable[str]:
-        errors = self.errors.decode(errors="replace")
-        both = self.output.decode(errors="replace") + "\n" + errors
+        encoding = case.environment.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
+        errors = self.errors.decode(encoding, errors="replace")
+        both = self.output.decode(encoding, errors="replace") + "\n" + errors
+        untold = 2 in case.streams or case.streams.get(1) == "gone"  # there is nowhere to say it, or nobody wants to know
         if self.timed_out:
             yield "it did not end"
             return
@@ -100,16 +107,17 @@ class Outcome:
             yield f"good input refused: {errors.strip()[:200]}"
         elif case.good is False and self.status == 0:
             yield f"accepted: {self.output.decode(errors='replace').strip()[:120]}"
-        elif self.status != 0 and not re.search(r"^(error: |│ |╭─ Error|warning: | *Usage: )", both, re.M):
+        elif self.status != 0 and not untold and not re.search(r"^(error: |│ |╭─ Error|warning: | *Usage: )", both, re.M):
             yield f"no message: {errors.strip()[:120]!r}"
         errors = errors.replace("\r", "\n")  # a bar of progress
-        both = self.output.decode(errors="replace") + "\n" + errors
+        both = self.output.decode(encoding, errors="replace") + "\n" + errors
         kept = self.status == 0 and case.argv[:1] == ("generate",)  # a text goes to a file as it is
         if found := _CONTROL.search(errors if kept else both):
             yield f"control character {found[0]!r}"
-        left = re.sub(r"[^\n]*\r(?=[^\n])", "", self.errors.decode(errors="replace"))  # bars are drawn over themselves
-        if self.status != 0 and (len(left.splitlines()) > MOST_LINES or len(left) > MOST_LETTERS):
-            yield f"a message of {len(left.splitlines())} lines, {len(left)} letters"
+        lines = self.errors.decode(encoding, errors="replace").rstrip().split("\n")
+        left = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # bars are drawn over themselves
+        if self.status != 0 and (len(left) > MOST_LINES or sum(map(len, left)) > MOST_LETTERS):
+            yield f"a message of {len(left)} lines, {sum(map(len, left))} letters"
         if case.says and not re.search(case.says, both, re.S):
             yield f"does not say {case.says!r}: {both.strip()[-200:]!r}"
         if self.lost:
@@ -142,7 +150,7 @@ def run(case: Case, base: Path) -> Outcome:
             name
             for name, content in before.items()
             if after.get(name) != content and not any(Path(name).match(pattern) for pattern in case.may_change)
-        )
+        ) + tuple(name for name in case.makes if name not in after)
         return Outcome(
             status,
             (told / "out").read_bytes(),
@@ -199,9 +207,14 @@ def _become(case: Case, folder: Path, told: Path) -> None:
             (("in", os.O_RDONLY), *((out, os.O_WRONLY | os.O_CREAT) for out in ("out", "err")))
         ):
             os.dup2(os.open(told / name, flags, 0o600), number)
-        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8")  # noqa: SIM115
-        sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+        encoding, _, errors = case.environment.get("PYTHONIOENCODING", "utf-8").partition(":")
+        sys.stdin = sys.__stdin__ = open(0, encoding=encoding, errors="surrogateescape", closefd=False)  # noqa: SIM115
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, errors=errors or "strict", closefd=False)  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
+            2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False
+        )
+        for number, how in case.streams.items():
+            _STREAMS[how](number)
         os.chdir(folder)
         os.environ.update({"XDG_DATA_HOME": str(folder / "home"), "COLUMNS": "200", **case.environment})
         sys.path[:0] = [path for path in case.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -209,6 +222,52 @@ def _become(case: Case, folder: Path, told: Path) -> None:
         code = _ended(case)
     finally:
         os._exit(code)
+
+
+def _close(number: int) -> None:
+    os.close(number)
+    name = ("stdin", "stdout", "stderr")[number]
+    for each in (name, f"__{name}__"):  # as Python finds it at its start
+        setattr(sys, each, None)
+
+
+def _gone(number: int) -> None:
+    """A pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.dup2(writing, number)
+    os.close(reading)
+    os.close(writing)
+
+
+def _stuck(number: int) -> None:
+    """A pipe that does not wait, is full, and has a reader that is late."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"." * 4096)
+    os.dup2(writing, number)
+    os.close(writing)
+    if os.fork() == 0:
+        os.close(number)
+        time.sleep(0.5)
+        while os.read(reading, 2**16):
+            pass
+        os._exit(0)
+    os.close(reading)
+
+
+def _leads_to(path: str, flags: int) -> Callable[[int], None]:
+    return lambda number: os.dup2(os.open(path, flags), number) and None
+
+
+_STREAMS: dict[str, Callable[[int], None]] = {
+    "closed": _close,
+    "full": _leads_to("/dev/full", os.O_WRONLY),
+    "unreadable": _leads_to(os.devnull, os.O_WRONLY),
+    "gone": _gone,
+    "stuck": _stuck,
+}
 
 
 def _ended(case: Case) -> int:
@@ -232,8 +291,14 @@ def _ended(case: Case) -> int:
         code = 1
     with suppress(Exception):
         atexit._run_exitfuncs()  # type: ignore[attr-defined]
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except Exception:  # as at Python's end
+            code = 120
+            with suppress(Exception):
+                traceback.print_exc()
     return code if isinstance(code, int) else 0 if code is None else 1
 
 

@@ -7,9 +7,22 @@ from pathlib import Path
 
 from hostile.base import recipe
 from hostile.harness import Case
+from hostile.streams import COMMANDS
+from latentlm.errors import shown
 
 _EVIL = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202eback\r"
 _SPELT = '"\\e]0;owned\\a\\e[31mred\\x9b2J\\u202eback\\r"'
+
+
+_TERMINALS: tuple[dict[str, str], ...] = (
+    *({"PYTHONIOENCODING": encoding} for encoding in ("ascii", "ascii:surrogateescape", "latin-1", "utf-16", "utf-7")),
+    *({"COLUMNS": columns} for columns in ("1", "0", "-1", "1000000", "x")),
+    {"LINES": "1", "COLUMNS": "1", "TERM": "dumb"},
+    {"NO_COLOR": "1"},
+    {"FORCE_COLOR": "1", "TERM": "dumb"},
+    {"TERM": ""},
+    {"TERM": "nothing", "COLORTERM": "truecolor"},
+)
 
 
 def _arguments() -> Iterator[tuple[str, ...]]:
@@ -134,6 +147,10 @@ def cases() -> Iterator[Case]:
             ("score", "run", "notes.txt", "--samples", "2"),
         ):
             yield Case(f"{encoding}: {' '.join(command)}", command, environment={"PYTHONIOENCODING": encoding}, good=True)
+    for name, command in COMMANDS.items():
+        for environment in _TERMINALS:
+            said = " ".join(f"{key}={value}" for key, value in environment.items())
+            yield Case(f"{name}: {said}", command, environment=environment, stdin=b"a text", good=True)
     for name in (
         "$x_1$",
         "$",
@@ -152,10 +169,14 @@ def cases() -> Iterator[Case]:
         "a=b",
         "a,b",
         "*",
+        "_x",
+        "l\udcc3\udca4",
+        _EVIL,
     ):
-        yield Case(f"a run called {name}", ("train", "my.yaml", "-q", "--out", f"odd/{name}"), good=True)
+        text = name.isprintable()  # safetensors opens no other path, which is said
+        yield Case(f"a run called {shown(name)}", ("train", "my.yaml", "-q", "--out", f"odd/{name}"), good=text or None)
         yield Case(
-            f"a comparison of {name}",
+            f"a comparison of {shown(name)}",
             (
                 "compare",
                 f"odd/{name}",
@@ -171,7 +192,7 @@ def cases() -> Iterator[Case]:
                 "new",
             ),
             prepare=lambda folder, name=name: _moved(folder, name),
-            good=True,
+            good=text or None,
         )
 
 

@@ -35,6 +35,12 @@ _ODD = {
     "an object": "object()",
     "a long number": "10**30",
     "minus one": "-1",
+    "a text": "'a text'",
+    "numbers": "[[1.5, 2.5]]",
+    "floats": "[1.5, float('nan')]",
+    "lists": "[[1]]",
+    "minus one of them": "[97, -1]",
+    **dict.fromkeys(("int8", "float8_e4m3fn", "complex64", "bool")),
 }
 _CALLS: dict[str, tuple[str, ...]] = {
     "model.generate({0}, max_tokens=2)": ("bytes", "a float", "NaN", "a list", "an object", "a long number", "True"),
@@ -81,6 +87,48 @@ _CALLS: dict[str, tuple[str, ...]] = {
     "zoo.load('run', device={0})": ("bytes", "a float", "a list", "an object"),
     "zoo.load('run', dtype={0})": ("bytes", "a float", "a list", "an object"),
     "zoo.load('run', weights={0})": ("bytes", "a float", "a list", "an object"),
+    "model.generate(torch.tensor({0}), max_tokens=2)": ("a float", "True", "NaN", "numbers"),
+    "model.generate('x', max_tokens=2, keys={0})": ("bytes", "a float", "a list", "an object", "lists"),
+    "model.generate('x', max_tokens=2, on_token={0})": ("bytes", "a float", "a list"),
+    "score_texts(model, ['abc'], keys={0})": ("bytes", "a float", "an object", "lists"),
+    "score_texts(model, [[256, 97, 98]], keys={0})": ("bytes", "a float", "an object", "lists"),
+    "score_texts(model, [[256, 97, 98]], progress={0})": ("bytes", "a float", "a list"),
+    "score_texts({0}, [[256, 97, 98]])": ("None", "bytes", "a float", "a text", "a list", "an object"),
+    "score_continuations({0}, [([256], [97])])": ("None", "a text", "an object"),
+    "score_continuations(model, [([256], [97])], tolerance={0})": ("None", "bytes", "a list", "NaN", "an object"),
+    "generate({0}, 'x', max_tokens=2)": ("None", "a text", "an object"),
+    "encode({0}, 'x')": ("None", "a text", "an object"),
+    "diagnose({0}, [[256, 97]])": ("None", "a text"),
+    "diagnose(model, {0})": ("None", "bytes", "a float", "a list", "an object", "a text"),
+    "diagnose(model, [[256, 97]], batch_size={0})": ("None", "bytes", "a float", "minus one"),
+    "load_latents({0})": ("None", "bytes", "a float", "NaN", "a list", "an object"),
+    "load_latents('z.safetensors', model={0})": ("bytes", "a float", "a list", "a text"),
+    "save_latents({0}, [model.encode('x')])": ("None", "bytes", "a float", "a list", "an object"),
+    "save_latents('new', {0})": ("None", "bytes", "a float", "NaN", "a list", "a dict", "an object", "a text"),
+    "save_latents('new', [model.encode('x')], model={0})": ("bytes", "a float", "a list", "a text"),
+    "edited({0}, value=1.0)": ("None", "bytes", "a list"),
+    "edited(model.encode('x'), value={0})": ("None", "bytes", "an object", "a text", "a dict"),
+    "edited(model.encode('x'), value=1.0, sites={0})": ("bytes", "a float", "an object", "a text"),
+    "joined({0})": ("None", "bytes", "a list"),
+    "cut({0}, 0)": ("None", "bytes", "a list"),
+    "cut(model.encode('x'), {0})": ("None", "bytes", "a list", "NaN"),
+    "codes({0})": ("None", "bytes", "a list"),
+    "from_codes({0}, event_dims=4)": ("None", "bytes", "a list", "an object"),
+    "from_codes(torch.ones(1, 1), event_dims={0})": ("None", "bytes", "a list", "NaN"),
+    "load_recipe({0})": ("None", "bytes", "a float", "NaN", "a list", "an object"),
+    "load_recipe('my.yaml', {0})": ("bytes", "a float", "a list", "an object", "a text"),
+    "train({0}, out='new')": ("None", "bytes", "a float", "a dict", "an object", "a text"),
+    "train(load_recipe('my.yaml'), out={0})": ("None", "bytes", "a float", "a list", "an object"),
+    "train(load_recipe('my.yaml'), out='new', resume={0})": ("None", "bytes", "a float", "a list", "a text"),
+    "model.tokenizer.encode({0})": ("None", "a float", "NaN", "a list", "an object"),
+    "model.tokenizer.decode({0})": ("None", "bytes", "a float", "a list", "an object", "a text", "floats", "minus one of them"),
+    "bpe().encode({0})": ("None", "a float", "NaN", "a list", "an object"),
+    "bpe().encode_prompt({0})": ("None", "a float", "NaN", "a list", "an object"),
+    "bpe().decode({0})": ("None", "bytes", "a float", "a list", "an object", "a text", "floats", "minus one of them"),
+    "load_tokenizer({0})": ("None", "bytes", "a float", "a list", "an object"),
+    "zoo.describe({0})": ("None", "bytes", "a float", "a list", "an object"),
+    "zoo.list({0})": ("None", "bytes", "a float", "a list", "an object"),
+    "zoo.load('run', dtype=torch.{0})": ("int8", "float8_e4m3fn", "complex64", "bool"),
 }
 _RIGHT = {
     "model.generate('x', max_tokens={0})": "2",
@@ -91,6 +139,30 @@ _RIGHT = {
     "zoo.load({0})": "'run'",
 }
 """What the calls take, so that what is refused is refused for what is bad in it."""
+_COUNTS = (
+    "model.encode('x', samples={0})",
+    "model.generate('x', max_tokens={0})",
+    "model.generate('x', max_tokens=2, samples={0})",
+    "score_texts(model, [[256, 97, 98]], samples={0})",
+    "score_texts(model, [[256, 97, 98]], max_samples={0})",
+    "score_texts(model, [[256, 97, 98]], refine={0})",
+    "score_texts(model, [[256, 97, 98]], samples={0}, method='smc')",
+    "score_continuations(model, [([256], [97])], samples={0})",
+    "BPETokenizer.train(['a text'], vocabulary={0})",
+    "Noise.keyed(0, ['a'], samples={0})",
+    "Noise.keyed(0, ['a']).samples({0})",
+    "Noise.keyed(0, ['a']).uniform({0}, 4)",
+)
+"""Of things that are in memory together, or take their time one after another."""
+_MANY_TIMES = (
+    "model.generate('x', max_tokens=2, batch_size={0})",
+    "model.generate('x', max_tokens=2, top_k={0})",
+    "score_texts(model, [[256, 97, 98]], samples=2, batch_size={0})",
+    "score_texts(model, [[256, 97, 98]], samples=2, context={0})",
+    "diagnose(model, [[256, 97]], batch_size={0})",
+)
+"""At most so many: more than there are is as good as all."""
+
 _LITERALS = (
     "model.generate('x', max_tokens=2, prefill='priro')",
     "model.generate('x', max_tokens=2, last_latent='posteror')",
@@ -113,6 +185,32 @@ _LITERALS = (
     "zoo.load('run', device='cdua')",
     "zoo.load('rnu')",
 )
+_TEXTS = (
+    "zoo.load({0})",
+    "zoo.load('run', dtype={0})",
+    "zoo.load('run', device={0})",
+    "zoo.load('run', weights={0})",
+    "zoo.describe({0})",
+    "model.generate('x', max_tokens=2, latents={0})",
+    "model.generate('x', max_tokens=2, latents={{{0}: 'fresh'}})",
+    "model.generate('x', max_tokens=2, prefill={0})",
+    "model.generate('x', max_tokens=2, truncate={0})",
+    "score_texts(model, ['abc'], method={0})",
+    "score_texts(model, ['abc'], samples={0})",
+    "load_recipe({0})",
+    "load_recipe('my.yaml', [{0}])",
+    "load_recipe('my.yaml', ['data.path=' + {0}]) and prepare(load_recipe('my.yaml', ['data.path=' + {0}]).data)",
+    "load_tokenizer({0})",
+    "load_latents({0})",
+    "save_latents('new/' + {0} + '/z', [model.encode('x')])",
+)
+"""Calls that take a text of the user's."""
+_HOSTILE = {
+    "control characters": "'a\\0\\x1b]0;owned\\x07\\x9b2J\\u202eb\\r'",
+    "a million letters": "'x' * 10**6",
+    "half a character": "'\\udc80\\ud800'",
+    "nothing": "''",
+}
 _SAID = {
     "--model-args": (
         *("score", "tolerance", "refine", "seed", "last_latent", "batch_size", "max_batch_size", "device", "dtype", "windows"),
@@ -123,7 +221,17 @@ _SAID = {
     "--metadata": ("a",),
 }
 _WORDS = ("x", "-1", "nan", "1e400", "9" * 5000, "²", "[1,'a']", "{'a':[1]}", "[" * 900, "")
-_IMPORTS = "from latentlm import zoo\nfrom latentlm.likelihood import score_texts, score_continuations\nimport torch\n"
+_IMPORTS = """
+import torch
+from latentlm import zoo
+from latentlm.generation import codes, cut, edited, encode, from_codes, generate, joined, load_latents, save_latents
+from latentlm.interface import Noise
+from latentlm.likelihood import score_continuations, score_texts
+from latentlm.likelihood.diagnostics import diagnose
+from latentlm.tokenizer import BPETokenizer, load_tokenizer
+from latentlm.training import load_recipe, prepare, train
+bpe = lambda: BPETokenizer.train(["a text"], vocabulary=257)
+"""
 _MODEL = _IMPORTS + "model = zoo.load('run')\n"
 
 
@@ -232,10 +340,17 @@ def cases() -> Iterator[Case]:
         yield Case(f"latents {what} given in Python", python=_MODEL + _GIVEN.format(change=change))
     for call, odd in _CALLS.items():
         for what in odd:
-            lines = (_IMPORTS if call.startswith("zoo") else _MODEL) + call.format(_ODD[what]) + "\n"
+            lines = (_IMPORTS if call.startswith("zoo") else _MODEL) + call.format(_ODD[what] or what) + "\n"
             yield Case(f"{call.format(what)}", python=lines)
     for call, right in _RIGHT.items():
         yield Case(f"{call.format(right)}, as it should be", python=_MODEL + call.format(right) + "\n", good=True)
+    for call in _TEXTS:
+        for what, text in _HOSTILE.items():
+            yield Case(f"{call.format(what)}", python=_MODEL + call.format(text) + "\n")
+    for calls, good in ((_COUNTS, False), (_MANY_TIMES, True)):
+        for call in calls:
+            for count in (10**10, 10**12, 2**62):
+                yield Case(call.format(f"{count:.0e}"), python=_MODEL + call.format(count) + "\n", good=good)
     for line in _LITERALS:
         yield Case(line, python=_MODEL + line + "\n")
     for option, names in _SAID.items():

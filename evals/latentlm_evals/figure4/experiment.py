@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from latentlm import zoo
+from latentlm.cli.text import escaped
 from latentlm.config import as_yaml
 from latentlm.config.writing import write_text
 from latentlm.errors import UserError
@@ -169,4 +170,4 @@ def ship(study: Study, runs: Sequence[Run], folder: Path, results: Path, shelf: 
         entry = add_run(folder / first.folder, name=first.arm, shelf=shelf, replace=True)
         scores = {**entry.card.scores, SCORES: [summary(study, line) for line in own]}
         write_text(entry.path, as_yaml(entry.card.model_copy(update={"scores": scores}), exclude_none=True))
-        console.print(f"{first.arm}: {entry.folder}")
+        console.print(escaped(f"{first.arm}: {entry.folder}"))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from latentlm.cli.tables import ReadableTable
+from latentlm.cli.text import escaped
 from latentlm.likelihood.summary import in_words
 from latentlm_evals.figure4.experiment import Shown
 from latentlm_evals.letter.groups import Agreement, Group
@@ -29,7 +30,8 @@ def show(found: Sequence[Shown], *, console: Console) -> None:
     for one in found:
         for outcome in one.outcome:
             verdict = "[green]met[/green]" if outcome["met"] else "[red]not met[/red]"
-            console.print(f"{one.label}: {outcome['criterion']}: {outcome['value']:.2f}, {verdict}")
+            what = escaped(f"{one.label}: {outcome['criterion']}")
+            console.print(f"{what}: {outcome['value']:.2f}, {verdict}")
 
 
 def _lines(group: Group) -> Text:

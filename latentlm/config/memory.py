@@ -1,9 +1,11 @@
 """Is there room? Asked before gigabytes are allocated.
 
     memory.check(16 * 2**30, torch.device("cpu"), what='"free-8b" in bfloat16')
+    memory.check_count("samples", samples, each=256, device=model.device)
 
-For the CPU, what the system calls available and what the control groups of this process still grant, whichever is less. A page
-cache counts as free, since the system gives it back. Where nothing tells (macOS, Windows), nothing is refused.
+For the CPU, what the system calls available, what the control groups of this process still grant and what its own limit leaves
+(`ulimit -v`), whichever is least. A page cache counts as free, since the system gives it back. Where nothing tells (macOS,
+Windows), nothing is refused but what no processor can address.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from latentlm.errors import UserError
 _MEMINFO = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
+_OWN_PAGES = Path("/proc/self/statm")
+ADDRESSABLE = 2**47
+"""Bytes that a process can address on today's processors."""
+_SMALL = 2**27  # bytes that are not worth a look
 _UNLIMITED = 1 << 60  # version 1 says "no limit" with a number near 2^63
 
 
@@ -27,7 +33,7 @@ def available(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    known = [*_system(), *_control_groups()]
+    known = [*_system(), *_control_groups(), *_own_limit()]
     return min(known) if known else None
 
 
@@ -41,6 +47,17 @@ def check(needed: int, device: torch.device, *, what: str) -> None:
         )
 
 
+def check_count(name: str, count: int, *, each: int, device: torch.device | None = None) -> None:
+    """Raise UserError if so many things, each of so many bytes or more, do not fit on a device (the CPU) together."""
+    needed = count * each
+    if needed <= _SMALL:
+        return
+    free = available(device or torch.device("cpu"))
+    if needed > min(ADDRESSABLE, ADDRESSABLE if free is None else free):
+        there = "more than can be addressed" if free is None else f"and {free / 2**30:.1f} GiB are free"
+        raise UserError(f"{name}={count:,} takes {needed / 2**30:,.1f} GiB or more, {there}. Choose fewer.")
+
+
 def _system() -> Iterator[int]:
     """What Linux calls available."""
     try:
@@ -50,6 +67,17 @@ def _system() -> Iterator[int]:
     for line in lines:
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
+
+
+def _own_limit() -> Iterator[int]:
+    """What the limit on this process's addresses leaves."""
+    if not _OWN_PAGES.exists():
+        return
+    import resource  # Windows has none
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        yield max(0, limit - int(_OWN_PAGES.read_text(encoding="ascii").split()[0]) * resource.getpagesize())
 
 
 def _control_groups() -> Iterator[int]:
