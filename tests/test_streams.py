@@ -43,6 +43,7 @@ def test_latents_are_saved_before_the_text_is_printed(tmp_path: Path) -> None:
 def test_ctrl_c_in_the_middle_of_an_import_is_one_word(tmp_path: Path) -> None:
     lines = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background inherits that it is ignored
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "typer":

@@ -17,8 +17,8 @@ HEAVY = 0.7
 """The shape above which a mean of weights is not to be relied upon."""
 _LEAST = 5
 """Weights of different size that a tail takes at least."""
-_SAME = 1e-9
-"""Weights that differ by less, the largest being one, are equal."""
+_SAME = 1e-5
+"""Log-weights that differ by less are equal: logits round by about as much, from one batch to another."""
 
 
 def tail_shape(log_weights: Tensor) -> Tensor:
@@ -31,13 +31,14 @@ def tail_shape(log_weights: Tensor) -> Tensor:
     ordered = log_weights.double().cpu().sort(dim=-1).values
     weights = (ordered - ordered[:, -1:]).exp()
     excess = weights[:, -most:] - weights[:, -most - 1, None]  # (B, M), rising
-    return torch.tensor([_of_row(row[row > _SAME]) for row in excess], dtype=torch.float64)
+    steps = ordered[:, -most - 1 :].diff() > _SAME  # (B, M): what differs from the weight before it
+    return torch.tensor([_of_row(*row) for row in zip(excess, steps, strict=True)], dtype=torch.float64)
 
 
-def _of_row(excess: Tensor) -> float:
+def _of_row(excess: Tensor, steps: Tensor) -> float:
     """Of what lies above the threshold: weights that are equal to it, as those of discrete latents may be, do not."""
-    distinct = 1 + int((excess.diff() > _SAME).sum())
-    return float(_shape(excess[None])) if len(excess) >= _LEAST and distinct >= _LEAST else math.nan
+    above = excess[(steps.cumsum(0) > 0) & (excess > 0)]
+    return float(_shape(above[None])) if len(above) >= _LEAST and int(steps.sum()) >= _LEAST else math.nan
 
 
 def _shape(excess: Tensor) -> Tensor:
