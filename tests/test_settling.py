@@ -122,3 +122,15 @@ def test_the_estimators_agree_on_trained_models(name: str) -> None:
     for one, other in zip(*scores, strict=True):
         allowed = 4.5 * math.hypot(one.standard_error, other.standard_error) + one.bias + other.bias
         assert abs(one.value - other.value) <= allowed < 3
+
+
+def test_rounding_does_not_make_a_tail_of_equal_weights() -> None:
+    """Few different weights, as of discrete latents, have no tail, a millionth apart or not; many of twenty nats have."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randint(0, 3, (1, 64), generator=generator).double()
+    rounded = few + 1e-6 * torch.rand(few.shape, generator=generator, dtype=torch.float64)
+    assert tail_shape(few).isnan().all()
+    assert tail_shape(rounded).isnan().all()
+    spread = 10 * torch.randn(1, 64, generator=generator, dtype=torch.float64)
+    assert tail_shape(spread).item() > HEAVY
+    assert tail_shape(3 * spread).item() > HEAVY, "however far apart the largest are"

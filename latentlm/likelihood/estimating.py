@@ -24,7 +24,7 @@ from torch import Tensor
 
 from latentlm.errors import UserError
 from latentlm.interface import Distribution, LatentDecoder, Noise
-from latentlm.likelihood.enumerating import enumerated
+from latentlm.likelihood.enumerating import enumerated, supports
 from latentlm.likelihood.filtering import filtered, islands, open_latents
 from latentlm.likelihood.nats import fitting_rows
 from latentlm.likelihood.paths import check_normalised
@@ -60,16 +60,28 @@ Progress = Callable[[int, int], None]
 
 def estimated(model: LatentDecoder, requests: list[Request], how: How, progress: Progress | None = None) -> list[Score]:
     """A score for each request, in their order."""
+    tell = progress or (lambda done, every: None)
     with _evaluating(model):
-        exact = {n: score for n, request in enumerate(requests) if (score := enumerated(model, request, how)) is not None}
-        others = [n for n in range(len(requests)) if n not in exact]
-        run = _Run(model, [requests[n] for n in others], how)
+        values = supports(model, requests[0], how) if requests else None
+        exact: dict[int, Score] = {}
+        for number, request in enumerate(requests):
+            if (score := enumerated(model, request, how, values)) is not None:
+                exact[number] = _checked(score)
+                tell(len(exact), len(requests))
+        others = [number for number in range(len(requests)) if number not in exact]
+        run = _Run(model, [requests[number] for number in others], how)
         for batch in run.batches():
             run.finish(batch)
-            if progress is not None:
-                progress(len(exact) + len(run.scores), len(requests))
-    found = exact | {n: run.scores[own] for own, n in enumerate(others)}
-    return [found[n] for n in range(len(requests))]
+            tell(len(exact) + len(run.scores), len(requests))
+    found = exact | {number: run.scores[own] for own, number in enumerate(others)}
+    return [found[number] for number in range(len(requests))]
+
+
+def _checked(score: Score) -> Score:
+    """Raises UserError where it is not a number."""
+    if math.isnan(score.value):
+        raise UserError("A log-likelihood is not a number: the logits are not finite; weights or precision are broken.")
+    return score
 
 
 class _Run:
@@ -188,8 +200,8 @@ class _Run:
 
     def _check(self, numbers: list[int]) -> None:
         """Raises UserError where a score is not a number."""
-        if any(math.isnan(self.scores[number].value) for number in numbers):
-            raise UserError("A log-likelihood is not a number: the logits are not finite; weights or precision are broken.")
+        for number in numbers:
+            _checked(self.scores[number])
 
     def _texts(self, numbers: list[int], *, shares: bool = True) -> Texts:
         """With the trunk's pass, which serves all rounds. `shares`: texts may share rows."""

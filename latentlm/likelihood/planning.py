@@ -15,6 +15,7 @@ import torch
 
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
+from latentlm.likelihood.enumerating import configurations, supports
 from latentlm.likelihood.estimating import AGAIN, PARTICLE_TOKENS, estimated, may_filter
 from latentlm.likelihood.filtering import open_latents
 from latentlm.likelihood.nats import LOGITS, pass_tokens
@@ -33,7 +34,7 @@ class Plan:
     tokens: int
     """Targets."""
     samples: tuple[int, int]
-    """Of each request; (0, 0) without latents."""
+    """Of each request; (0, 0) where the longest is exact."""
     seconds: tuple[float, float]
     memory: int
     """Bytes beside the weights, at most."""
@@ -56,23 +57,26 @@ def plan(model: LatentDecoder, requests: list[Request], how: How) -> Plan:
     """Score one of the longest requests to see how long it takes. Raises UserError where there are none."""
     tokens = sum(len(request.tokens) - request.given for request in requests)
     longest = max(requests, key=lambda request: len(request.tokens))
-    one = replace(how, max_samples=how.samples, doubles=False)
+    exact = configurations(model, longest, how, supports(model, longest, how))
+    one = how if exact else replace(how, max_samples=how.samples, doubles=False)
     estimated(model, [longest], one)  # the first run of anything is slower
     scale = sum(len(request.tokens) for request in requests) / len(longest.tokens)
     seconds = _seconds(model, longest, one) * scale
     backbone, size = model.config.backbone, next(model.parameters()).element_size()
     if not model.has_latents:
         samples, rows = (0, 0), 1
+    elif exact:
+        samples, rows = (0, 0), exact
     else:
         samples, rows = (how.samples, how.most), how.most
     held = min(max(pass_tokens(model), len(longest.tokens)), rows * len(longest.tokens) * len(requests))
     assert backbone.feed_forward is not None
     stream = held * size * (6 * backbone.width + 2 * backbone.feed_forward)
-    refines = how.refine and open_latents(model, longest.tokens, longest.given)
+    refines = not exact and how.refine and open_latents(model, longest.tokens, longest.given)
     if refines:  # all blocks keep what their gradients need
         kept_tokens = max(GRADIENT_TOKENS, len(longest.tokens))
         stream += kept_tokens * size * backbone.blocks * (16 * backbone.width + 4 * backbone.feed_forward)
-    filters = how.method == "smc" or (how.method == "auto" and how.doubles and may_filter(model, longest))
+    filters = how.method == "smc" or (not exact and how.method == "auto" and how.doubles and may_filter(model, longest))
     keeps = filters or len({request.key for request in requests}) < len(requests)  # particles, or a shared context
     kept = held
     if filters:
