@@ -58,7 +58,7 @@ def test_a_batch_is_as_large_as_its_longest_row_allows(monkeypatch: pytest.Monke
 
 
 def test_a_plan_takes_as_long_as_all_tokens_at_the_speed_of_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [[0, 1, 1, 0, 1, 0], [0, 1, 1]]
+    texts = [[0, 1, 1, 0, 1, 0] * 2, [0, 1, 1] * 2]  # of more bits than `auto` would go through
     requests, _, how = texts_to_score(model(), texts, method="iwae", max_samples=64)
     monkeypatch.setattr(planning.time, "perf_counter", iter([0.0, 1.0]).__next__)
     assert plan(model(), requests, how).seconds == (pytest.approx(1.5), pytest.approx(3.0))
