@@ -92,6 +92,14 @@ def cases() -> Iterator[Case]:
         ("generate", "run", "x"): ("--max-tokens", "--top-k", "--seed", "--samples"),
         ("score", "run", "notes.txt"): ("--samples", "--max-samples", "--seed", "--context", "--batch"),
         ("eval", "run", "--tasks", "latentlm_copy"): ("--limit", "--samples", "--max-samples", "--seed", "--batch-size"),
+        ("reproduce", "synthetic"): ("--groups", "--seed"),
+        ("schedules", "revive"): ("--seeds",),
+        ("diversity", "free-tiny", "--task", "automaton", "--dry-run"): (
+            "--samples",
+            "--prompts",
+            "--answers",
+            "--calibration",
+        ),
         ("compare", "run", "--dry-run"): (
             "--jobs",
             "--samples",
@@ -115,11 +123,15 @@ def cases() -> Iterator[Case]:
                     "--max-samples",
                     "--task-samples",
                     "--pairs",
+                    "--groups",
+                    "--seeds",
+                    "--prompts",
+                    "--answers",
                 )
                 either = None if name == "--seed" or (large and not bounded) or value == "٣" else False
                 if name == "--limit" and value in ("1.5", "1e3", "nan"):
                     either = None
-                if large and name in ("--texts", "--groups", "--documents", "--document-bytes", "--jobs", "--limit", "--pairs"):
+                if large and name in ("--texts", "--documents", "--document-bytes", "--jobs", "--limit", "--pairs"):
                     continue  # at most so many: more than there are is as good as all
                 if large and command[0] in ("eval", "compare") and name in ("--samples", "--max-samples"):
                     pass
