@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 
 from latentlm.config import memory
+from latentlm.config.checking import whole
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.training.data.synthetic import PREFIX
@@ -219,6 +220,8 @@ def _ready(names: Sequence[str], settings: Settings, console: Console) -> _Ready
     """Load models and make the task; a continuation of each shows that they fit. Raises UserError."""
     if len(set(names)) < len(names):
         raise UserError(f"Name each model once, not: {', '.join(names)}.")
+    for name in ("prompts", "calibration", "answers", "batch_size"):
+        whole(name, getattr(settings, name), least=1)
     memory.check_count("samples", settings.samples, each=_SAMPLE)
     if settings.task is not None:
         plan_source(settings.task)  # refused before anything is loaded
