@@ -235,7 +235,8 @@ def _long_paths() -> Iterator[Case]:
             (path,),
         ):
             good = None if "--stop" in command else False
-            yield Case(f"{what}: {' '.join(command)[:60]}", command, good=good)
+            said = " ".join(word for word in command if word not in small and word != path)
+            yield Case(f"{what}: {said[:60]}", command, good=good)
 
 
 def _tables() -> Iterator[Case]:
