@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +13,15 @@ from latentlm.interface import Batch, LatentDecoder
 from samples import pack, small_config
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """A command that ran in this process has left Ctrl-C as it is at a process's end (`latentlm.cli._interrupts`)."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -379,3 +379,12 @@ def test_tokens_beyond_the_tokenizer_are_never_drawn(lively: Maker) -> None:
     model = lively("vanilla", vocabulary=400, init_std=0.5)
     model.tokenizer = load_tokenizer("bytes")
     assert max(max(made.tokens, default=0) for made in model.generate(["a"], max_tokens=30, samples=8)) < 257
+
+
+# ---------------------------------------------------------------------------------------------- what callers give
+
+
+def test_prompts_are_read_from_tensors_and_arrays(text_model: Maker) -> None:
+    model, given = text_model(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    texts = [[made.tokens for made in model.generate(one, max_tokens=2)] for one in (given, given.numpy(), given.tolist())]
+    assert texts[0] == texts[1] == texts[2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,34 @@ def test_too_little_memory_is_told_in_numbers(system: Path) -> None:
 def test_this_machine_tells() -> None:
     free = memory.available(CPU)
     assert free is None or 0 < free < 2**50
+
+
+def test_a_count_that_memory_does_not_hold_is_refused_before_anything_is_made(system: Path) -> None:
+    memory.check_count("samples", 2**20, each=2**13)
+    with pytest.raises(UserError, match=r"samples=1,048,577 takes 8\.0 GiB or more, and 8\.0 GiB are free"):
+        memory.check_count("samples", 2**20 + 1, each=2**13)
+    with pytest.raises(UserError, match="samples must be at most"):
+        memory.check_count("samples", 10**30, each=1)
+
+
+def test_what_no_processor_addresses_is_refused_where_nothing_tells(system: Path) -> None:
+    (system / "meminfo").unlink()
+    (system / "own").unlink()
+    memory.check_count("samples", 2**30, each=2**13)
+    with pytest.raises(UserError, match="more than can be addressed"):
+        memory.check_count("samples", 2**40, each=2**13)
+
+
+def test_the_limit_of_the_process_counts() -> None:
+    lines = """
+import resource, torch
+from latentlm.config import memory
+resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))
+print(memory.available(torch.device("cpu")) < 2**36)
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**36))
+print(memory.available(torch.device("cpu")))
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    below, none = done.stdout.split()
+    assert below == "True"
+    assert int(none) < 2**30

@@ -251,3 +251,17 @@ def test_an_end_of_text_that_is_named_but_not_there_is_refused(tmp_path: Path) -
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     with pytest.raises(UserError, match=r'"<\|im_end\|>" ends a text \(eos_token\), but .* has no such token'):
         _load(_byte_level("</s>"), tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("tokens", [None, 5, "ab", b"ab", [1.5], ["a"], [float("nan")], [10**30], [-1], [True]])
+def test_what_is_no_token_is_not_decoded(tokens: Any) -> None:
+    for tokenizer in (ByteTokenizer(), BPETokenizer.train(["a text"], vocabulary=257)):
+        with pytest.raises(UserError, match="token"):
+            tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("text", [None, 5, ["a"], float("nan"), bytearray(b"a")])
+def test_what_is_no_text_is_not_encoded(text: Any) -> None:
+    for tokenizer in (ByteTokenizer(), BPETokenizer.train(["a text"], vocabulary=257)):
+        with pytest.raises(UserError, match="a text must be str or bytes"):
+            tokenizer.encode(text)

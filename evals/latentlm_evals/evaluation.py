@@ -20,7 +20,7 @@ import lm_eval
 from lm_eval.evaluator_utils import print_writeout
 from lm_eval.tasks import TaskManager
 
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError, path_of, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method
 from latentlm_evals.adapter import LatentLM
@@ -147,6 +147,7 @@ def run_with(
     if options.get("apply_chat_template"):
         adapter.chat_template(options["apply_chat_template"])
     if options.get("use_cache"):
+        path_of(f"{options['use_cache']}_rank0.db")  # what sqlite would make of it
         check_cache(Path(options["use_cache"]))
     with errors_only(), _first_prompts_said(bool(options.get("write_out"))):
         results = lm_eval.simple_evaluate(

@@ -43,7 +43,7 @@ def synthetic(
     only: Annotated[list[str] | None, typer.Option(help="Names or patterns of the models. Default: all.")] = None,
     letter: Annotated[str, typer.Option(help="Of the prompt in the picture.")] = "K",
     seed: Annotated[int, typer.Option(min=0, help="Of what is generated.")] = 0,
-    groups: Annotated[int, typer.Option(min=2, help="Groups of five of each kind, for the table.")] = 26,
+    groups: Annotated[int, typer.Option(min=2, max=10_000, help="Groups of five of each kind, for the table.")] = 26,
     texts: Annotated[int, typer.Option(min=2, max=10**6, help="With --train: texts whose likelihood is measured.")] = 500,
     train: Annotated[bool, typer.Option("--train", help="Train the models; what was begun goes on.")] = False,
     runs: Annotated[Path, typer.Option(help="With --train: folder of the runs.")] = Path("runs/synthetic/train"),

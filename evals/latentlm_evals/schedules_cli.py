@@ -109,7 +109,7 @@ def revive(
     bits: Bits = 3.0,
     target: Target = None,
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Models that are collapsed and continued: seeds 0, 1, ...")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, max=1_000, help="Models that are collapsed and continued: seeds 0, 1, ...")] = 2,
     collapse_steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of the run that collapses.")] = 400,
     collapse_weight: Annotated[float, typer.Option(min=0, help="Its constant weight on the KL; 1 is the ELBO.")] = 1.0,
     jobs: Jobs = 2,

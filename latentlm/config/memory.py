@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from latentlm.config.checking import whole
 from latentlm.errors import UserError
 
 _MEMINFO = Path("/proc/meminfo")
@@ -49,7 +50,7 @@ def check(needed: int, device: torch.device, *, what: str) -> None:
 
 def check_count(name: str, count: int, *, each: int, device: torch.device | None = None) -> None:
     """Raise UserError if so many things, each of so many bytes or more, do not fit on a device (the CPU) together."""
-    needed = count * each
+    needed = whole(name, count) * each
     if needed <= _SMALL:
         return
     free = available(device or torch.device("cpu"))

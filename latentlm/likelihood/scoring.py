@@ -326,7 +326,8 @@ def how_to_score(
         raise UserError(f'max_samples={max_samples}: samples="auto" begins with {FIRST_SAMPLES}.')
     if not 0 <= real("defensive", defensive) < 1:
         raise UserError(f"defensive={defensive} is not a share of paths: choose 0 <= defensive < 1.")
-    memory.check_count("samples", max_samples if samples == "auto" else samples, each=_SAMPLE)
+    name, most = ("max_samples", max_samples) if samples == "auto" else ("samples", samples)
+    memory.check_count(name, most, each=_SAMPLE)
     whole("refine", refine, most=_MOST_STEPS)
     whole("seed", seed, least=None)
     for each in tolerance if isinstance(tolerance, Sequence) and not isinstance(tolerance, str | bytes) else [tolerance]:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from hostile import json_files
+from hostile import headers, json_files
 from hostile.base import recipe
 from hostile.harness import Case
 from hostile.json_files import TYPES
@@ -126,6 +126,9 @@ _PATHS = {
     "the empty text": "",
     "a long name": "x" * 300,
     "a long path": "x/" * 3000,
+    "a million letters": "x" * 10**6,
+    "a million letters of a folder": "./" + "x" * 10**6 + ".yaml",
+    "a million folders": "x/" * 10**6,
     "a socket": "socket",
     "zeros without end": "/dev/zero",
     "a process's memory": "/proc/self/mem",
@@ -159,9 +162,11 @@ def cases() -> Iterator[Case]:
             )
     yield from _settings()
     yield from _paths()
+    yield from _long_paths()
     yield from json_files.cases()
     yield from _tables()
     yield from _weights()
+    yield from headers.cases()
 
 
 def _settings() -> Iterator[Case]:
@@ -218,6 +223,48 @@ def _called(folder: Path, what: str, ending: str) -> None:
     if what == "loop":
         (folder / f"loop.{ending}").unlink()
         (folder / f"loop.{ending}").symlink_to(f"loop.{ending}")
+
+
+def _long_paths() -> Iterator[Case]:
+    """Of what a command writes, and of options that are no path."""
+    small = ("--documents", "2", "--document-bytes", "16", "--samples", "2", "--tasks", "none")
+    for what in ("a long name", "a long path", "a million letters", "a million folders"):
+        path = _PATHS[what]
+        for command in (
+            ("train", "my.yaml", "-q", "--out", path),
+            ("train", "my.yaml", "-q", "--out", "new", f"name={path}"),
+            ("train", path, "--resume"),
+            ("compare", "run", *small, "--out", path),
+            ("compare", "run", *small, "--picture", f"{path}.svg", "--out", "new"),
+            ("compare", "logged/one", path, "--out", "new"),
+            ("compare", "logged/one", "logged/two", "--out", path),
+            ("generate", "run", "x", "--max-tokens", "2", "--save-latents", path),
+            ("generate", "run", "x", "--max-tokens", "2", "--stop", path),
+            ("generate", "run", "x", "--device", path),
+            ("eval", "run", "--tasks", path),
+            ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--output", path),
+            ("eval", "run", "--tasks", "latentlm_copy", "--limit", "1", "--use-cache", path),
+            ("eval", path, "--tasks", "latentlm_copy", "--limit", "1"),
+            ("probe", "run", "--attribute", "synthetic:reviews", "--texts", "100", "--pairs", "2", "--out", path),
+            ("probe", path, "--attribute", "synthetic:reviews"),
+            ("diversity", path, "--task", "automaton"),
+            ("diversity", "run", "--task", path),
+            ("reproduce", "synthetic", "--out", path),
+            ("reproduce", "synthetic", "--shelf", path),
+            ("reproduce", path),
+            ("reviews", "--archive", path),
+            ("zoo", "add", "run", "--to", path),
+            ("zoo", "add", "run", "--to", "shelf", "--name", path),
+            ("new-plugin", path),
+            ("new-plugin", "mine", "--out", path),
+            ("parts", "describe", path),
+            ("parts", "for", path, "prior"),
+            ("schedules", "plot", "--out", path),
+            (path,),
+        ):
+            good = None if "--stop" in command else False
+            said = " ".join(word for word in command if word not in small and word != path)
+            yield Case(f"{what}: {said[:60]}", command, good=good)
 
 
 def _tables() -> Iterator[Case]:

@@ -92,6 +92,14 @@ def cases() -> Iterator[Case]:
         ("generate", "run", "x", "--max-tokens", "2"): ("--max-tokens", "--top-k", "--seed", "--samples"),
         ("score", "run", "notes.txt"): ("--samples", "--max-samples", "--seed", "--context", "--batch"),
         ("eval", "run", "--tasks", "latentlm_copy"): ("--limit", "--samples", "--max-samples", "--seed", "--batch-size"),
+        ("reproduce", "synthetic"): ("--groups", "--seed"),
+        ("schedules", "revive"): ("--seeds",),
+        ("diversity", "free-tiny", "--task", "automaton", "--dry-run"): (
+            "--samples",
+            "--prompts",
+            "--answers",
+            "--calibration",
+        ),
         ("compare", "run", "--tasks", "latentlm_copy", "--limit", "2", "--dry-run"): (
             "--jobs",
             "--samples",
@@ -117,11 +125,15 @@ def cases() -> Iterator[Case]:
                     "--max-samples",
                     "--task-samples",
                     "--pairs",
+                    "--groups",
+                    "--seeds",
+                    "--prompts",
+                    "--answers",
                 )
                 either = None if name == "--seed" or (large and not bounded) or value == "٣" else False
                 if name == "--limit" and value in ("1.5", "1e3", "nan"):
                     either = None
-                if large and name in ("--texts", "--groups", "--documents", "--document-bytes", "--jobs", "--limit", "--pairs"):
+                if large and name in ("--texts", "--documents", "--document-bytes", "--jobs", "--limit", "--pairs"):
                     continue  # at most so many: more than there are is as good as all
                 yield Case(f"{command[0]} {name} {value[:30]}", (*command, name, value), good=either)  # type: ignore[arg-type]
     for name, values in {

@@ -18,6 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 
+from latentlm.config import memory
+from latentlm.config.checking import whole
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.training.data.synthetic import PREFIX
@@ -27,6 +29,8 @@ from latentlm_evals.diversity.sampling import Sampler, Sharing, Source, of_the_d
 from latentlm_evals.diversity.task import Prompt, Task, make_task, plan_source
 from latentlm_evals.intervals import Interval
 from latentlm_evals.loading import load_model
+
+_SAMPLE = 2**10  # bytes of a continuation of a prompt, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +220,9 @@ def _ready(names: Sequence[str], settings: Settings, console: Console) -> _Ready
     """Load models and make the task; a continuation of each shows that they fit. Raises UserError."""
     if len(set(names)) < len(names):
         raise UserError(f"Name each model once, not: {', '.join(names)}.")
+    for name in ("prompts", "calibration", "answers", "batch_size"):
+        whole(name, getattr(settings, name), least=1)
+    memory.check_count("samples", settings.samples, each=_SAMPLE)
     if settings.task is not None:
         plan_source(settings.task)  # refused before anything is loaded
     short = [Path(name).name or name for name in names]
