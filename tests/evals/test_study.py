@@ -231,7 +231,23 @@ def test_the_newest_line_of_a_run_counts(tmp_path: Path) -> None:
     assert finished([run], [old, new, {"facts": "other"}]) == {run.name: new}
 
 
-@pytest.mark.parametrize("change", [{"scores": ["x"]}, {"bytes": [10, 10]}, {"training": 5}, {"kl_bits": None}, {"scores": []}])
+_LETTERS = {"prior": {"valid": 1.0, "near_within": 0.5, "near_across": 0.1, "masks": 0.2}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": ["x"]},
+        {"bytes": [10, 10]},
+        {"training": 5},
+        {"kl_bits": None},
+        {"scores": []},
+        {"groups": 5},
+        {"groups": {"independent": {}, "shared": {}}},
+        {"groups": {"independent": _LETTERS, "shared": {"posterior": _LETTERS["prior"]}}},
+        {"groups": {"independent": {"prior": {**_LETTERS["prior"], "masks": "x"}}, "shared": {}}},
+    ],
+)
 def test_a_damaged_line_is_told_before_any_work(tmp_path: Path, change: dict[str, Any]) -> None:
     run = runs_of(read_study(written(tmp_path)), tmp_path)[0]
     with pytest.raises(UserError, match=r"line of plain-0 .* damaged.*Remove the line"):

@@ -136,6 +136,15 @@ def test_a_row_that_is_no_text_or_longer_than_a_text_is_refused_by_its_number(
     monkeypatch.setattr(corpora, "MOST_LINE", 20)
     with pytest.raises(UserError, match=r"a\.jsonl\.gz, line 2, is longer"):
         found(tmp_path / "a.jsonl.gz")
+    long = pyarrow.table({"text": ["a" * 2000], "n": [1]})
+    parquet.write_table(long, tmp_path / "long.parquet", compression="zstd")
+    with pytest.raises(UserError, match=r"long\.parquet: its rows, 0 MiB on average, are longer"):
+        found(tmp_path / "long.parquet")
+    parquet.write_table(pyarrow.table({"text": ["a"], "n": ["n" * 2000]}), tmp_path / "b.parquet", compression="zstd")
+    with pytest.raises(UserError, match=r"b\.parquet: its rows"):
+        found(tmp_path / "b.parquet", text_field="n")
+    monkeypatch.setattr(corpora, "MOST_LINE", 200)
+    assert found(tmp_path / "b.parquet") == [("b.parquet:0", "a")]
 
 
 def test_a_hugging_face_data_set_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:

@@ -102,6 +102,28 @@ class Training(BaseModel):
     peak_memory_mib: FiniteFloat | None = None
 
 
+class Agreement(BaseModel):
+    """What the tables say of a kind of groups of the synthetic letter."""
+
+    valid: FiniteFloat
+    near_within: FiniteFloat
+    near_across: FiniteFloat
+    masks: FiniteFloat
+
+
+class Groups(BaseModel):
+    """Of the synthetic letter, by where z is from; nothing is shared where there is no z."""
+
+    independent: dict[str, Agreement]
+    shared: dict[str, Agreement]
+
+    @model_validator(mode="after")
+    def _the_prior_among_them(self) -> Self:
+        if "prior" not in self.independent or (self.shared and "prior" not in self.shared):
+            raise ValueError('"prior" is missing.')
+        return self
+
+
 class Measured(BaseModel):
     """What the tables read of a line; lines of before lack what has a default."""
 
@@ -125,6 +147,7 @@ class Measured(BaseModel):
     settled: list[FiniteFloat] | None = None
     islands: list[list[FiniteFloat | None]] | None = None
     exact: list[FiniteFloat] | None = None
+    groups: Groups | None = None
 
     @model_validator(mode="after")
     def _one_of_each_text(self) -> Self:

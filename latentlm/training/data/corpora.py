@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentlm.config import DataConfig
 from latentlm.config.reading import no_file
@@ -39,12 +39,16 @@ from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
 from latentlm.training.data.synthetic import PREFIX as SYNTHETIC
 from latentlm.training.data.synthetic import source
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
+
 SINGLE_FILES = (".txt", *ROW_FILES)
 _HUB = "hf:"
 _PASSAGE = 4096  # bytes
 _LONGEST_PASSAGE = 4 * _PASSAGE
 MOST_LINE = 2**28
-"""Bytes of a line of a file of rows; a small file that is packed may hold one that no memory does."""
+"""Bytes of a line or text of a file of rows; a small file that is packed may hold one that no memory does."""
+_ROWS = 64  # that are unpacked together: a short list of long texts is a small file too
 
 # Test suites are dropped because systems differ most in which of them they ship; the others are written by programs: tables of
 # character sets, the documentation as one string literal, and build settings of this very machine.
@@ -262,7 +266,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
             columns = list(file.schema_arrow.names)
             if field not in columns:
                 raise _missing_column(str(path), field, columns)
-            for batch in file.iter_batches(columns=[field]):
+            _check_sizes(path, file.metadata, field)
+            for batch in file.iter_batches(columns=[field], batch_size=_ROWS):
                 for value in batch.column(0):
                     yield number, value.as_py()
                     number += 1
@@ -270,6 +275,16 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path} is not readable as Parquet: {error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}, row {number}, is no text in UTF-8, which Parquet promises. Write the file anew.") from None
+
+
+def _check_sizes(path: Path, said: FileMetaData, field: str) -> None:
+    """Raise UserError if rows that are unpacked together would be longer than texts are: the file is small, they are not."""
+    for group in (said.row_group(number) for number in range(said.num_row_groups)):
+        columns = [group.column(number) for number in range(group.num_columns)]
+        size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == field)
+        mean = size / max(group.num_rows, 1)
+        if mean > MOST_LINE:
+            raise UserError(f"{path}: its rows, {mean / 2**20:,.0f} MiB on average, are longer than {MOST_LINE // 2**20} MiB, too long for texts.")
 
 
 # ----------------------------------------------------------------------------------------------------------- data sets
