@@ -140,6 +140,13 @@ def test_what_was_trained_is_shown_drawn_and_counted(
     assert (tmp_path / "figure4-full.svg").read_text(encoding="utf-8").count("full 1/64") == 2
 
 
+def test_a_likelihood_that_is_good_to_nobody_knows_what_is_shown_as_such(tmp_path: Path) -> None:
+    only = ["--only", "free-synthetic-additive-1", "--groups", "2", "--out", str(tmp_path)]
+    found = CliRunner().invoke(app, ["synthetic", *only], catch_exceptions=False)
+    assert found.exit_code == 0
+    assert found.output.count("unknown, no") == 3
+
+
 def test_a_shared_group_has_one_z_and_an_independent_one_has_not(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, made = zoo.load(shelf / "free-synthetic-full-1-64"), []
 

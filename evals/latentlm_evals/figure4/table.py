@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,8 @@ def _likelihoods(found: Sequence[Shown]) -> ReadableTable:
 
 def _likelihood(row: dict[str, Any]) -> list[str]:
     entropies = row["cross_entropy"]
-    latent, good_to = "exact" not in entropies, in_words(row["good_to"])
+    latent = "exact" not in entropies
+    good_to = in_words(math.inf if row["good_to"] is None else row["good_to"])  # JSON, and so a card, has no infinity
     return [
         f"{row['excess_nats']:+.4f} ± {row['standard_error']:.4f}",
         "exact" if not latent else good_to if row["converged"] else f"[red]{good_to}, no[/red]",
