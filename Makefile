@@ -57,7 +57,7 @@ install: $(VENV)/.stamp-dev
 
 FIGURE4 := runs/synthetic/figure4-full.png
 demo: $(VENV)/.stamp-install
-	$(BIN)/latentlm reproduce synthetic --out runs/synthetic
+	$(BIN)/latentlm reproduce synthetic --only "free-synthetic-full-*" --out runs/synthetic
 	$(BIN)/latentlm compare demo-vanilla demo-free demo-causal --jobs 3 --documents 16 --document-bytes 256 --max-samples 256 \
 		--picture $(FIGURE4) --out runs/demo
 
