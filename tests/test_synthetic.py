@@ -112,7 +112,7 @@ def test_an_unknown_source_names_the_nearest() -> None:
 # ------------------------------------------------------------------------------------------------------ the other sources
 
 SPECS = [
-    "letter", "coin", "coin,length=5,flip=0.1", "sums", "sums,length=5,fillers=3", "sums,shown=6",
+    "letter", "coin", "coin,length=5,flip=0.1", "sums", "sums,length=5,fillers=3", "sums,shown=6", "sums,forwards=1",
     "product", "automaton,length=6", "subset",
 ]  # fmt: skip
 

@@ -147,7 +147,7 @@ def run_with(
     if options.get("apply_chat_template"):
         adapter.chat_template(options["apply_chat_template"])
     if options.get("use_cache"):
-        path_of(f"{options['use_cache']}_rank0.db")  # what sqlite would make of it
+        path_of(f"{options['use_cache']}_rank0.db-journal")  # what sqlite would make of it
         check_cache(Path(options["use_cache"]))
     with errors_only(), _first_prompts_said(bool(options.get("write_out"))):
         results = lm_eval.simple_evaluate(

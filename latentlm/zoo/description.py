@@ -100,7 +100,7 @@ def _facts(value: object) -> str:
     """Numbers rounded, mappings as a list of facts, those in them in brackets."""
     if not isinstance(value, dict):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
-    said = ((key, _facts(item), isinstance(item, dict)) for key, item in value.items())
+    said = ((key, _facts(item), isinstance(item, dict)) for key, item in value.items() if item is not None)
     return ", ".join(f"{key} ({text})" if nested else f"{key} {text}" for key, text, nested in said)
 
 

@@ -225,6 +225,12 @@ def test_where_lines_go_is_looked_at_before_any_work(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.jsonl", "mine.jsonl"]
 
 
+def test_what_a_line_leaves_open_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    add_line(path, {"study": "tiny", "arm": "plain", "seed": 0, "facts": "f", "groups": None, "exact": None})
+    assert not {"groups", "exact"} & set(read_lines(path)[0])
+
+
 def test_the_newest_line_of_a_run_counts(tmp_path: Path) -> None:
     run = runs_of(read_study(written(tmp_path)), tmp_path)[0]
     old, new = (line("plain", 0, [score], facts=run.facts) for score in (-10.0, -9.0))

@@ -309,6 +309,7 @@ def _tables() -> Iterator[Case]:
         "long.jsonl.gz": "line 1, is longer than",
         "zeros.jsonl": "line 1, is longer than",
         "long.parquet": "are longer than",
+        "repeated.parquet": "is longer than",
         "bytes.parquet": "row 1, is no text in UTF-8",
         "numbers.parquet": "holds int, not text",
         "lists.parquet": "holds list, not text",
@@ -339,6 +340,8 @@ def _table(path: Path) -> None:
             file.truncate(2**34)
     elif path.name == "long.parquet":
         parquet.write_table(pyarrow.table({"text": ["x" * 2**30]}), path, compression="zstd")
+    elif path.name == "repeated.parquet":
+        parquet.write_table(pyarrow.table({"text": ["x" * (2**28 + 1), *"y" * 63]}), path, compression="zstd")
     elif path.name == "long.jsonl.gz":
         with gzip.open(path, "wb", compresslevel=1) as packed:
             packed.write(b'{"text": "')

@@ -143,8 +143,27 @@ def test_a_row_that_is_no_text_or_longer_than_a_text_is_refused_by_its_number(
     parquet.write_table(pyarrow.table({"text": ["a"], "n": ["n" * 2000]}), tmp_path / "b.parquet", compression="zstd")
     with pytest.raises(UserError, match=r"b\.parquet: its rows"):
         found(tmp_path / "b.parquet", text_field="n")
-    monkeypatch.setattr(corpora, "MOST_LINE", 200)
+    several = pyarrow.table({"text": ["a", "b" * 30], "text.more": ["c" * 90, "d" * 90]})
+    parquet.write_table(several, tmp_path / "c.parquet", compression="zstd")
+    monkeypatch.setattr(corpora, "MOST_LINE", 80)  # of a column that is small there are some 40 bytes about its values
     assert found(tmp_path / "b.parquet") == [("b.parquet:0", "a")]
+    assert len(found(tmp_path / "c.parquet")) == 2
+    with pytest.raises(UserError, match=r"c\.parquet: its rows"):
+        found(tmp_path / "c.parquet", text_field="text.more")
+    monkeypatch.setattr(corpora, "MOST_LINE", 29)
+    monkeypatch.setattr(corpora, "_rows_together", lambda *_: 1)
+    with pytest.raises(UserError, match=r"c\.parquet:1 is longer"):
+        found(tmp_path / "c.parquet")
+
+
+def test_a_text_that_is_written_once_and_repeated_is_not_unpacked_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a" * 2**20] * 64}), path)
+    with parquet.ParquetFile(path) as file:
+        group = file.metadata.row_group(0)
+        assert corpora._rows_together(path, group, "text") == corpora._ROWS
+        monkeypatch.setattr(corpora, "_TOGETHER", 2**22)
+        assert 1 <= corpora._rows_together(path, group, "text") <= 4
 
 
 def test_a_hugging_face_data_set_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:

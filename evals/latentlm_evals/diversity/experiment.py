@@ -222,6 +222,7 @@ def _ready(names: Sequence[str], settings: Settings, console: Console) -> _Ready
         raise UserError(f"Name each model once, not: {', '.join(names)}.")
     for name in ("prompts", "calibration", "answers", "batch_size"):
         whole(name, getattr(settings, name), least=1)
+    whole("samples", settings.samples, least=2)
     memory.check_count("samples", settings.samples, each=_SAMPLE)
     if settings.task is not None:
         plan_source(settings.task)  # refused before anything is loaded

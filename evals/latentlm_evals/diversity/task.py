@@ -79,6 +79,8 @@ def plan_source(spec: str) -> Plan:
         raise unknown_name("task", name, plans, remedy=what)
     source = synthetic.source(spec)
     assert isinstance(source, Plan)
+    if source.forwards:
+        raise UserError(f"{PREFIX}{spec} writes the secret before its consequence, so no prompt has it to find: leave forwards out.")
     if source.secrets > _MOST_SECRETS:
         raise UserError(
             f"{PREFIX}{spec} has {source.secrets:,} secrets, and all are written down to know the right answers, which at most "

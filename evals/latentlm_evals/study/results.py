@@ -48,7 +48,7 @@ def read_lines(path: Path) -> list[Line]:
     for number, text in enumerate(texts, start=1):
         line = _read(text)
         if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in _KEYS.items()):
-            found.append(line)
+            found.append({key: value for key, value in line.items() if value is not None})
         elif text.strip() and not (line is None and (text.startswith(_FIRST) or _FIRST.startswith(text))):
             raise UserError(f"{path}, line {number}, is no line of a study: give another file with --results.")
     return found
@@ -97,6 +97,8 @@ def finished(runs: Iterable[Run], lines: Iterable[Line]) -> dict[str, Line]:
 class Training(BaseModel):
     """What the tables say of a run's training."""
 
+    model_config = ConfigDict(strict=True)
+
     tokens_per_second: FiniteFloat
     parameters: int
     peak_memory_mib: FiniteFloat | None = None
@@ -104,6 +106,8 @@ class Training(BaseModel):
 
 class Agreement(BaseModel):
     """What the tables say of a kind of groups of the synthetic letter."""
+
+    model_config = ConfigDict(strict=True)
 
     valid: FiniteFloat
     near_within: FiniteFloat
@@ -113,6 +117,8 @@ class Agreement(BaseModel):
 
 class Groups(BaseModel):
     """Of the synthetic letter, by where z is from; nothing is shared where there is no z."""
+
+    model_config = ConfigDict(strict=True)
 
     independent: dict[str, Agreement]
     shared: dict[str, Agreement]
@@ -232,7 +238,7 @@ def _groups(found: list[dict[str, Any]]) -> dict[str, float] | None:
     if not found:
         return None
     means = {"valid": float(np.mean([one["independent"]["prior"]["valid"] for one in found]))}
-    if found[0]["shared"]:
+    if all(one["shared"] for one in found):
         for key, name in (("near", "near_within"), ("across", "near_across"), ("masks", "masks")):
             means[key] = float(np.mean([one["shared"]["prior"][name] for one in found]))
     return means

@@ -40,7 +40,7 @@ from latentlm.training.data.synthetic import PREFIX as SYNTHETIC
 from latentlm.training.data.synthetic import source
 
 if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData
+    from pyarrow.parquet import RowGroupMetaData
 
 SINGLE_FILES = (".txt", *ROW_FILES)
 _HUB = "hf:"
@@ -48,7 +48,7 @@ _PASSAGE = 4096  # bytes
 _LONGEST_PASSAGE = 4 * _PASSAGE
 MOST_LINE = 2**28
 """Bytes of a line or text of a file of rows; a small file that is packed may hold one that no memory does."""
-_ROWS = 64  # that are unpacked together: a short list of long texts is a small file too
+_ROWS, _TOGETHER = 64, 2**30  # rows of Parquet, and bytes at most, that are unpacked together
 
 # Test suites are dropped because systems differ most in which of them they ship; the others are written by programs: tables of
 # character sets, the documentation as one string literal, and build settings of this very machine.
@@ -202,7 +202,10 @@ def _read(path: Path) -> bytes:
 def _rows_of_file(path: Path, name: str, config: DataConfig) -> Iterator[Document]:
     rows = _parquet_rows(path, config.text_field) if path.suffix.lower() == ".parquet" else _json_rows(path, config.text_field)
     for number, text in rows:
-        yield Document(f"{name}:{number}", _text(text, where=f"{name}:{number}", field=config.text_field))
+        found = _text(text, where=f"{name}:{number}", field=config.text_field)
+        if len(found) > MOST_LINE:
+            raise UserError(f"{name}:{number} is longer than {MOST_LINE // 2**20} MiB, too long for a text.")
+        yield Document(f"{name}:{number}", found)
 
 
 def _text(value: Any, *, where: str, field: str) -> bytes:
@@ -266,25 +269,28 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
             columns = list(file.schema_arrow.names)
             if field not in columns:
                 raise _missing_column(str(path), field, columns)
-            _check_sizes(path, file.metadata, field)
-            for batch in file.iter_batches(columns=[field], batch_size=_ROWS):
-                for value in batch.column(0):
-                    yield number, value.as_py()
-                    number += 1
+            for group in range(file.metadata.num_row_groups):
+                together = _rows_together(path, file.metadata.row_group(group), field)
+                for batch in file.iter_batches(columns=[field], row_groups=[group], batch_size=together):
+                    for value in batch.column(field):
+                        yield number, value.as_py()
+                        number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not readable as Parquet: {error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}, row {number}, is no text in UTF-8, which Parquet promises. Write the file anew.") from None
 
 
-def _check_sizes(path: Path, said: FileMetaData, field: str) -> None:
-    """Raise UserError if rows that are unpacked together would be longer than texts are: the file is small, they are not."""
-    for group in (said.row_group(number) for number in range(said.num_row_groups)):
-        columns = [group.column(number) for number in range(group.num_columns)]
-        size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == field)
-        mean = size / max(group.num_rows, 1)
-        if mean > MOST_LINE:
-            raise UserError(f"{path}: its rows, {mean / 2**20:,.0f} MiB on average, are longer than {MOST_LINE // 2**20} MiB, too long for texts.")
+def _rows_together(path: Path, group: RowGroupMetaData, field: str) -> int:
+    """How many rows of a group are unpacked together: each may be a repetition of one that is as long as the whole column.
+    Raises UserError where they are longer than texts on the mean."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
+    mean = size / max(group.num_rows, 1)
+    if mean > MOST_LINE:
+        said = f"{mean / 2**20:,.0f} MiB on average"
+        raise UserError(f"{path}: its rows, {said}, are longer than {MOST_LINE // 2**20} MiB, too long for texts.")
+    return max(1, min(_ROWS, _TOGETHER // max(size, 1)))
 
 
 # ----------------------------------------------------------------------------------------------------------- data sets

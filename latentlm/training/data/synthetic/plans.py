@@ -9,7 +9,7 @@ that decides s first, in a latent, has only to compute. p(text) = 1 / (number of
     automaton   a ring of bits; y the next state of rule 30
     subset      a subset of fixed weights, as bits; y the sum of its weights, in digits
 
-Fillers stand before y: tokens in which to decide. They are line breaks, so that a latent per line has its sites there.
+Fillers stand first: tokens in which to decide. They are line breaks, so that a latent per line has its sites there.
 """
 
 from __future__ import annotations
@@ -34,13 +34,17 @@ class Plan(Source):
     length: int = 8
     """Symbols of a secret."""
     fillers: int = 0
+    forwards: int = 0
+    """1: s is written before y, the control that takes no plan."""
 
     def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
         if not 4 <= self.length <= 24 or not 0 <= self.fillers <= 4096:
-            name = type(self).__name__.lower()
             raise UserError(
                 f"synthetic {name}: length={self.length}, fillers={self.fillers}: 4 to 24 symbols and 0 to 4096 fillers."
             )
+        if self.forwards not in (0, 1):
+            raise UserError(f"synthetic {name}: forwards={self.forwards}: 0 writes y first, 1 writes s first.")
 
     @property
     @abstractmethod
@@ -62,7 +66,10 @@ class Plan(Source):
 
     def text(self, secret: str) -> bytes:
         """What is written for a secret."""
-        return f"{FILLER * self.fillers}{self.consequence(secret)}={secret}".encode()
+        first, second = self.consequence(secret), secret
+        if self.forwards:
+            first, second = second, first
+        return f"{FILLER * self.fillers}{first}={second}".encode()
 
     def texts(self, count: int, *, seed: int) -> list[bytes]:
         """As Source has it."""
@@ -74,7 +81,7 @@ class Plan(Source):
         return np.array([self.entropy if self._written(text) else math.inf for text in texts])
 
     def _written(self, text: bytes) -> bool:
-        secret = text.rpartition(b"=")[2].decode("latin-1")
+        secret = text[self.fillers :].decode("latin-1").partition("=")[0 if self.forwards else 2]
         return self.is_secret(secret) and text == self.text(secret)
 
     @abstractmethod
