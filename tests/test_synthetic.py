@@ -158,6 +158,14 @@ def test_consequences_are_easy_forwards_and_several_secrets_may_share_one() -> N
     assert synthetic.Product().consequence("1836") == synthetic.Product().consequence("1254")
 
 
+def test_forwards_writes_the_same_secrets_before_their_consequences() -> None:
+    backwards, forwards = synthetic.Sums(length=5, fillers=1), synthetic.Sums(length=5, fillers=1, forwards=1)
+    for one, other in zip(backwards.texts(5, seed=0), forwards.texts(5, seed=0), strict=True):
+        first, _, second = one[1:].partition(b"=")
+        assert other == b"\n" + second + b"=" + first
+        assert math.isinf(forwards.nats([one])[0]) or first == second
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -167,6 +175,7 @@ def test_consequences_are_easy_forwards_and_several_secrets_may_share_one() -> N
         ("sums,length=99", "4 to 24"),
         ("letter,length=3", "letter"),
         ("sums,shown=9", "1 to 8 sums"),
+        ("subset,forwards=2", "1 writes s first"),
         ("product,length=6", "leave it out"),
     ],
 )

@@ -155,6 +155,7 @@ def test_prompts_come_as_the_source_draws_them_and_none_twice() -> None:
         ("sums,lenght=5", 'Did you mean "length"'),
         ("sums,length=5", "0 prompts with at least 2 right answers .none has more than 1."),
         ("sums,length=10", "lower its length"),
+        ("sums,shown=6,forwards=1", "no prompt asks for it"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(spec: str, message: str) -> None:

@@ -156,7 +156,9 @@ def test_a_row_that_is_no_text_or_longer_than_a_text_is_refused_by_its_number(
         found(tmp_path / "c.parquet")
 
 
-def test_a_text_that_is_written_once_and_repeated_is_not_unpacked_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_is_written_once_and_repeated_is_not_unpacked_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": ["a" * 2**20] * 64}), path)
     with parquet.ParquetFile(path) as file:

@@ -80,7 +80,7 @@ def plan_source(spec: str) -> Plan:
     source = synthetic.source(spec)
     assert isinstance(source, Plan)
     if source.forwards:
-        raise UserError(f"{PREFIX}{spec} writes the secret before its consequence, so no prompt has it to find: leave forwards out.")
+        raise UserError(f"{PREFIX}{spec} writes the secret first, so that no prompt asks for it: leave forwards out.")
     if source.secrets > _MOST_SECRETS:
         raise UserError(
             f"{PREFIX}{spec} has {source.secrets:,} secrets, and all are written down to know the right answers, which at most "
