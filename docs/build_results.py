@@ -4,17 +4,20 @@
     python docs/build_results.py --check    exit with 1 if a page is not what would be written
 
 In a page a table stands between the lines <!-- numbers: NAME --> and <!-- end of numbers -->, NAME a study of studies/, with
--latents behind it for what z carries.
+-latents behind it for what z carries; diversity-samples is of studies/diversity.json, which `latentlm diversity` has written.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.pages import filled, markdown, put
 from latentlm_evals.figures import svg
@@ -26,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "studies"
 PICTURES = ROOT / "docs" / "img"
 _HONEST, _OWN, _LINE, _ARROW = "#1d1f24", "#e8590c", "#adb5bd", 0.03
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "alive.md")
+SAMPLES = STUDIES / "diversity.json"
+PAGES = tuple(ROOT / "docs" / page for page in ("results.md", "alive.md", "diversity.md"))
 
 
 @functools.cache
@@ -67,6 +71,31 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]], found: Sequence[
     says = [f"`{one.arm}`" + (f": {study.arms[one.arm].says}" if study.arms[one.arm].says else "") for one in found]
     rows = [[said, *(row[number] for number in kept)] for said, row in zip(says, cells, strict=True)]
     return markdown([head[0], *(head[number] for number in kept)], rows)
+
+
+def sampled() -> str:
+    """Each arm's latent-only samples, means over seeds, and a plain decoder's at equal pass@1, means over pairs; by how much
+    the numbers of different right answers differ, from the least to the most of the pairs."""
+    found = json.loads(SAMPLES.read_text(encoding="utf-8"))
+    measures = {"pass@1": ".2f", "pass@8": ".2f", "distinct": ".1f", "valid": ".1f", "coverage": ".2f"}
+
+    def said(cells: Sequence[dict[str, Any]]) -> list[str]:
+        means = {name: statistics.mean(cell["measures"][name]["value"] for cell in cells) for name in measures}
+        return [f"{means[name]:{form}}" for name, form in measures.items()]
+
+    rows = []
+    for arm in dict.fromkeys(pair["model"].rpartition("-")[0] for pair in found["comparisons"]):
+        fresh = [cell for cell in found["cells"] if cell["latents"] == "fresh" and not cell["temperature"]]
+        own = [cell for cell in fresh if cell["model"].startswith(arm)]
+        plain = [cell for cell in found["cells"] if (cell["matched_to"] or "").startswith(arm)]
+        pairs = [pair for pair in found["comparisons"] if pair["model"].startswith(arm)]
+        more = [pair["differences"]["valid"]["value"] for pair in pairs]
+        heat = [pair["match"]["temperature"] for pair in pairs]
+        rows.append([f"`{arm}`, greedy, z fresh ({len(own)})", *said(own), ""])
+        matched = f"plain at equal pass@1, temperature {min(heat):.2f} to {max(heat):.2f} ({len(plain)})"
+        rows.append([matched, *said(plain), f"{min(more):+.1f} to {max(more):+.1f}"])
+    head = ["samples (runs or pairs)", "pass@1", "pass@8", "distinct", "right", "coverage", "latent-only minus plain, right"]
+    return markdown(head, rows)
 
 
 def pictured(name: str) -> str:
@@ -114,6 +143,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     for name in begun():
         made[name] = functools.partial(predicted, name)
         made[f"{name}-latents"] = functools.partial(carried, name)
+    made["diversity-samples"] = sampled
     return made
 
 
