@@ -339,7 +339,7 @@ def _table(path: Path) -> None:
         with path.open("wb") as file:
             file.truncate(2**34)
     elif path.name == "long.parquet":
-        parquet.write_table(pyarrow.table({"text": ["x" * 2**30]}), path, compression="zstd")
+        parquet.write_table(pyarrow.table({"text": ["x" * (2**28 + 2**20)]}), path, compression="zstd")
     elif path.name == "repeated.parquet":
         parquet.write_table(pyarrow.table({"text": ["x" * (2**28 + 1), *"y" * 63]}), path, compression="zstd")
     elif path.name == "long.jsonl.gz":
