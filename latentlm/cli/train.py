@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.errors import shown
+from latentlm.errors import UserError, shown
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -26,6 +29,8 @@ Examples:
   latentlm train runs/try --resume
 
   latentlm train runs/try --resume data.path=where/the/texts/are/now/
+
+  torchrun --nproc_per_node 2 -m latentlm train free-tiny --out runs/two
 
 What it writes is a model: latentlm generate runs/try "def ".
 """
@@ -44,6 +49,27 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and the result only.")] = False,
 ) -> None:
     """Train, or plan, and print the result."""
+    from latentlm.training.parallel import speaks
+
+    with _first_speaks(speaks()):
+        _train_or_plan(recipe, overrides, out, resume=resume, dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+
+@contextmanager
+def _first_speaks(first: bool) -> Iterator[None]:
+    """Of several processes one says what the user can mend, and the result."""
+    try:
+        with nullcontext() if first else redirect_stdout(io.StringIO()):
+            yield
+    except UserError:
+        if first:
+            raise
+        sys.exit(1)
+
+
+def _train_or_plan(
+    recipe: str, overrides: list[str] | None, out: Path | None, *, resume: bool, dry_run: bool, as_json: bool, quiet: bool
+) -> None:
     from latentlm.training.recipes import default_out, load_recipe
 
     checked = load_recipe(recipe, overrides)
@@ -69,11 +95,13 @@ def _train(recipe: Any, out: Path, *, resume: bool, quiet: bool) -> Any:
     """Train; a stop on request ends the process with status 130."""
     from latentlm.training.loop import InterruptedRun
     from latentlm.training.loop import train as run
+    from latentlm.training.parallel import speaks
 
     try:
         return run(recipe, out=out, resume=resume, progress=not quiet)
     except InterruptedRun as stop:
-        typer.echo(shown(str(stop)), file=sys.stderr)
+        if speaks():
+            typer.echo(shown(str(stop)), file=sys.stderr)
     except KeyboardInterrupt:
         typer.echo("stopped; what was saved before is intact.", file=sys.stderr)
     sys.exit(130)

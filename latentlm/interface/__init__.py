@@ -68,6 +68,7 @@ from latentlm.interface.parts import (
     Shape,
     Sockets,
 )
+from latentlm.interface.ranks import gathered, summed
 from latentlm.interface.token_sets import TokenIds, TokenSet, pack_ids
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "KLSchedule", "Latent", "LatentDecoder", "LatentInfo", "LatentLoss", "LatentShape", "LatentSource", "Latents", "Loss",
     "Met", "Noise", "Objective", "OnToken", "Operations", "Part", "Parts", "Point", "Prefix", "Prior", "Product", "Shape",
     "SiteMap", "Sockets", "State", "Stems", "StepSource", "TokenIds", "TokenSet", "ValueMap", "Wanted", "assign_sites",
-    "begins_now", "by_name", "code_bits", "count_sites", "from_previous", "listed", "merged", "noise_of", "only", "owned",
+    "begins_now", "by_name", "code_bits", "count_sites", "from_previous", "gathered", "listed", "merged", "noise_of", "only", "owned",
     "pack_ids", "parse_granularity", "recent_tokens", "sampled_kl", "site_mask", "site_starts",
+    "summed",
 ]  # fmt: skip

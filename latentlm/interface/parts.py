@@ -133,7 +133,8 @@ class Part(nn.Module, ABC):
     def advance(self, step: int) -> None:
         """Called once after optimiser step `step`, counted from 0, whatever its micro-batches: moving averages, restarts,
         annealed temperatures. What a part gathers over the micro-batches of a step (in `auxiliary`, called once for each) lies
-        in tensors that are no persistent buffers, and is empty again when this returns; `loss` moves no persistent buffer."""
+        in tensors that are no persistent buffers, and is empty again when this returns; `loss` moves no persistent buffer.
+        Where several processes train one model, each has gathered of its own rows: `latentlm.interface.summed` adds them up."""
 
     def operations(self) -> Operations:
         """What a count of the part's Linear layers leaves out."""

@@ -13,7 +13,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -27,6 +27,7 @@ from latentlm.plugins.provenance import changes, explained
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data.prepared import Prepared, prepare
+from latentlm.training.parallel import Ranks, check_ranks, joined
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
 from latentlm.training.record.folder import (
@@ -70,19 +71,17 @@ def train(
     out = path_of(out)
     flag("resume", resume)
     flag("progress", progress)
-    reporter = Reporter(recipe.name, steps=recipe.train.steps, quiet=not progress)
-    check_free(out, resume=resume)
-    with locked(out), _threads(recipe.train.threads):
-        if not resume:
-            begin_anew(out)
+    with joined() as ranks, ExitStack() as stack:
+        reporter = Reporter(recipe.name, steps=recipe.train.steps, quiet=not progress, silent=not ranks.first)
+        ranks.from_first(lambda: _claim(out, stack, resume=resume))
+        stack.enter_context(_threads(recipe.train.threads))
         if is_finished(out):
-            _resumed(recipe, out)
+            ranks.agreed(lambda: _resumed(recipe, out))
             reporter.note(f"{out} is finished; there is nothing to resume.")
             return read_result(out)
-        check_places(out)
         if resume and not is_started(out):
             reporter.note(f"{out} holds no run to resume; a new one begins.")
-        run = _set_up(recipe, out=out, reporter=reporter)
+        run = ranks.agreed(lambda: _set_up(recipe, out=out, reporter=reporter, ranks=ranks))
         try:
             run.begin(command)
             _steps(run)
@@ -91,9 +90,20 @@ def train(
             run.close()
 
 
-def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:
+def _claim(out: Path, stack: ExitStack, *, resume: bool) -> None:
+    """Take the folder for this run until the stack unwinds. Raises UserError where it is someone else's."""
+    check_free(out, resume=resume)
+    stack.enter_context(locked(out))
+    if not resume:
+        begin_anew(out)
+    if not is_finished(out):
+        check_places(out)
+
+
+def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> Run:
     """Everything up to the first step; refuses before the long work what can be refused."""
-    device = pick_device(recipe.train.device)
+    device = pick_device(recipe.train.device, ranks)
+    check_ranks(recipe.train, ranks)
     if is_started(out):
         before = read_manifest(out).get("plugins", {})
         with explained(before, what=f"{out} was started"):
@@ -111,7 +121,7 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:
     check_memory(estimate_memory(recipe), device)
     if recipe.train.dtype == "bfloat16" and device.type == "cpu":
         reporter.warn("bfloat16 is many times slower than float32 on a CPU; set train.dtype=float32.")
-    trainer = Trainer(make_model(recipe, device), recipe.train, stream)
+    trainer = Trainer(make_model(recipe, device), recipe.train, stream, ranks)
     return Run(recipe, trainer, prepared, out=out, reporter=reporter)
 
 
@@ -157,7 +167,7 @@ def _steps(run: Run) -> None:
             except DivergedError as error:
                 kept = "none" if run.saved_step is None else f"step {run.saved_step}"
                 raise DivergedError(f"{error} Last checkpoint in {run.out}: {kept}.") from None
-            if stop.requested and run.trainer.step < run.recipe.train.steps:
+            if run.ranks.any(stop.requested) and run.trainer.step < run.recipe.train.steps:
                 run.save()
                 raise InterruptedRun(_how_to_go_on(run))
 
@@ -197,7 +207,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.config import TrainConfig
+from latentlm.zoo.weights import spread_as
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -75,4 +76,4 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         if kind == "step":
             optimizer.state[parameter][kind] = value.reshape(()).clone().to(parameter.device)
         else:
-            optimizer.state[parameter][kind] = torch.zeros_like(parameter, dtype=value.dtype).copy_(value)
+            optimizer.state[parameter][kind] = torch.zeros_like(parameter, dtype=value.dtype).copy_(spread_as(value, parameter))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from latentlm.config import Recipe
 from latentlm.errors import UserError
@@ -24,7 +25,7 @@ from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read
 from latentlm.training.record.reporting import Reporter, TensorBoard
 from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
 from latentlm.training.trainer import StepFacts, Trainer
-from latentlm.zoo.weights import load_into, weights_of
+from latentlm.zoo.weights import load_into, weights_of, whole
 
 
 class Run:
@@ -39,6 +40,7 @@ class Run:
         self._texts = excerpts(
             prepared.held_out, prepared.tokenizer, context=recipe.train.context, count=recipe.train.eval_documents
         )
+        self.ranks = trainer.ranks
         self._metrics: MetricsFile | None = None
         self._board: TensorBoard | None = None
 
@@ -46,13 +48,22 @@ class Run:
 
     def begin(self, command: Sequence[str] | None) -> None:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
-        if self.recipe.train.tensorboard:
-            self._board = TensorBoard(str(self.out / "tensorboard"))
-        checkpoint = latest_checkpoint(self.out / CHECKPOINTS, warn=self.reporter.warn) if is_started(self.out) else None
+        checkpoint = self.ranks.from_first(self._latest)
         if checkpoint is not None:
             self._restore(checkpoint)
-        else:
+        self.ranks.from_first(lambda: self._open(command, checkpoint))
+
+    def _latest(self) -> Checkpoint | None:
+        return latest_checkpoint(self.out / CHECKPOINTS, warn=self.reporter.warn) if is_started(self.out) else None
+
+    def _open(self, command: Sequence[str] | None, checkpoint: Checkpoint | None) -> None:
+        """The files that only one process writes."""
+        if self.recipe.train.tensorboard:
+            self._board = TensorBoard(str(self.out / "tensorboard"))
+        if checkpoint is None:
             self._write_start(command)
+        else:
+            self._write_resumed(checkpoint)
         rewind(self.out / METRICS, step=self.trainer.step)
         self._metrics = MetricsFile(self.out / METRICS)
 
@@ -66,6 +77,7 @@ class Run:
             parameters=parameters_by_socket(self.trainer.model),
             command=command,
         )
+        manifest["processes"] = self.ranks.size
         write_manifest(self.out, manifest)
         write_recipe(self.out, self.recipe)
 
@@ -82,15 +94,20 @@ class Run:
         schedules = model.kl_schedules
         for name, schedule in schedules.items():
             schedule.load_state_dict(state["schedule"] if len(model.latents) == 1 else state["schedule"][name])
-        set_aside_newer(checkpoint.path.parent, step=checkpoint.step)
         self.trainer.step = self.saved_step = checkpoint.step
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self.tally, self.watch = Tally.of(state["tally"]), CollapseWatch.of(state["watch"])
-        manifest = read_manifest(self.out)
-        before, threads = manifest.get("threads"), torch.get_num_threads()
-        if self.trainer.model.device.type == "cpu" and isinstance(before, int) and before != threads:
-            self.reporter.warn(f"{threads} CPU threads, {before} at the start: sums round otherwise, and bits differ.")
-        manifest.setdefault("resumed", []).append({"step": checkpoint.step, "time": now(), "threads": threads})
+
+    def _write_resumed(self, checkpoint: Checkpoint) -> None:
+        """Note where and with what the run goes on, and say what will make sums round otherwise."""
+        set_aside_newer(checkpoint.path.parent, step=checkpoint.step)
+        manifest, on_cpu = read_manifest(self.out), self.trainer.model.device.type == "cpu"
+        here = {"threads": torch.get_num_threads(), "processes": self.ranks.size}
+        for what, words in (("threads", "CPU threads"), ("processes", "processes")):
+            before = manifest.get(what, 1 if what == "processes" else None)
+            if isinstance(before, int) and before != here[what] and (on_cpu or what == "processes"):
+                self.reporter.warn(f"{here[what]} {words}, {before} at the start: sums round otherwise, and bits differ.")
+        manifest.setdefault("resumed", []).append({"step": checkpoint.step, "time": now(), **here})
         write_manifest(self.out, manifest)
         self.reporter.note(f"resuming at step {checkpoint.step} of {self.recipe.train.steps}")
 
@@ -128,7 +145,7 @@ class Run:
 
     def _evaluate(self) -> None:
         with uncompiled(self.recipe.train):
-            report = evaluate(self.trainer.model, self._texts, self.recipe.train)
+            report = self.trainer.within(lambda: evaluate(self.trainer.model, self._texts, self.recipe.train))
         line = {"split": "held_out", "step": self.trainer.step, "tokens": self.tokens, **report}
         absent = dict.fromkeys(("penalty", "auxiliary", "loss", "schedule", "grad_norm"))
         rate = self.trainer.optimizer.param_groups[0]["lr"]
@@ -141,6 +158,8 @@ class Run:
         self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:
+        if not self.ranks.first:
+            return
         assert self._metrics is not None, "begin() comes first"
         self._metrics.write(line)
         self.reporter.line(line)
@@ -164,11 +183,19 @@ class Run:
             "watch": self.watch.state_dict(),
             "data": self.prepared.fingerprint,
         }
-        tensors = {"model": weights_of(model), "optimizer": optimizer_tensors(self.trainer.optimizer, model)}
-        save_checkpoint(
-            self.out / CHECKPOINTS, step=self.trainer.step, tensors=tensors, state=state, keep=self.recipe.train.keep
-        )
-        self.saved_step = self.trainer.step
+        tensors = {
+            "model": self._in_full(weights_of(model)),
+            "optimizer": self._in_full(optimizer_tensors(self.trainer.optimizer, model)),
+        }
+        folder, step, keep = self.out / CHECKPOINTS, self.trainer.step, self.recipe.train.keep
+        self.ranks.from_first(lambda: save_checkpoint(folder, step=step, tensors=tensors, state=state, keep=keep))
+        self.saved_step = step
+
+    def _in_full(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors that are spread over processes, brought to the one that writes, one after another."""
+        if self.ranks.size == 1:
+            return dict(tensors)
+        return {name: full.cpu() for name, tensor in tensors.items() if (full := whole(tensor)) is not None and self.ranks.first}
 
     def finish(self) -> RunResult:
         """Write the model and its card."""
@@ -182,15 +209,19 @@ class Run:
             "finished": now(),
             "device": read_manifest(self.out).get("device", {}).get("name", self.trainer.model.device.type),
         }
+        weights = self._in_full(weights_of(self.trainer.model))
+        self.ranks.from_first(lambda: self._write_model(weights, facts))
+        return read_result(self.out)
+
+    def _write_model(self, weights: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
         write_model(
             self.out,
             recipe=self.recipe,
-            model=self.trainer.model,
+            weights=weights,
             tokenizer=self.prepared.tokenizer.save(self.out),
             training=training_facts(self.recipe, data=self.prepared.summary(), facts=facts),
             scores=held_out_scores(last_line(read_metrics(self.out / METRICS), "held_out")),
         )
-        return read_result(self.out)
 
     def close(self) -> None:
         """Close the files."""

@@ -17,14 +17,18 @@ from latentlm.tokenizer import Tokenizer, check_vocabulary
 from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prepared import Prepared
 from latentlm.training.data.prompted import check_prompts
+from latentlm.training.parallel import Ranks
 
 _SOCKETS = {"encoder": "encoder", "prior_part": "prior", "injection": "injection"}
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the first GPU, or the CPU. Raises UserError for a device that is not there."""
+def pick_device(name: str, ranks: Ranks | None = None) -> torch.device:
+    """ "auto" is the first GPU, or the CPU; of several processes each has the GPU of its number. Raises UserError for a device
+    that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks is not None and ranks.size > 1:
+        name = f"cuda:{ranks.local}"
     try:
         device = torch.device(name)
     except RuntimeError:

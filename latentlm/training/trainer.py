@@ -5,24 +5,33 @@ tokens, since `Loss.total` is nats per target token. (A hinge on the mean of a b
 thing that accumulation can change.) Row r of micro-batch i is sequence i B + r of the stream and draws the noise of that
 number, so the same sequences make the same step however they are split.
 
+Of several processes (parallel.py) each takes its share of the rows of every micro-batch.
+
 bfloat16 means autocast around the forward pass: weights, gradients and moments stay float32.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
-from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise
+from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise, gathered
 from latentlm.training.compiling import compile_blocks, compiling
 from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prompted import with_prompts
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
+from latentlm.training.parallel import Ranks, shard
+from latentlm.zoo.weights import whole
+
+T = TypeVar("T")
 
 
 class DivergedError(UserError):
@@ -52,16 +61,34 @@ class StepFacts:
     schedule: dict[str, float] = field(default_factory=dict)
     """The schedule's logs, averaged over the targets."""
 
+    def plus(self, other: StepFacts) -> StepFacts:
+        """With what another process found of its rows of the same step."""
+        return StepFacts(
+            targets=self.targets,  # of the whole step, as the two below
+            gradient_norm=self.gradient_norm,
+            learning_rate=self.learning_rate,
+            cross_entropy=self.cross_entropy + other.cross_entropy,
+            kl=self.kl + other.kl,
+            kl_of=_added(self.kl_of, other.kl_of),
+            normalised=self.normalised and other.normalised,
+            penalty=self.penalty + other.penalty,
+            auxiliary=self.auxiliary + other.auxiliary,
+            schedule=_added(self.schedule, other.schedule),
+        )
+
 
 class Trainer:
     """A model, its optimiser and its data, and how many steps are done."""
 
-    def __init__(self, model: LatentDecoder, config: TrainConfig, stream: PackedStream) -> None:
-        self.model, self.config, self.stream = model, config, stream
-        self.optimizer = make_optimizer(model, config)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    def __init__(
+        self, model: LatentDecoder, config: TrainConfig, stream: PackedStream, ranks: Ranks | None = None
+    ) -> None:
+        self.model, self.config, self.stream, self.ranks = model, config, stream, ranks or Ranks()
         if config.compile:
             compile_blocks(model)
+        self._sharded = shard(model, config, self.ranks) if self.ranks.size > 1 else None
+        self.optimizer = make_optimizer(model, config)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.step = 0
         """Finished optimiser steps; also the number of the next one, counted from 0."""
 
@@ -77,9 +104,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for number, batch in enumerate(batches, start=first):
             with compiling():
-                self._accumulate(batch, number, facts)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        facts.gradient_norm = float(norm)
+                self._accumulate(self._own(batch), number, facts)
+        facts = reduce(StepFacts.plus, gathered(facts))
+        self._check("loss", facts.cross_entropy + facts.penalty + facts.auxiliary)
+        facts.gradient_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)))
         self._check("gradient norm", facts.gradient_norm)
         set_learning_rate(self.optimizer, facts.learning_rate)
         self.optimizer.step()
@@ -91,21 +119,30 @@ class Trainer:
         """Micro-batch `number` of the stream, some of its rows with a prompt where the recipe says so."""
         batch = self.stream.batch(number)
         first = number * batch.inputs.shape[0]
-        batch = self.model.counted(batch)
         return with_prompts(batch, share=self.config.prompts, seed=self.config.seed, first=first)
+
+    def _own(self, batch: Batch) -> Batch:
+        """The rows of a micro-batch that this process takes."""
+        rows = self.ranks.rows(len(batch.inputs))
+        return self.model.counted(batch if self.ranks.size == 1 else batch.select(torch.tensor(rows)))
+
+    def within(self, work: Callable[[], T]) -> T:
+        """Do something with the model, whose weights may be spread over processes: every one of them must."""
+        return work() if self._sharded is None else self._sharded(work)  # type: ignore[no-any-return]
 
     def _accumulate(self, batch: Batch, number: int, facts: StepFacts) -> None:
         """Add the gradient of micro-batch `number`, weighted by its share of the step's targets, and note its facts."""
         targets = int(batch.target_mask.sum())
-        rows = batch.inputs.shape[0]
-        noise = Noise.keyed(self.config.seed, [("train", number * rows + row) for row in range(rows)])
+        first = number * self.stream.rows_per_batch
+        rows = self.ranks.rows(self.stream.rows_per_batch)
+        noise = Noise.keyed(self.config.seed, [("train", first + row) for row in rows])
         batch = batch.to(self.model.device)
         with autocast(self.model, self.config):
-            loss = self.model.loss(batch, step=self.step, noise=noise)
+            total_loss, loss = self.within(lambda: _with_total(self.model.loss(batch, step=self.step, noise=noise)))
         total, cross_entropy, kl, auxiliary, logs = _read(loss)
         facts.normalised = all(own.normalised for own in loss.latents.values())
-        self._check("loss", total)
-        (loss.total * (targets / facts.targets)).backward()
+        share = targets / facts.targets * self.ranks.size  # gradients are averaged over the processes
+        (total_loss * share).backward()
         facts.cross_entropy += cross_entropy
         facts.kl += sum(kl.values())
         if len(kl) > 1:
@@ -122,6 +159,16 @@ class Trainer:
                 f"the {what} is {value} at step {self.step + 1}: training has diverged, and this step was not taken. "
                 "Start again with a lower train.learning_rate, a longer train.warmup or a smaller train.clip."
             )
+
+
+def _with_total(loss: Loss) -> tuple[Tensor, Loss]:
+    """The tensor that descends by itself, where what gathers weights for the way back can see it."""
+    return loss.total, loss
+
+
+def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Key by key."""
+    return {key: one.get(key, 0.0) + other.get(key, 0.0) for key in {**one, **other}}
 
 
 def autocast(model: LatentDecoder, config: TrainConfig) -> torch.autocast:

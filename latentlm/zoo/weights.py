@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latentlm.config.tensor_files import TensorFile, finite, held
 from latentlm.errors import CheckpointError, resolved
@@ -34,6 +35,18 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             found[name] = tensor.detach()
     return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over processes, in full: every one of them must ask. Any other one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a full tensor, spread as `like`; the full one where that one is not spread."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -136,7 +149,7 @@ def load_into(model: nn.Module, path: Path | TensorFile) -> None:
     wanted = weights_of(model)
     with _opened(path) as file:
         for name, tensor in wanted.items():
-            tensor.copy_(finite(file.get_tensor(name), name, path))
+            tensor.copy_(spread_as(finite(file.get_tensor(name), name, path), tensor))
 
 
 def check_finite(file: TensorFile) -> None:

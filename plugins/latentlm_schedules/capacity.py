@@ -53,6 +53,7 @@ class Capacity(KLSchedule):
         """In nats per target token; logs `capacity_nats` (C) and `within_capacity` (share of the units whose KL is below)."""
         capacity = nats(self.config.bits) * min(1.0, step / self.config.steps)
         units = pool(kl, site_mask, level=self.config.level, kappa=capacity)
-        penalty = self.config.gamma * (units.kl - units.budget).abs().sum() / target_count(target_mask)
-        below = ((units.kl < units.budget) & units.real).sum() / units.real.sum().clamp(min=1)
+        distance = units.surplus.sign() * (units.kl - units.budget)  # of the whole unit, so its sign decides
+        penalty = self.config.gamma * distance.sum() / target_count(target_mask)
+        below = ((units.surplus < 0) & units.real).sum() / units.real.sum().clamp(min=1)
         return penalty, {"capacity_nats": as_log(capacity, units.budget), "within_capacity": below}

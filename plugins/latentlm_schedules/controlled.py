@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from latentlm.errors import UserError, did_you_mean
-from latentlm.interface import KLSchedule
+from latentlm.interface import KLSchedule, gathered
 from latentlm_schedules.levels import as_log, real_kl, target_count
 
 
@@ -104,7 +104,8 @@ class Controlled(KLSchedule):
         rows, self._rows, self._step = self._rows, [], None
         if not rows:
             return
-        kl, sites, cross_entropy, targets = (math.fsum(column) for column in torch.cat(rows, dim=1).tolist())
+        everywhere = zip(*gathered(torch.cat(rows, dim=1).tolist()), strict=True)  # the columns of each process, side by side
+        kl, sites, cross_entropy, targets = (math.fsum(value for own in columns for value in own) for columns in everywhere)
         if sites and targets:
             self.update(Observed(kl, int(sites), cross_entropy, int(targets)))
 

@@ -88,14 +88,13 @@ class FreeBits(KLSchedule):
         tokens = target_count(target_mask)
         penalty = thresholded(units, self.config.form).sum() / tokens
         with torch.no_grad():
-            within = ((units.kl <= units.budget) & units.real).sum() / units.real.sum().clamp(min=1)
-            free = torch.minimum(units.kl, units.budget).sum() / tokens
+            within = (~units.above & units.real).sum() / units.real.sum().clamp(min=1)
+            free = torch.where(units.above, units.budget, units.kl).sum() / tokens
         return penalty, {"free_bits_nats": as_log(kappa, free), "within_budget": within, "free_nats": free}
 
 
 def thresholded(units: Pooled, form: Form) -> Tensor:
     """What each unit costs, nats; zero where nothing is real (its KL and budget are zero)."""
-    above = units.kl > units.budget
     if form == "hinge":
-        return torch.where(above, units.kl - units.budget, 0.0)
-    return torch.where(above, units.kl, units.budget if form == "maximum" else 0.0)
+        return torch.where(units.above, units.kl - units.budget, 0.0)
+    return torch.where(units.above, units.kl, units.budget if form == "maximum" else 0.0)

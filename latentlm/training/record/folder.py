@@ -31,7 +31,7 @@ _OF_A_RUN = {*_BEGUN, *_FOLDERS}
 _FREE_TO_CHANGE = {
     "name", "description", "data.path",
     "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
-    "train.device", "train.threads", "train.tensorboard",
+    "train.device", "train.threads", "train.parallel.replicate", "train.tensorboard",
 }  # fmt: skip
 """Settings that a resumed run may change: they decide what is written, where the data lie and where it is computed, not what
 is learned. (That the data are the same, their fingerprint says.)"""

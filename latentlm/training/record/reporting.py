@@ -19,9 +19,10 @@ from latentlm.errors import UserError
 class Reporter:
     """Speaks on standard error. Use as a context manager around the steps."""
 
-    def __init__(self, name: str, *, steps: int, quiet: bool = False) -> None:
+    def __init__(self, name: str, *, steps: int, quiet: bool = False, silent: bool = False) -> None:
+        """`quiet`: warnings only; `silent`: nothing, for a process whose like speaks."""
         self._console = Console(stderr=True)
-        self._name, self._steps, self._quiet = name, steps, quiet
+        self._name, self._steps, self._quiet, self._silent = name, steps, quiet or silent, silent
         self._bar: Progress | None = None
 
     def start(self, step: int) -> Self:
@@ -76,7 +77,8 @@ class Reporter:
         return f"step {line['step']}/{self._steps}  {_numbers(line)}  {left} left"
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if not self._silent:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def bound_text(line: dict[str, Any], error: str = "") -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from latentlm.config import Card, Recipe, WeightsSpec, as_yaml, parse, read_yaml
 from latentlm.config.writing import write_atomically, write_text
-from latentlm.interface import LatentDecoder
 from latentlm.training.record.folder import CARD, METRICS, WEIGHTS
 from latentlm.training.record.metrics import last_line, read_metrics
-from latentlm.zoo.weights import sha256, weights_of
+from latentlm.zoo.weights import sha256
 
 _SCORES = ("bits_per_byte", "standard_error", "bound", "cross_entropy", "kl_bits_per_token", "live_bits", "documents", "bytes")
 
@@ -46,12 +47,12 @@ class RunResult:
 
 
 def write_model(
-    out: Path, *, recipe: Recipe, model: LatentDecoder, tokenizer: str, training: dict[str, Any], scores: dict[str, Any]
+    out: Path, *, recipe: Recipe, weights: Mapping[str, Tensor], tokenizer: str, training: dict[str, Any], scores: dict[str, Any]
 ) -> Card:
     """Write model.safetensors and, last of all, card.yaml. `tokenizer` is what the card says of it."""
-    weights = {name: tensor.contiguous().cpu() for name, tensor in weights_of(model).items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     path = out / WEIGHTS
-    write_atomically(path, lambda temporary: save_file(weights, temporary))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
     card = Card(
         card_version=2 if recipe.model.latents else 1,
         name=recipe.name,

@@ -1,0 +1,51 @@
+"""Sums over the processes that share a batch: a part or a schedule that looks at the whole batch asks here.
+
+    above = summed(kl.sum()) > summed(budget.sum())       # whether the batch, wherever its rows lie, is above its budget
+
+In a run of one process, and outside of a training step, these give back what they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+_groups: list[dist.ProcessGroup] = []
+"""The processes that share the batch at hand; none but this one where it is empty."""
+
+
+@contextmanager
+def shared_by(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Within the block, batches are shared by these processes."""
+    if group is None:
+        yield
+        return
+    _groups.append(group)
+    try:
+        yield
+    finally:
+        _groups.pop()
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes that share the batch, of any shape; no gradient passes. Every one of them must ask."""
+    total = values.detach()
+    if _groups:
+        total = total.clone()
+        dist.all_reduce(total, group=_groups[-1])
+    return total
+
+
+def gathered(value: T) -> list[T]:
+    """What each of these processes has, in the order of their ranks: plain Python values. Every one of them must ask."""
+    if not _groups:
+        return [value]
+    found: list[T | None] = [None] * dist.get_world_size(_groups[-1])
+    dist.all_gather_object(found, value, group=_groups[-1])
+    return found  # type: ignore[return-value]

@@ -1,0 +1,154 @@
+"""Several processes, one run: `torchrun --nproc_per_node N -m latentlm train RECIPE`, on one machine or several.
+
+Of every micro-batch, rank r of N takes rows r, r + N, r + 2N, ...; a row keeps its number in the stream, so it draws the same
+noise whoever computes it, and a step is the same, up to rounding, on any number of processes. Weights, gradients and moments
+are spread over the processes (FSDP2, `torch.distributed.fsdp.fully_shard`): each block is gathered while it computes, and what
+belongs to no block (embedding, readout, norms, tables) during the whole step. With `train.parallel.replicate` R, there are R
+copies of the model, each spread over N / R processes (hybrid sharding).
+
+Rank 0 speaks, and writes the files. What the ranks have to agree upon they exchange on the CPU (gloo); gradients and weights go
+by the devices' own way (NCCL on GPUs).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from latentlm.backbone.block import Block
+from latentlm.config import TrainConfig
+from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
+from latentlm.interface.ranks import gathered, shared_by
+
+T = TypeVar("T")
+
+
+class ElsewhereError(UserError):
+    """Another process of this run failed, and says why."""
+
+
+def speaks() -> bool:
+    """Whether this process is the one of a run that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of the processes of a run this one is."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    """Among those of this machine: the number of its GPU."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> range:
+        """The rows of a micro-batch that this process takes."""
+        return range(self.rank, batch, self.size)
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """Do something that every process does, or, where it fails for one, that none has done. Raises what failed here; where
+        nothing did, ElsewhereError. An error of the user's on a rank that does not speak is raised on the one that does."""
+        result, error = None, None
+        try:
+            result = work()
+        except UserError as refused:
+            error = refused
+        errors = gathered(None if error is None else str(error))
+        said = next((text for text in errors if text is not None), None)
+        if said is None:
+            return result  # type: ignore[return-value]
+        if not self.first:
+            raise ElsewhereError(said)
+        raise error if error is not None else UserError(f"process {errors.index(said)}: {said}")
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What rank 0 makes, plain data, for every rank; the others wait for it. Raises as `agreed`."""
+        return gathered(self.agreed(work) if self.first else self.agreed(lambda: None))[0]  # type: ignore[return-value]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so for any process."""
+        return any(gathered(flag))
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes that torchrun has started, this one among them; within the block they share their batches. Raises UserError
+    where they do not find each other."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield Ranks()
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the {size} processes did not find each other: {error}. Start them with torchrun.") from None
+    try:
+        with shared_by(dist.group.WORLD):
+            yield Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        dist.destroy_process_group()
+
+
+def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise UserError where the processes cannot share the work."""
+    if ranks.size > config.batch:
+        raise UserError(
+            f"{ranks.size} processes share the rows of a micro-batch, and train.batch is {config.batch}. Raise it (and lower "
+            "train.accumulate), or start fewer processes."
+        )
+    if ranks.size % config.parallel.replicate:
+        raise UserError(
+            f"train.parallel.replicate is {config.parallel.replicate}, and {ranks.size} processes do not divide into as many "
+            "copies. Choose a divisor of their number."
+        )
+
+
+class Sharded(nn.Module):
+    """A model whose weights are spread over processes. What is done with it is done within `forward`, where those that belong to
+    no block are whole."""
+
+    def __init__(self, model: LatentDecoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], T]) -> T:
+        """What `work` returns."""
+        return work()
+
+
+def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks) -> Sharded:
+    """Spread a model, in place. With bfloat16 the blocks are gathered in it, all else in float32; gradients are added up in
+    float32."""
+    mesh = _mesh(model.device, config, ranks)
+    half = torch.bfloat16 if config.dtype == "bfloat16" else None
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for module in model.modules():
+        if isinstance(module, Block):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    sharded = Sharded(model)
+    fully_shard(sharded, mesh=mesh, reshard_after_forward=False)
+    return sharded
+
+
+def _mesh(device: torch.device, config: TrainConfig, ranks: Ranks) -> DeviceMesh:
+    copies = config.parallel.replicate
+    if copies == 1:
+        return init_device_mesh(device.type, (ranks.size,))
+    return init_device_mesh(device.type, (copies, ranks.size // copies), mesh_dim_names=("replicate", "shard"))
