@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from latentlm.backbone.block import Block
 from latentlm.config import TrainConfig
@@ -128,6 +128,10 @@ class Sharded(nn.Module):
         super().__init__()
         self.model = model
 
+    def scatter(self) -> None:
+        """After the way back: the weights that were whole during the step are spread again, and gathered anew for the next."""
+        self.reshard()  # type: ignore[operator]
+
     def forward(self, work: Callable[[], T]) -> T:
         """What `work` returns."""
         return work()
@@ -144,6 +148,12 @@ def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks) -> Sharded:
             fully_shard(module, mesh=mesh, mp_policy=policy)
     sharded = Sharded(model)
     fully_shard(sharded, mesh=mesh, reshard_after_forward=False)
+    # An encoder that descends (ltm) goes back through the decoder within a step: what is whole must stay so, until `scatter`.
+    sharded.set_reshard_after_backward(False, recurse=False)  # type: ignore[operator]
+    for module in sharded.modules():
+        if isinstance(module, FSDPModule):  # whole tensors take over `requires_grad` when they are first made: not within such
+            module.unshard()  # a descent, where the decoder stands still
+            module.reshard()
     return sharded
 
 

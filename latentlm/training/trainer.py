@@ -143,6 +143,8 @@ class Trainer:
         facts.normalised = all(own.normalised for own in loss.latents.values())
         share = targets / facts.targets * self.ranks.size  # gradients are averaged over the processes
         (total_loss * share).backward()
+        if self._sharded is not None:
+            self._sharded.scatter()
         facts.cross_entropy += cross_entropy
         facts.kl += sum(kl.values())
         if len(kl) > 1:
@@ -163,7 +165,7 @@ class Trainer:
 
 def _with_total(loss: Loss) -> tuple[Tensor, Loss]:
     """The tensor that descends by itself, where what gathers weights for the way back can see it."""
-    return loss.total, loss
+    return loss.total.clone(), loss  # a view would lose its hooks to whoever changes it in place
 
 
 def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
