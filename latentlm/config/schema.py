@@ -279,7 +279,11 @@ class TrainConfig(Strict):
     compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; default: torch's")
-    parallel: ParallelConfig = Field(ParallelConfig(), description="how several processes (torchrun) share the weights")
+    parallel: ParallelConfig = Field(
+        ParallelConfig(),
+        exclude_if=lambda value: value == ParallelConfig(),  # recipes of before, and their hashes, stay what they were
+        description="how several processes (torchrun) share the weights",
+    )
     seed: int = Field(0, description="of weights, order of rows, and noise")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     eval_every: int = Field(200, ge=1, description="steps between scores of held-out documents")

@@ -137,12 +137,19 @@ class Trainer:
         rows = self.ranks.rows(self.stream.rows_per_batch)
         noise = Noise.keyed(self.config.seed, [("train", first + row) for row in rows])
         batch = batch.to(self.model.device)
+        found: list[Loss] = []
+
+        def forward() -> Tensor:
+            found.append(self.model.loss(batch, step=self.step, noise=noise))
+            return found[0].total.clone()  # no view: what gathers weights for the way back hangs on this tensor
+
         with autocast(self.model, self.config):
-            total_loss, loss = self.within(lambda: _with_total(self.model.loss(batch, step=self.step, noise=noise)))
+            descending = self.within(forward)
+        loss = found[0]
         total, cross_entropy, kl, auxiliary, logs = _read(loss)
         facts.normalised = all(own.normalised for own in loss.latents.values())
         share = targets / facts.targets * self.ranks.size  # gradients are averaged over the processes
-        (total_loss * share).backward()
+        (descending * share).backward()
         if self._sharded is not None:
             self._sharded.scatter()
         facts.cross_entropy += cross_entropy
@@ -161,11 +168,6 @@ class Trainer:
                 f"the {what} is {value} at step {self.step + 1}: training has diverged, and this step was not taken. "
                 "Start again with a lower train.learning_rate, a longer train.warmup or a smaller train.clip."
             )
-
-
-def _with_total(loss: Loss) -> tuple[Tensor, Loss]:
-    """The tensor that descends by itself, where what gathers weights for the way back can see it."""
-    return loss.total.clone(), loss  # a view would lose its hooks to whoever changes it in place
 
 
 def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
