@@ -28,7 +28,7 @@ from latentlm_evals.study.table import LATENTS, SCORES, latents, scores
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "studies"
 PICTURES = ROOT / "docs" / "img"
-_HONEST, _OWN, _LINE, _ARROW = "#1d1f24", "#e8590c", "#adb5bd", 0.03
+_HONEST, _OWN, _LINE = "#1d1f24", "#e8590c", "#adb5bd"
 SAMPLES = STUDIES / "diversity.json"
 PAGES = tuple(ROOT / "docs" / page for page in ("results.md", "alive.md", "diversity.md"))
 
@@ -104,13 +104,12 @@ def pictured(name: str) -> str:
 
     study, _, _, found, tokens_per_byte = results(name)
     scale = tokens_per_byte / math.log(2)
-    figure = Figure(figsize=(8.2, 0.3 * len(found) + 1.1), layout="constrained")
+    figure = Figure(figsize=(8.2, 0.3 * len(found) + 1.4), layout="constrained")
     axes = figure.subplots()
     for row, one in enumerate(found):
-        axes.errorbar(one.bits_per_byte, row, xerr=one.spread, fmt="o", color=_HONEST, capsize=3, zorder=3)
-        if not one.converged:
-            shape = {"arrowstyle": "->", "color": _HONEST}
-            axes.annotate("", (one.bits_per_byte - _ARROW, row), (one.bits_per_byte, row), arrowprops=shape)
+        face = _HONEST if one.converged else "white"
+        axes.errorbar(one.bits_per_byte, row, xerr=one.spread, fmt="o" if one.converged else "<", color=_HONEST,
+                      markerfacecolor=face, capsize=3, zorder=3)  # fmt: skip
         if "ce_posterior" in one.means:
             own, other = (one.means[f"ce_{source}"] * scale for source in ("posterior", "shuffled"))
             axes.plot([own, other], [row, row], color=_LINE, zorder=1)
@@ -121,8 +120,14 @@ def pictured(name: str) -> str:
     axes.set_yticks(range(len(found)), [f"{one.arm} ({one.runs})" for one in found])
     axes.invert_yaxis()
     axes.set_xlabel("bits per byte (runs behind the name)")
-    title = f"{study.name}: honest likelihood (dark; an arrow: at most), own z (filled), another text's z (open)"
-    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_title(study.name, fontsize=9, loc="left")
+    legend = {
+        "honest, converged": ("o", _HONEST, _HONEST), "honest, at most": ("<", "white", _HONEST),
+        "under its own z": ("o", _OWN, _OWN), "under another text's z": ("o", "white", _OWN),
+    }  # fmt: skip
+    for label, (marker, face, edge) in legend.items():
+        axes.plot([], [], marker, markerfacecolor=face, markeredgecolor=edge, label=label)
+    figure.legend(loc="outside lower left", ncols=4, fontsize=8, frameon=False, handletextpad=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
 
