@@ -4,7 +4,8 @@
     python docs/build_results.py --check    exit with 1 if a page is not what would be written
 
 In a page a table stands between the lines <!-- numbers: NAME --> and <!-- end of numbers -->, NAME a study of studies/, with
--latents behind it for what z carries; diversity-samples is of studies/diversity.json, which `latentlm diversity` has written.
+-latents behind it for what z carries; diversity-samples is of studies/diversity.json, which `latentlm diversity` has written,
+figure4 of studies/figure4.json, what `latentlm reproduce synthetic --json` printed, without the pictures.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ STUDIES = ROOT / "studies"
 PICTURES = ROOT / "docs" / "img"
 _HONEST, _OWN, _LINE = "#1d1f24", "#e8590c", "#adb5bd"
 SAMPLES = STUDIES / "diversity.json"
-PAGES = tuple(ROOT / "docs" / page for page in ("results.md", "alive.md", "diversity.md"))
+FIGURE4 = STUDIES / "figure4.json"
+PAGES = tuple(ROOT / "docs" / page for page in ("results.md", "alive.md", "diversity.md", "studies.md"))
 
 
 @functools.cache
@@ -98,6 +100,29 @@ def sampled() -> str:
     return markdown(head, rows)
 
 
+def synthetic() -> str:
+    """What generation shows of each model of Figure 4, its likelihood, and the outcomes that were asked for. Values of further
+    seeds, where they are kept, stand behind the first's."""
+    rows = []
+    for one in json.loads(FIGURE4.read_text(encoding="utf-8")):
+        seeds = one["likelihoods"]
+        own, drawn = one["generated"]["shared"].get("prior"), one["generated"]["independent"]["prior"]
+        more = [seed["groups"]["shared"]["prior"] for seed in seeds[1:] if seed.get("groups", {}).get("shared")]
+        shared = [own, *more] if own else []
+        near = "; ".join(f"{each['near_within']:.2f} / {each['near_across']:.2f}" for each in shared)
+        spread = f"{own['spread_within']:.1f} / {own['spread_across']:.1f}" if own else f"– / {drawn['spread_across']:.1f}"
+        masks = "; ".join(f"{each['masks']:.2f}" for each in shared)
+        above = "; ".join(f"{seed['excess_nats']:+.4f}{'' if seed['converged'] else ' (no)'}" for seed in seeds)
+        missed = [f"{each['criterion']} ({each['value']:.2f})" for each in one["outcome"] if not each["met"]]
+        said = f"{len(one['outcome']) - len(missed)} of {len(one['outcome'])}" if one["outcome"] else ""
+        said += "".join(f"; **not met**: {each}" for each in missed)
+        rows.append([one["label"], near or f"– / {drawn['near_across']:.2f}", spread, f"{masks or '–'} / {drawn['masks']:.2f}",
+                     f"{drawn['valid']:.2f}", f"{drawn['noise']:.3f}", f"{seeds[0]['kl_bits']:.3f}", above, said])  # fmt: skip
+    head = ["model", "near, one z / across", "spread, one z / across", "masks, one z / z drawn for each", "valid", "noise",
+            "KL, bits a token", "above exact, nats a character, by seed", "outcomes met"]  # fmt: skip
+    return markdown(head, rows)
+
+
 def pictured(name: str) -> str:
     """An SVG: the honest likelihood of each arm, and the cross-entropy under its own z and another text's, in bits per byte."""
     from matplotlib.figure import Figure
@@ -148,7 +173,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     for name in begun():
         made[name] = functools.partial(predicted, name)
         made[f"{name}-latents"] = functools.partial(carried, name)
-    made["diversity-samples"] = sampled
+    made["diversity-samples"], made["figure4"] = sampled, synthetic
     return made
 
 
