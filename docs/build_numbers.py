@@ -53,6 +53,21 @@ def summary() -> str:
     return _table(head, kept("likelihood"), lambda name, row: [_honest(name, row)])
 
 
+def first() -> str:
+    """The baseline and the two latent decoders that saw as much text: what a likelihood costs, and what z is to the decoder."""
+    head = ["model", "bits per byte, honest", "good to", "from the plain decoder", "another text's z costs, bits per token"]
+    found = {name: row for name, row in kept("likelihood").items() if name in (BASELINE, "free-tiny", "causal-tiny")}
+    says = {BASELINE: "no latent", "free-tiny": "bits, uniform prior", "causal-tiny": "bits, learned prior"}
+
+    def cells(name: str, row: Row) -> list[str]:
+        label, _, value, good_to, _, difference = _honest(name, row)
+        used = row.get("cross_entropy_bits") or {}
+        cost = f"{used['shuffled'] - used['posterior']:+.2f}" if "shuffled" in used else ""
+        return [f"{label}: {says[name]}", value, good_to, "" if name == BASELINE else difference, cost]
+
+    return _table(head, found, lambda name, row: [cells(name, row)])
+
+
 def _honest(name: str, row: Row) -> list[str]:
     value, latent = row["bits_per_byte"], row["has_latents"]
     found = _estimate(row)
@@ -238,7 +253,7 @@ def _table(head: list[str], found: dict[str, Row | None], lines: Callable[[str, 
 
 BLOCKS: dict[str, Callable[[], str]] = {
     made.__name__: made
-    for made in (machine, summary, likelihoods, use, reading, cost, intervals, shares, refining, kit_intervals)
+    for made in (machine, first, summary, likelihoods, use, reading, cost, intervals, shares, refining, kit_intervals)
 }
 
 

@@ -4,7 +4,8 @@
     python docs/build_results.py --check    exit with 1 if a page is not what would be written
 
 In a page a table stands between the lines <!-- numbers: NAME --> and <!-- end of numbers -->, NAME a study of studies/, with
--latents behind it for what z carries; diversity-samples is of studies/diversity.json, which `latentlm diversity` has written.
+-latents behind it for what z carries; diversity-samples is of studies/diversity.json, which `latentlm diversity` has written,
+figure4 of studies/figure4.json, what `latentlm reproduce synthetic --json` printed, without the pictures.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from latentlm_evals.study.table import LATENTS, SCORES, latents, scores
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "studies"
 PICTURES = ROOT / "docs" / "img"
-_HONEST, _OWN, _LINE, _ARROW = "#1d1f24", "#e8590c", "#adb5bd", 0.03
+_HONEST, _OWN, _LINE = "#1d1f24", "#e8590c", "#adb5bd"
 SAMPLES = STUDIES / "diversity.json"
-PAGES = tuple(ROOT / "docs" / page for page in ("results.md", "alive.md", "diversity.md"))
+FIGURE4 = STUDIES / "figure4.json"
+PAGES = tuple(ROOT / "docs" / page for page in ("results.md", "alive.md", "diversity.md", "studies.md"))
 
 
 @functools.cache
@@ -98,19 +100,41 @@ def sampled() -> str:
     return markdown(head, rows)
 
 
+def synthetic() -> str:
+    """What generation shows of each model of Figure 4, its likelihood, and the outcomes that were asked for. Values of further
+    seeds, where they are kept, stand behind the first's."""
+    rows = []
+    for one in json.loads(FIGURE4.read_text(encoding="utf-8")):
+        seeds = one["likelihoods"]
+        own, drawn = one["generated"]["shared"].get("prior"), one["generated"]["independent"]["prior"]
+        more = [seed["groups"]["shared"]["prior"] for seed in seeds[1:] if seed.get("groups", {}).get("shared")]
+        shared = [own, *more] if own else []
+        near = "; ".join(f"{each['near_within']:.2f} / {each['near_across']:.2f}" for each in shared)
+        spread = f"{own['spread_within']:.1f} / {own['spread_across']:.1f}" if own else f"– / {drawn['spread_across']:.1f}"
+        masks = "; ".join(f"{each['masks']:.2f}" for each in shared)
+        above = "; ".join(f"{seed['excess_nats']:+.4f}{'' if seed['converged'] else ' (no)'}" for seed in seeds)
+        missed = [f"{each['criterion']} ({each['value']:.2f})" for each in one["outcome"] if not each["met"]]
+        said = f"{len(one['outcome']) - len(missed)} of {len(one['outcome'])}" if one["outcome"] else ""
+        said += "".join(f"; **not met**: {each}" for each in missed)
+        rows.append([one["label"], near or f"– / {drawn['near_across']:.2f}", spread, f"{masks or '–'} / {drawn['masks']:.2f}",
+                     f"{drawn['valid']:.2f}", f"{drawn['noise']:.3f}", f"{seeds[0]['kl_bits']:.3f}", above, said])  # fmt: skip
+    head = ["model", "near, one z / across", "spread, one z / across", "masks, one z / z drawn for each", "valid", "noise",
+            "KL, bits a token", "above exact, nats a character, by seed", "outcomes met"]  # fmt: skip
+    return markdown(head, rows)
+
+
 def pictured(name: str) -> str:
     """An SVG: the honest likelihood of each arm, and the cross-entropy under its own z and another text's, in bits per byte."""
     from matplotlib.figure import Figure
 
     study, _, _, found, tokens_per_byte = results(name)
     scale = tokens_per_byte / math.log(2)
-    figure = Figure(figsize=(8.2, 0.3 * len(found) + 1.1), layout="constrained")
+    figure = Figure(figsize=(8.2, 0.3 * len(found) + 1.4), layout="constrained")
     axes = figure.subplots()
     for row, one in enumerate(found):
-        axes.errorbar(one.bits_per_byte, row, xerr=one.spread, fmt="o", color=_HONEST, capsize=3, zorder=3)
-        if not one.converged:
-            shape = {"arrowstyle": "->", "color": _HONEST}
-            axes.annotate("", (one.bits_per_byte - _ARROW, row), (one.bits_per_byte, row), arrowprops=shape)
+        face = _HONEST if one.converged else "white"
+        axes.errorbar(one.bits_per_byte, row, xerr=one.spread, fmt="o" if one.converged else "<", color=_HONEST,
+                      markerfacecolor=face, capsize=3, zorder=3)  # fmt: skip
         if "ce_posterior" in one.means:
             own, other = (one.means[f"ce_{source}"] * scale for source in ("posterior", "shuffled"))
             axes.plot([own, other], [row, row], color=_LINE, zorder=1)
@@ -121,8 +145,14 @@ def pictured(name: str) -> str:
     axes.set_yticks(range(len(found)), [f"{one.arm} ({one.runs})" for one in found])
     axes.invert_yaxis()
     axes.set_xlabel("bits per byte (runs behind the name)")
-    title = f"{study.name}: honest likelihood (dark; an arrow: at most), own z (filled), another text's z (open)"
-    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_title(study.name, fontsize=9, loc="left")
+    legend = {
+        "honest, converged": ("o", _HONEST, _HONEST), "honest, at most": ("<", "white", _HONEST),
+        "under its own z": ("o", _OWN, _OWN), "under another text's z": ("o", "white", _OWN),
+    }  # fmt: skip
+    for label, (marker, face, edge) in legend.items():
+        axes.plot([], [], marker, markerfacecolor=face, markeredgecolor=edge, label=label)
+    figure.legend(loc="outside lower left", ncols=4, fontsize=8, frameon=False, handletextpad=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
 
@@ -143,7 +173,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     for name in begun():
         made[name] = functools.partial(predicted, name)
         made[f"{name}-latents"] = functools.partial(carried, name)
-    made["diversity-samples"] = sampled
+    made["diversity-samples"], made["figure4"] = sampled, synthetic
     return made
 
 

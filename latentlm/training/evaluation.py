@@ -236,9 +236,8 @@ class CollapseWatch:
         about = "" if told is None else f", of which {told:.4f} tell about the text"
         return (
             f"{name} has collapsed: KL {bits:.4f} bits per site{about}, in {_PATIENCE} evaluations in a row. The decoder "
-            "does without it so far. Allow it more bits at first (free_bits: start_bits, hold, fall), or warm the KL weight "
-            "up; a Free Transformer's table wants init_std=1.0 and table=full-additive. In order, with what each did: "
-            "docs/alive.md."
+            "does without it so far. Let a Free Transformer's table begin with sums (table=full-additive, init_std=1.0), and "
+            "allow more bits at first (free_bits: start_bits, hold, fall). In order, with what each did: docs/alive.md."
         )
 
 

@@ -133,7 +133,7 @@ def summary(study: Study, line: Line) -> dict[str, Any]:
         "good_to": found.uncertainty * math.log(2) * sum(line["bytes"]) / targets,
         "converged": found.converged(study.measure.tolerance),
         "method": f"{line['method']}, at most {line['samples']} samples, {len(each)} texts",
-        **{key: line[key] for key in ("kl_bits", "information_bits", "live_bits", "cross_entropy")},
+        **{key: line[key] for key in ("kl_bits", "information_bits", "live_bits", "cross_entropy", "groups") if key in line},
     }
 
 

@@ -24,8 +24,8 @@ def show(found: Sequence[Shown], *, console: Console) -> None:
     for one in found:
         for kind, groups in one.pictures["prior"].items():
             console.print(Text(f"{one.label}: {kind}", style="bold"))
-            for group in groups:
-                console.print(_lines(group), end="")
+            for number, group in enumerate(groups):
+                console.print(Text("\n") if number else "", _lines(group), end="", sep="")
     console.print(_agreements(found))
     console.print(_likelihoods(found))
     for one in found:

@@ -104,6 +104,14 @@ class Training(BaseModel):
     peak_memory_mib: FiniteFloat | None = None
 
 
+class Machine(BaseModel):
+    """What the tables say of where a run was trained."""
+
+    model_config = ConfigDict(strict=True)
+
+    device: str
+
+
 class Agreement(BaseModel):
     """What the tables say of a kind of groups of the synthetic letter."""
 
@@ -154,6 +162,7 @@ class Measured(BaseModel):
     islands: list[list[FiniteFloat | None]] | None = None
     exact: list[FiniteFloat] | None = None
     groups: Groups | None = None
+    machine: Machine | None = None
 
     @model_validator(mode="after")
     def _one_of_each_text(self) -> Self:
@@ -185,6 +194,8 @@ class ArmResult:
     means: dict[str, float]
     """Over runs: kl_bits, information_bits, live_bits, persistence, tokens_per_second, peak_memory_mib, and ce_* (nats per
     token)."""
+    machine: str
+    """Where the runs were trained: "CPU", "GPU", or both, and then a mean speed or memory means nothing; empty: not known."""
     parameters: int
     awake: int | None
     """Runs whose decoder uses z: another text's costs at least `USED` more than the text's own; None without latents."""
@@ -221,10 +232,17 @@ def _result(study: Study, arm: str, runs: list[Line], baseline: list[Line]) -> A
         difference=_difference(baseline, runs) if baseline and arm != study.first else None,
         recovery=_recovery(baseline, means),
         means=means,
+        machine=" and ".join(sorted({_kind(line) for line in runs} - {""})),
         parameters=runs[0]["training"]["parameters"],
         awake=_awake(runs),
         groups=_groups([line["groups"] for line in runs if "groups" in line]),
     )
+
+
+def _kind(line: Line) -> str:
+    """Of the machine that a run was trained on."""
+    device = (line.get("machine") or {}).get("device", "")
+    return {"cpu": "CPU", "cuda": "GPU"}.get(device.partition(":")[0], device)
 
 
 def _awake(runs: list[Line]) -> int | None:

@@ -12,8 +12,8 @@ from latentlm.likelihood.summary import in_words
 from latentlm_evals.study.plan import Study
 from latentlm_evals.study.results import ArmResult
 
-SCORES = ("arm", "seeds", "parameters", "honest, bits/byte", "good to", "from the baseline", "above exact, nats", "tokens/s",
-          "memory, MiB")  # fmt: skip
+SCORES = ("arm", "seeds", "parameters", "honest, bits/byte", "good to", "from the baseline", "above exact, nats", "on",
+          "tokens/s", "memory, MiB")  # fmt: skip
 LATENTS = ("arm", "uses z", "KL, bits", "information", "live", "persistence", "own z", "another's", "prior's", "constant",
            "recovery", "near, one z / across", "masks, one z", "valid")  # fmt: skip
 
@@ -29,8 +29,8 @@ def scores(found: Sequence[ArmResult]) -> list[list[str]]:
             "exact" if one.uncertainty == 0 else in_words(one.uncertainty) + ("" if one.converged else ", no"),
             _difference(one),
             "–" if one.excess_nats is None else f"{one.excess_nats:+.4f}",
-            f"{one.means['tokens_per_second']:,.0f}",
-            f"{one.means['peak_memory_mib']:,.0f}" if "peak_memory_mib" in one.means else "–",
+            one.machine or "–",
+            *_cost(one),
         ]
         for one in found
     ]
@@ -39,6 +39,14 @@ def scores(found: Sequence[ArmResult]) -> list[list[str]]:
 def latents(found: Sequence[ArmResult]) -> list[list[str]]:
     """The cells of each arm: what z carries, and what texts under one z share."""
     return [[one.arm, *_latent(one), *_groups(one.groups)] for one in found]
+
+
+def _cost(one: ArmResult) -> list[str]:
+    """Of training; seeds on unlike machines have no mean."""
+    if " and " in one.machine:
+        return ["–"] * 2
+    memory = f"{one.means['peak_memory_mib']:,.0f}" if "peak_memory_mib" in one.means else "–"
+    return [f"{one.means['tokens_per_second']:,.0f}", memory]
 
 
 def _difference(one: ArmResult) -> str:

@@ -4,7 +4,7 @@
 
 A prompt, one of 26 letters and ">". Then 64 underscores, over which 8 copies of the letter are written at a uniform place (57
 starts); last, each of the 64 characters becomes "!" with probability 1/16. The letter is worth log2(26) = 4.70 bits, the start
-log2(57) = 5.83, the noise 64 x 0.337 = 21.6; as noise hides some starts, the text after the prompt has 27.4116.
+log2(57) = 5.83, the noise 64 x 0.337 = 21.6; as noise hides some starts, the text after the prompt has 27.4118.
 
 A text is read back from what can be seen: its start is that of the window of eight with most copies of the letter, and it is
 valid if nothing but the letter or "!" stands inside that window, and nothing but "_" or "!" outside.
