@@ -102,6 +102,11 @@ def joined() -> Iterator[Ranks]:
     try:
         with shared_by(dist.group.WORLD):
             yield Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        reason = "another process of this run has ended, or cannot be reached any more. What was saved before is intact"
+        raise UserError(f"{reason}: go on with --resume.") from error
     finally:
         dist.destroy_process_group()
 
@@ -121,8 +126,8 @@ def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
 
 
 class Sharded(nn.Module):
-    """A model whose weights are spread over processes. What is done with it is done within `forward`, where those that belong to
-    no block are whole."""
+    """A model whose weights are spread over processes. What is done with it is done within `forward`, where those that belong
+    to no block are whole."""
 
     def __init__(self, model: LatentDecoder) -> None:
         super().__init__()
@@ -151,8 +156,8 @@ def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks) -> Sharded:
     # An encoder that descends (ltm) goes back through the decoder within a step: what is whole must stay so, until `scatter`.
     sharded.set_reshard_after_backward(False, recurse=False)  # type: ignore[operator]
     for module in sharded.modules():
-        if isinstance(module, FSDPModule):  # whole tensors take over `requires_grad` when they are first made: not within such
-            module.unshard()  # a descent, where the decoder stands still
+        if isinstance(module, FSDPModule):  # whole tensors take over `requires_grad` when they are first made: not within
+            module.unshard()  # such a descent, where the decoder stands still
             module.reshard()
     return sharded
 

@@ -195,7 +195,12 @@ class Run:
         """Tensors that are spread over processes, brought to the one that writes, one after another."""
         if self.ranks.size == 1:
             return dict(tensors)
-        return {name: full.cpu() for name, tensor in tensors.items() if (full := whole(tensor)) is not None and self.ranks.first}
+        full: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            gathered = whole(tensor)  # by every process, whoever keeps it
+            if self.ranks.first:
+                full[name] = gathered.cpu()
+        return full
 
     def finish(self) -> RunResult:
         """Write the model and its card."""

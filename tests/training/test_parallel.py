@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 
 from latentlm.training import load_recipe, train
 from latentlm.training.parallel import Ranks, check_ranks
+from latentlm.training.record.checkpoint import latest_checkpoint
 from latentlm_schedules.levels import pool
 
 SMALL = [
@@ -44,15 +48,18 @@ def assert_alike(first: Path, second: Path) -> None:
 
 
 DECODERS = {
-    "vanilla-tiny": [],
     "free-tiny": ['model.kl_schedule={"name": "free_bits", "bits": 0.5, "level": "batch"}'],  # a hinge on the whole batch
     "chunk-tiny": ['model.kl_schedule={"name": "geco"}'],  # a state that moves by what all processes saw
-    "two-level-tiny": [],
     "ltm-tiny": [],  # its encoder descends through the decoder
+    "vanilla-tiny": [],
+    "two-level-tiny": [],
 }
+LONG = {"free-tiny", "chunk-tiny", "vanilla-tiny", "two-level-tiny"}
 
 
-@pytest.mark.parametrize("recipe", DECODERS)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.conformance if name in LONG else ()) for name in DECODERS]
+)
 def test_two_processes_train_as_one(recipe: str, tmp_path: Path) -> None:
     train(load_recipe(recipe, [*SMALL, *DECODERS[recipe]]), out=tmp_path / "one", progress=False)
     done = run(recipe, tmp_path / "two", *DECODERS[recipe])
@@ -62,11 +69,13 @@ def test_two_processes_train_as_one(recipe: str, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    recipe = load_recipe("free-tiny", SMALL)
+    """Begun by two, ended by one."""
+    hinge = DECODERS["free-tiny"]
+    recipe = load_recipe("free-tiny", [*SMALL, *hinge])
     train(recipe, out=tmp_path / "one", progress=False)
-    assert run("free-tiny", tmp_path / "two").returncode == 0
-    for path in (tmp_path / "two").glob("checkpoints/step-00000004*"):
-        path.rename(tmp_path / path.name)
+    assert run("free-tiny", tmp_path / "two", *hinge).returncode == 0
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "checkpoints" / "step-00000004").rename(tmp_path / "aside")
     for name in ("card.yaml", "model.safetensors"):
         (tmp_path / "two" / name).unlink()
     train(recipe, out=tmp_path / "two", resume=True, progress=False)
@@ -80,6 +89,31 @@ def test_what_is_refused_is_said_once(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.count("2 processes share the rows of a micro-batch, and train.batch is 1.") == 1
     assert "latentlm/training" not in done.stderr
+
+
+def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "latentlm", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    more = ["train.steps=4000", "train.eval_every=4000"]
+    with subprocess.Popen([*start, "vanilla-tiny", *SMALL, *more, "--out", str(out)], stderr=subprocess.PIPE, text=True,
+                          env=environment) as process:  # fmt: skip
+        wait_for(lambda: (out / "checkpoints" / "step-00000004").exists())
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        other = next(child for child in children if b"RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"))
+        os.kill(int(other), signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert said.count("What was saved before is intact: go on with --resume.") <= 1
+    assert "latentlm/training" not in said
+    assert latest_checkpoint(out / "checkpoints", warn=pytest.fail) is not None
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.1)
 
 
 def test_rows_of_a_micro_batch_go_round() -> None:

@@ -47,7 +47,13 @@ class RunResult:
 
 
 def write_model(
-    out: Path, *, recipe: Recipe, weights: Mapping[str, Tensor], tokenizer: str, training: dict[str, Any], scores: dict[str, Any]
+    out: Path,
+    *,
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    tokenizer: str,
+    training: dict[str, Any],
+    scores: dict[str, Any],
 ) -> Card:
     """Write model.safetensors and, last of all, card.yaml. `tokenizer` is what the card says of it."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
