@@ -95,17 +95,23 @@ def train_all(
                 process.wait()
 
 
+_ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Within the block SIGTERM raises SystemExit, by way of the clean-up: what was started must not outlive its starter."""
+    """Within the block SIGTERM and the end of the terminal raise SystemExit, by way of the clean-up: what was started must not
+    outlive its starter. What is ignored stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    asked = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in asked}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _said(progress: Progress, bar: TaskID) -> Callable[[str], None]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from latentlm.config.reading import json_data, open_plain, read_text, why_not
 from latentlm.errors import UserError, short
+from latentlm.training.data.corpora import MOST_LINE
 
 ItemId = tuple[int, str]
 """(doc_id, hash of the document)."""
@@ -132,7 +133,7 @@ def _results(folder: Path, date: str) -> dict[str, Any] | None:
     """The results file that was written with the samples of this date; its name begins with what `--output_path` says."""
     for file in sorted(folder.iterdir()):
         if file.name.endswith(f"_{date}.json"):
-            found = _json(read_text(file, most=2**32), str(file))
+            found = _json(read_text(file, most=2**28), str(file))
             if "results" in found:
                 return found
     return None
@@ -142,7 +143,9 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """One at a time: samples hold whole documents."""
     try:
         with open_plain(file) as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE + 1), b""), 1):
+                if len(line) > MOST_LINE:
+                    raise UserError(f"{file}, line {number}, is longer than {MOST_LINE // 2**20} MiB. Evaluate anew.")
                 if line.strip():
                     yield _json(line.decode("utf-8"), f"{file}, line {number}")
     except UnicodeDecodeError:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from latentlm.config.reading import MOST_BYTES
 from latentlm.errors import UserError
 from latentlm_evals import bits_html, paired_tables, plots
 from latentlm_evals.outputs import is_picture
@@ -222,6 +223,8 @@ def check_picture(path: Path) -> None:
         raise UserError(f"--picture {path} is neither an SVG nor a PNG file.")
     if not path.is_file():
         raise UserError(f"--picture {path} does not exist.")
+    if path.stat().st_size > MOST_BYTES:
+        raise UserError(f"--picture {path} is larger than {MOST_BYTES // 2**20} MiB, too large for a page.")
     if not is_picture(path):
         raise UserError(f"--picture {path} is no {path.suffix.lower()[1:].upper()} file, whatever its name.")
 

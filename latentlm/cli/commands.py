@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
@@ -24,7 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from latentlm.cli._errors import explain, tidy_warnings
 from latentlm.cli._streams import finish
-from latentlm.errors import UserError, did_you_mean, told
+from latentlm.errors import UserError, did_you_mean, shown, told
 
 _GROUP = "latentlm.commands"
 COMMANDS: dict[str, str] = {
@@ -117,7 +118,10 @@ def _load(cmd_name: str) -> typer.Typer:
     """The Typer app of a command: an entry point of that name, or the module of this package. Raises UserError where another
     distribution's does not load."""
     own = cmd_name in COMMANDS
-    for entry in entry_points(group=_GROUP, name=cmd_name):
+    entries = entry_points(group=_GROUP, name=cmd_name)
+    if not own and len(whose := sorted({entry.dist.name if entry.dist else "an unknown one" for entry in entries})) > 1:
+        raise UserError(f'the command "{cmd_name}" is offered by {" and ".join(whose)}: uninstall all but one of them.')
+    for entry in entries:
         if own and (entry.dist is None or entry.dist.name != "latentlm"):
             continue  # nobody takes over a command of ours
         with redirect_stdout(sys.stderr):  # before the command has read its options
@@ -168,7 +172,8 @@ def run() -> None:
             finish()
     except Exception as error:
         if (message := explain(error)) is None:
-            raise
+            typer.echo(shown(traceback.format_exc().rstrip()), file=sys.stderr)
+            sys.exit(1)
         typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # before the command has begun, or after it has ended

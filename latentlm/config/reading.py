@@ -25,8 +25,10 @@ from latentlm.errors import UserError, short
 
 MOST_BYTES = 2**26
 """Of a text of settings. (A tokenizer with a million symbols takes a third of it.)"""
-MOST_NODES = 10**6
-"""Of a YAML text with its aliases written out."""
+MOST_WHOLE = 2**29
+"""Of a text, or a record, that is read whole."""
+MOST_NODES = 10**5
+"""Of a YAML text, with its aliases written out."""
 MOST_NESTED = 100
 
 
@@ -45,7 +47,7 @@ def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
         raise UserError(f"{path} is not readable: it is no text in UTF-8 (byte {error.start:,}). Save it as UTF-8.") from None
 
 
-def read_bytes(path: Path, *, remedy: str = "") -> bytes:
+def read_bytes(path: Path, *, remedy: str = "", most: int = MOST_WHOLE) -> bytes:
     """The bytes of a file, or of a pipe that somebody writes to. Raises UserError, which ends with the remedy."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -53,9 +55,12 @@ def read_bytes(path: Path, *, remedy: str = "") -> bytes:
             if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "no plain file")
             os.set_blocking(file.fileno(), True)  # from here on: of a pipe without a writer nothing is read
-            return file.read()
+            data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
     except (OSError, ValueError) as error:
         raise UserError(f"{why_not(path, error)} {remedy}".rstrip()) from None
+    if data is None or len(data) > most:
+        raise UserError(f"{path} is larger than {most // 2**20} MiB, too large to be read whole. Give a part of it.")
+    return data
 
 
 def open_plain(path: Path) -> Any:
@@ -104,11 +109,15 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":bool"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    _depth = 0
+    _depth = _nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, not too deep."""
+        """A node, not too deep, and not one too many."""
         self._depth += 1
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            problem = f"it holds more than {MOST_NODES:,} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         if self._depth > MOST_NESTED:
             problem = f"it is nested more than {MOST_NESTED} deep"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)

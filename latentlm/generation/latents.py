@@ -69,6 +69,9 @@ def edited(
 ) -> Latent:
     """A copy with `value` (a number, or a tensor that broadcasts) at the given sites and events of every row."""
     new = value_of(latent).clone()
+    for what, chosen in (("sites", sites), ("events", events)):
+        if isinstance(chosen, bool):  # to torch a mask, of everything or nothing
+            raise UserError(f"{what} must be a number or a slice, not {shown(chosen)}.")
     try:
         new[:, sites, events] = value
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -103,9 +106,9 @@ def from_codes(numbers: Tensor, *, event_dims: int) -> Latent:
     """Bit latents (R, S, E) from codes (R, S)."""
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex():
         raise UserError(f"Codes are given as a tensor of whole numbers, not as {shown(numbers)}.")
-    whole("event_dims", event_dims, least=1)
-    if event_dims > _MOST_CODE_BITS or bool(((numbers < 0) | (numbers >= 2**event_dims)).any()):
-        raise UserError(f"Codes of {event_dims} bits run from 0 to {2**event_dims - 1} (at most {_MOST_CODE_BITS} bits).")
+    whole("event_dims", event_dims, least=1, most=_MOST_CODE_BITS)
+    if bool(((numbers < 0) | (numbers >= 2**event_dims)).any()):
+        raise UserError(f"Codes of {event_dims} bits run from 0 to {2**event_dims - 1}.")
     return Latent((numbers[..., None] >> torch.arange(event_dims, device=numbers.device) & 1).float())
 
 

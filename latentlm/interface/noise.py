@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from latentlm.config import memory
+from latentlm.errors import UserError, short
 
 _WORDS_PER_COUNT = 4  # Philox-4x64 makes four 64-bit words per counter value
 _RESOLUTION = 2.0**-23  # (k + 1/2) * 2^-23 is exact in float32 and lies strictly inside (0, 1)
@@ -58,6 +59,10 @@ class Noise:
 
         Requests are plain values (integers, strings, tuples of them); equal requests draw equal numbers.
         """
+        if not hasattr(requests, "__len__") or not hasattr(requests, "__getitem__"):
+            raise UserError(f"requests must be a list of keys, one per row, not {short(repr(requests))}.")
+        if samples < 1:
+            raise UserError(f"samples must be at least 1, not {samples}.")
         memory.check_count("samples", samples, each=_ROW * len(requests))
         return cls([_key((seed, request, first + k)) for request in requests for k in range(samples)])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -135,10 +136,10 @@ def load(plugin: Plugin) -> None:
     try:
         with warnings.catch_warnings():  # what it does to the filters is its own affair
             take(plugin, plugin.entry.load())
-    except KeyboardInterrupt:  # the user's
-        plugin.status = "waiting"
-        raise
     except BaseException as error:  # a test framework's way to skip, and a panic of a Rust library, are no Exceptions
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            plugin.status = "waiting"  # the user's, as far as one can tell; the command's own handler does not raise here
+            raise
         plugin.status, plugin.cause = "failed", error
         plugin.error = moved.explain(error) or _told(error)
         if not strict():
@@ -149,7 +150,7 @@ def _told(error: BaseException) -> str:
     """An error in words, not without end; its own text may raise."""
     try:
         text = str(error)
-    except Exception:
+    except BaseException:
         text = "(an error whose text cannot be had)"
     return short(f"{type(error).__name__}: {' '.join(text.split())}", 1500)
 

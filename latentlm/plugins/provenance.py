@@ -6,12 +6,14 @@ A version alone would not tell: a plugin under development changes without one.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError, sentence
 from latentlm.plugins.registry import listing
 
@@ -62,9 +64,11 @@ def _code(module: str) -> str:
     if spec is None or spec.origin is None:
         return ""
     origin = Path(spec.origin)
-    files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+    found = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(origin.parent)}\0".encode())
-        digest.update(file.read_bytes())
+    for file in found:
+        if file.name.startswith(".") or not file.is_file():  # an editor's lock, a folder, a pipe: nothing that is imported
+            continue
+        digest.update(os.fsencode(file.relative_to(origin.parent)) + b"\0")
+        digest.update(read_bytes(file))
     return digest.hexdigest()

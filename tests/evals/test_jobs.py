@@ -47,23 +47,24 @@ def test_a_file_of_another_kind_gets_no_log(tmp_path: Path) -> None:
     assert log.read_text(encoding="utf-8").count("to the end") == 2
 
 
-def test_terminated_it_leaves_no_training_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminated_it_leaves_no_training_behind(number: signal.Signals, tmp_path: Path) -> None:
     log = tmp_path / "long.log"
 
     def terminate() -> None:
         while not (log.is_file() and log.read_text(encoding="utf-8").count("\n") > 1):
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     threading.Thread(target=terminate, daemon=True).start()
     with pytest.raises(SystemExit) as stopped:
         train_all([sleeper(tmp_path, "long", 20)], parallel=1, console=Console(quiet=True))
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.code == 128 + number
     assert "to the end" not in log.read_text(encoding="utf-8")
     with pytest.raises(ProcessLookupError):
         os.kill(number_in(log), 0)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) -> None:

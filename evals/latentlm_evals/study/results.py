@@ -44,7 +44,7 @@ def read_lines(path: Path) -> list[Line]:
     """The lines of a results file, without what a crash cut short; none where there is no file. Raises UserError for a file
     with a line of another kind."""
     found = []
-    texts = read_text(path, most=2**30).split("\n") if os.path.lexists(path) else []
+    texts = read_text(path, most=2**28).split("\n") if os.path.lexists(path) else []
     for number, text in enumerate(texts, start=1):
         line = _read(text)
         if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in _KEYS.items()):

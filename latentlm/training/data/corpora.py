@@ -40,6 +40,7 @@ from latentlm.training.data.synthetic import PREFIX as SYNTHETIC
 from latentlm.training.data.synthetic import source
 
 if TYPE_CHECKING:
+    from pyarrow import DataType
     from pyarrow.parquet import RowGroupMetaData
 
 SINGLE_FILES = (".txt", *ROW_FILES)
@@ -269,6 +270,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
             columns = list(file.schema_arrow.names)
             if field not in columns:
                 raise _missing_column(str(path), field, columns)
+            _check_type(path, field, file.schema_arrow.field(field).type)
             for group in range(file.metadata.num_row_groups):
                 together = _rows_together(path, file.metadata.row_group(group), field)
                 for batch in file.iter_batches(columns=[field], row_groups=[group], batch_size=together):
@@ -279,6 +281,18 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path} is not readable as Parquet: {error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}, row {number}, is no text in UTF-8, which Parquet promises. Write the file anew.") from None
+
+
+def _check_type(path: Path, field: str, found: DataType) -> None:
+    """Refuse a column whose values are no texts before any is turned into one of Python's. Raises UserError."""
+    from pyarrow import types
+
+    inner = found.value_type if types.is_dictionary(found) else found
+    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary,
+             types.is_binary_view, types.is_null)  # fmt: skip
+    if not any(holds(inner) for holds in texts):
+        said = f'{path}: the column "{field}" holds {short(str(found), 80)}, not text.'
+        raise UserError(f"{said} Name another with data.text_field.")
 
 
 def _rows_together(path: Path, group: RowGroupMetaData, field: str) -> int:
