@@ -21,6 +21,7 @@ from latentlm.composed import build, complete
 from latentlm.config import BackboneConfig, ModelConfig, Recipe, memory
 from latentlm.errors import UnknownNameError, UserError, resolved
 from latentlm.training.record import write_model
+from latentlm.zoo.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _model(folder: Path, *, vocabulary: int = 257) -> Path:
     sizes = BackboneConfig(vocabulary=vocabulary, width=16, blocks=2, heads=2, context=32)
     config = complete(ModelConfig(decoder="free", event_dims=4, backbone=sizes))
     recipe = Recipe(name=folder.name, plugins=["free", "schedules"], model=config)
-    write_model(folder, recipe=recipe, model=build(config), tokenizer="bytes", training={}, scores={})
+    write_model(folder, recipe=recipe, weights=weights_of(build(config)), tokenizer="bytes", training={}, scores={})
     return folder
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 from typing import Any, get_args, get_type_hints
 
 import typer
@@ -162,8 +163,14 @@ def _root() -> None:
     """Latent-conditioned decoders: train, compare, generate and score language models p(text | z)."""
 
 
+def _say_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback as Python prints it, but shown: the text of an error may be anyone's."""
+    typer.echo(shown("".join(traceback.format_exception(kind, error, trace)).rstrip()), file=sys.stderr)
+
+
 def run() -> None:
     """What was typed, from the first to the last letter that is written."""
+    sys.excepthook = _say_bug
     try:
         try:
             with tidy_warnings():
@@ -172,8 +179,7 @@ def run() -> None:
             finish()
     except Exception as error:
         if (message := explain(error)) is None:
-            typer.echo(shown(traceback.format_exc().rstrip()), file=sys.stderr)
-            sys.exit(1)
+            raise
         typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # before the command has begun, or after it has ended
