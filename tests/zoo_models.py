@@ -29,7 +29,8 @@ def make_run(folder: Path, *, recipe: Recipe | None = None, tokenizer: str = "by
     model = build(recipe.model, seed=7, plugin_names=recipe.plugins).eval()
     folder.mkdir(parents=True)
     write_recipe(folder, recipe)
-    write_model(folder, recipe=recipe, weights=_weights.weights_of(model), tokenizer=tokenizer, training={"steps": 3}, scores={"loss": 1.5})
+    weights = _weights.weights_of(model)
+    write_model(folder, recipe=recipe, weights=weights, tokenizer=tokenizer, training={"steps": 3}, scores={"loss": 1.5})
     return model
 
 
