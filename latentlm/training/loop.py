@@ -91,9 +91,13 @@ def train(
 
 
 def _claim(out: Path, stack: ExitStack, *, resume: bool) -> None:
-    """Take the folder for this run until the stack unwinds. Raises UserError where it is someone else's."""
+    """Take the folder for this run until the stack unwinds; where the run is finished, nothing is written. Raises UserError
+    where it is someone else's."""
     check_free(out, resume=resume)
+    if is_finished(out):
+        return
     stack.enter_context(locked(out))
+    check_free(out, resume=resume)  # another process may have come first
     if not resume:
         begin_anew(out)
     if not is_finished(out):
