@@ -137,8 +137,9 @@ def load(plugin: Plugin) -> None:
         with warnings.catch_warnings():  # what it does to the filters is its own affair
             take(plugin, plugin.entry.load())
     except BaseException as error:  # a test framework's way to skip, and a panic of a Rust library, are no Exceptions
-        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            plugin.status = "waiting"  # the user's, as far as one can tell; the command's own handler does not raise here
+        handler = signal.getsignal(signal.SIGINT)  # the command's own does not raise within an import
+        if isinstance(error, KeyboardInterrupt) and (not callable(handler) or handler is signal.default_int_handler):
+            plugin.status = "waiting"  # the user's, as far as one can tell
             raise
         plugin.status, plugin.cause = "failed", error
         plugin.error = moved.explain(error) or _told(error)
