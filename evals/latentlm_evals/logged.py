@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentlm.config.reading import json_data, open_plain, read_text, why_not
+from latentlm.config.reading import json_data, lines_of, open_plain, read_text, why_not
 from latentlm.errors import UserError, short
-from latentlm.training.data.corpora import MOST_LINE
 
 ItemId = tuple[int, str]
 """(doc_id, hash of the document)."""
@@ -143,11 +142,8 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """One at a time: samples hold whole documents."""
     try:
         with open_plain(file) as lines:
-            for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE + 1), b""), 1):
-                if len(line) > MOST_LINE:
-                    raise UserError(f"{file}, line {number}, is longer than {MOST_LINE // 2**20} MiB. Evaluate anew.")
-                if line.strip():
-                    yield _json(line.decode("utf-8"), f"{file}, line {number}")
+            for number, line in lines_of(lines, file):
+                yield _json(line.decode("utf-8"), f"{file}, line {number}")
     except UnicodeDecodeError:
         raise UserError(f"{file}, line {number}: no text in UTF-8. Make the evaluation again.") from None
     except OSError as error:

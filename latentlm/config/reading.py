@@ -15,6 +15,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ MOST_BYTES = 2**26
 """Of a text of settings. (A tokenizer with a million symbols takes a third of it.)"""
 MOST_WHOLE = 2**29
 """Of a text, or a record, that is read whole."""
+MOST_LINE = 2**28
+"""Bytes of a line or text of a file of rows; a small file that is packed may hold one that no memory does."""
 MOST_NODES = 10**5
 """Of a YAML text, with its aliases written out."""
 MOST_NESTED = 100
@@ -61,6 +64,16 @@ def read_bytes(path: Path, *, remedy: str = "", most: int = MOST_WHOLE) -> bytes
     if data is None or len(data) > most:
         raise UserError(f"{path} is larger than {most // 2**20} MiB, too large to be read whole. Give a part of it.")
     return data
+
+
+def lines_of(file: Any, path: Path, *, most: int = MOST_LINE) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes) of each line that is not blank of a file opened for reading bytes, one at a time. Raises UserError
+    for one that is too long for a text."""
+    for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), 1):
+        if len(line) > most:
+            raise UserError(f"{path}, line {number}, is longer than {most // 2**20} MiB, too long for a text.")
+        if line.strip():
+            yield number, line
 
 
 def open_plain(path: Path) -> Any:

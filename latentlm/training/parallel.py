@@ -17,19 +17,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from latentlm.backbone.block import Block
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.interface.ranks import gathered, shared_by
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 
@@ -145,6 +146,8 @@ class Sharded(nn.Module):
 def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks) -> Sharded:
     """Spread a model, in place. With bfloat16 the blocks are gathered in it, all else in float32; gradients are added up in
     float32."""
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # runs of one process need none of it
+
     mesh = _mesh(model.device, config, ranks)
     half = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -163,6 +166,8 @@ def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks) -> Sharded:
 
 
 def _mesh(device: torch.device, config: TrainConfig, ranks: Ranks) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
     copies = config.parallel.replicate
     if copies == 1:
         return init_device_mesh(device.type, (ranks.size,))

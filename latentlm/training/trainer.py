@@ -127,8 +127,13 @@ class Trainer:
         return self.model.counted(batch if self.ranks.size == 1 else batch.select(torch.tensor(rows)))
 
     def within(self, work: Callable[[], T]) -> T:
-        """Do something with the model, whose weights may be spread over processes: every one of them must."""
-        return work() if self._sharded is None else self._sharded(work)  # type: ignore[no-any-return]
+        """Do something with the model beside the steps: its weights may be spread over processes, and are again afterwards.
+        Every process must."""
+        if self._sharded is None:
+            return work()
+        result: T = self._sharded(work)
+        self._sharded.scatter()
+        return result
 
     def _accumulate(self, batch: Batch, number: int, facts: StepFacts) -> None:
         """Add the gradient of micro-batch `number`, weighted by its share of the step's targets, and note its facts."""
@@ -144,7 +149,7 @@ class Trainer:
             return found[0].total.clone()  # no view: what gathers weights for the way back hangs on this tensor
 
         with autocast(self.model, self.config):
-            descending = self.within(forward)
+            descending = forward() if self._sharded is None else self._sharded(forward)
         loss = found[0]
         total, cross_entropy, kl, auxiliary, logs = _read(loss)
         facts.normalised = all(own.normalised for own in loss.latents.values())

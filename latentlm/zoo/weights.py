@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latentlm.config.tensor_files import TensorFile, finite, held
 from latentlm.errors import CheckpointError, resolved
@@ -39,14 +38,22 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that is spread over processes, in full: every one of them must ask. Any other one as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_spread(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def spread_as(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a full tensor, spread as `like`; the full one where that one is not spread."""
-    if not isinstance(like, DTensor):
+    if not _is_spread(like):
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose module takes time to import, and is not in every build of torch."""
+    return hasattr(tensor, "full_tensor")
 
 
 def refuse_pickle(path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from latentlm.training import load_recipe, train
 from latentlm.training.parallel import Ranks, check_ranks
@@ -75,6 +76,12 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(tmp_path: Path) -
     train(recipe, out=tmp_path / "one", progress=False)
     assert run("free-tiny", tmp_path / "two", *hinge).returncode == 0
     assert_alike(tmp_path / "one", tmp_path / "two")
+    for step in (2, 4):  # at 4 held-out texts were scored just before it
+        for name in ("model", "optimizer"):
+            file = f"checkpoints/step-0000000{step}/{name}.safetensors"
+            one, two = (load_file(tmp_path / each / file) for each in ("one", "two"))
+            assert one.keys() == two.keys()
+            assert all(torch.allclose(one[key], two[key], rtol=1e-4, atol=1e-5) for key in one)
     (tmp_path / "two" / "checkpoints" / "step-00000004").rename(tmp_path / "aside")
     for name in ("card.yaml", "model.safetensors"):
         (tmp_path / "two" / name).unlink()

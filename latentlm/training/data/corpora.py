@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlm.config import DataConfig
-from latentlm.config.reading import no_file
+from latentlm.config.reading import MOST_LINE, lines_of, no_file
 from latentlm.errors import UserError, did_you_mean, short, typed_path, unknown_name
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
 from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
@@ -47,8 +47,6 @@ SINGLE_FILES = (".txt", *ROW_FILES)
 _HUB = "hf:"
 _PASSAGE = 4096  # bytes
 _LONGEST_PASSAGE = 4 * _PASSAGE
-MOST_LINE = 2**28
-"""Bytes of a line or text of a file of rows; a small file that is packed may hold one that no memory does."""
 _ROWS, _TOGETHER = 64, 2**30  # rows of Parquet, and bytes at most, that are unpacked together
 
 # Test suites are dropped because systems differ most in which of them they ship; the others are written by programs: tables of
@@ -231,11 +229,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with opener(path, "rb") as lines:
-            for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE + 1), b""), 1):
-                if len(line) > MOST_LINE:
-                    raise UserError(f"{path}, line {number}, is longer than {MOST_LINE // 2**20} MiB, too long for a text.")
-                if line.strip():
-                    yield number, line
+            for number, line in lines_of(lines, path, most=MOST_LINE):
+                yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read after line {number}: {error}.") from None
 
