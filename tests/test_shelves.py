@@ -191,6 +191,18 @@ def test_replacing_keeps_what_the_run_does_not_know(run: Path, own: Path) -> Non
     assert (zoo.list("mine")[0].training, zoo.list("mine")[0].baseline) == ({"steps": 9}, "vanilla-1.5b")
 
 
+@pytest.mark.parametrize("claim", ["tokenizer", "weights"])
+def test_what_a_card_calls_its_own_is_not_therefore_replaced(run: Path, own: Path, claim: str) -> None:
+    shelves.add_run(run)
+    folder = own / "mine"
+    (folder / "thesis.pdf").write_text("mine", encoding="utf-8")
+    weights = {"uri": "thesis.pdf", "sha256": "a" * 64, "size": 4}
+    edit_card(folder, **({"tokenizer": "thesis.pdf"} if claim == "tokenizer" else {"weights": weights}))
+    with pytest.raises(UserError):
+        shelves.add_run(run, replace=True)
+    assert (folder / "thesis.pdf").read_text(encoding="utf-8") == "mine"
+
+
 def test_a_card_of_another_shelf_is_never_replaced(run: Path) -> None:
     with pytest.raises(UserError, match=r'called "free-8b" already, in .*cards/free-8b\.yaml'):
         shelves.add_run(run, name="free-8b", replace=True)
