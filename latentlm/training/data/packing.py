@@ -22,7 +22,7 @@ Legend: B rows, T tokens (the context), N tokens of the corpus, W windows, R row
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,7 @@ from latentlm.interface import PADDING, Batch
 
 _PART = 2**20
 """Windows that are looked at together."""
+_NONE = np.empty(0, dtype=np.uint8)
 _DAMAGED = "The shards are damaged: `latentlm data verify` says which; prepare them anew."
 
 
@@ -112,19 +113,28 @@ class TokenStore:
     def windows(self, context: int) -> tuple[np.ndarray, np.ndarray]:
         """Where each window begins and how many targets it has: (W,) int64 and (W,) of the smallest unsigned type that holds
         the context, in document order."""
-        kind = np.min_scalar_type(context)
-        found = [(np.empty(0, np.int64), np.empty(0, kind))]
-        for base, (tokens, places) in zip(self._first, self._pieces, strict=False):
-            starts = places[:].astype(np.int64)
-            sizes = np.diff(starts)  # targets per document
-            if starts[0] != 0 or starts[-1] != len(tokens) - 1 or (sizes < 1).any():
-                raise UserError(f"borders of the data do not rise from their first token to their last. {_DAMAGED}")
-            counts = -(-sizes // context)
-            first = np.cumsum(counts) - counts  # number of the first window of each document
-            number = np.arange(counts.sum()) - np.repeat(first, counts)  # number of each window within its document
-            lengths = np.minimum(context, np.repeat(sizes, counts) - number * context)
-            found.append((base + np.repeat(starts[:-1], counts) + number * context, lengths.astype(kind)))
-        return np.concatenate([offsets for offsets, _ in found]), np.concatenate([lengths for _, lengths in found])
+        counts = [int(np.sum(-(-self._sizes(piece) // context))) for piece in range(len(self._pieces))]
+        offsets = np.empty(sum(counts), dtype=np.int64)
+        lengths = np.empty(sum(counts), dtype=np.min_scalar_type(context))
+        last = np.cumsum(counts)
+        for piece, (end, count) in enumerate(zip(last.tolist(), counts, strict=True)):
+            sizes = self._sizes(piece)
+            each = -(-sizes // context)
+            first = np.cumsum(each) - each  # number of the first window of each document
+            number = np.arange(count) - np.repeat(first, each)  # number of each window within its document
+            starts = self._first[piece] + np.cumsum(sizes) - sizes
+            offsets[end - count : end] = np.repeat(starts, each) + number * context
+            lengths[end - count : end] = np.minimum(context, np.repeat(sizes, each) - number * context)
+        return offsets, lengths
+
+    def _sizes(self, piece: int) -> np.ndarray:
+        """Targets of each document of a piece, int64. Raises UserError where its borders cannot be."""
+        tokens, places = self._pieces[piece]
+        starts = places[:].astype(np.int64)
+        sizes = np.diff(starts)
+        if starts[0] != 0 or starts[-1] != len(tokens) - 1 or (sizes < 1).any():
+            raise UserError(f"borders of the data do not rise from their first token to their last. {_DAMAGED}")
+        return sizes
 
 
 def joined(documents: Sequence[np.ndarray], *, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,9 +167,7 @@ class PackedStream:
         self._offsets, self._lengths = store.windows(context)
         self._counter = np.min_scalar_type(len(self._lengths))
         self._alone = int((self._lengths == context).sum()) if packing else len(self._lengths)
-        bins = best_fit(np.sort(self._lengths)[::-1][self._alone :], room=context)  # of the shorter ones
-        self._by_bin = np.argsort(bins, kind="stable").astype(self._counter)
-        self._borders = np.concatenate([[0], np.cumsum(np.bincount(bins))]).astype(self._counter)
+        self._by_bin, self._borders = self._bins()
         self.rows_per_epoch = self._alone + len(self._borders) - 1
         self._epoch = (0, *self._plan(0))
 
@@ -204,6 +212,7 @@ class PackedStream:
     def _row(self, epoch: int, row: int) -> np.ndarray:
         """The windows in a row of an epoch."""
         if self._epoch[0] != epoch:
+            self._epoch = (-1, _NONE, _NONE)  # before the next is made: they may be large
             self._epoch = (epoch, *self._plan(epoch))
         _, windows, bins = self._epoch
         chosen = int(bins[row])
@@ -212,35 +221,45 @@ class PackedStream:
         start, end = (int(border) for border in self._borders[chosen - self._alone : chosen - self._alone + 2])
         return windows[self._alone :][self._by_bin[start:end]]
 
+    def _bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """The windows that share rows, numbered from the longest, bin by bin (W',), and where each bin begins (R' + 1,)."""
+        bins = best_fit(np.sort(self._lengths)[::-1][self._alone :], room=self.context)
+        counts = np.bincount(bins)
+        by_bin = grouped(np.arange(len(bins), dtype=self._counter), lambda windows: bins[windows], counts)
+        return by_bin, np.concatenate([[0], np.cumsum(counts)]).astype(self._counter)
+
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Of an epoch: all windows (W,), longest first, and the bin of each row (R,). The windows are put in random order, then
         sorted by length, then dealt to the bins, which were made for windows of those lengths: first those that fill a row."""
-        windows = self._by_length(permutation(len(self._lengths), self._seed, "windows", epoch))
+        shuffled = permutation(len(self._lengths), self._seed, "windows", epoch)
+        shorter = (self.context - np.arange(self.context + 1)).astype(self._lengths.dtype)  # than the context, by length
+        counts = np.bincount(self._lengths, minlength=self.context + 1)[shorter]
+        windows = grouped(shuffled, lambda part: shorter[self._lengths[part]], counts)
         return windows, permutation(self.rows_per_epoch, self._seed, "rows", epoch)
 
-    def _by_length(self, windows: np.ndarray) -> np.ndarray:
-        """Windows (W,) sorted by length, longest first, those of one length in the order given: part by part, so that little
-        is in memory beside."""
-        shorter = self.context - np.arange(self.context + 1)  # sorting key: how much shorter than the context
-        counts = np.bincount(self._lengths, minlength=self.context + 1)[shorter]
-        free = np.cumsum(counts) - counts  # by key: the next free place
-        found = np.empty_like(windows)
-        for start in range(0, len(windows), _PART):
-            part = windows[start : start + _PART]
-            keys = shorter[self._lengths[part]].astype(self._lengths.dtype)
-            order = np.argsort(keys, kind="stable")
-            keys, here = keys[order], np.bincount(keys, minlength=len(free))
-            found[free[keys] + np.arange(len(part)) - (np.cumsum(here) - here)[keys]] = part[order]
-            free += here
-        return found
+
+def grouped(items: np.ndarray, keys: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Items (n,) sorted by their keys, integers below K, of which there are `counts` (K,); those of one key in the order given.
+    Part by part, so that little is in memory beside."""
+    free = np.cumsum(counts) - counts  # by key: the next free place
+    found = np.empty_like(items)
+    for start in range(0, len(items), _PART):
+        part = items[start : start + _PART]
+        own = keys(part)
+        order = np.argsort(own, kind="stable")
+        own, here = own[order], np.bincount(own, minlength=len(counts))
+        first = np.cumsum(here) - here
+        found[free[own] + np.arange(len(part)) - first[own]] = part[order]
+        free += here
+    return found
 
 
 def best_fit(lengths: np.ndarray, *, room: int) -> np.ndarray:
-    """Best-fit decreasing: the bin of each length, (W,) int64, for lengths (W,) in falling order, each at most `room`.
+    """Best-fit decreasing: the bin of each length, (W,), for lengths (W,) in falling order, each at most `room`.
 
     Each goes into the bin with the least room that still holds it, of several the one that was changed last. All of one length
     are dealt together: since a bin that is chosen has the least room that will do, it takes as many as it holds."""
-    bins = np.empty(len(lengths), dtype=np.int64)
+    bins = np.empty(len(lengths), dtype=np.min_scalar_type(len(lengths)))
     opened = dealt = 0
     waiting: list[list[np.ndarray]] = [[] for _ in range(room + 1)]  # bins by the room left in them
     available = 0  # bit r is set where waiting[r] holds a bin

@@ -1,13 +1,13 @@
 """What lies in a folder of token shards, format 1.
 
-    index.json               this module's `Index`: which files there are, their sizes and SHA-256, tokenizer, dtype, counts
-    tokenizer.json           the tokenizer (and tokenizer_config.json, where the file alone does not say what ends a text); neither
-                             with "bytes"
-    train-NUMBER.tokens      tokens of documents, e d_1..d_n e d_1..d_m e with e = end-of-text: raw little-endian uint16, or uint32
-                             where the vocabulary has more than 65,536 symbols
-    train-NUMBER.borders     at which token of that file each e stands: raw little-endian uint64, one more than documents
-    held_out-NUMBER.tokens, .borders         the same of documents held out
-    held_out-NUMBER.texts, .text_borders     and their names and texts in the same way, as bytes: 0 name 0 text 0 name 0 ... 0
+    index.json              this module's `Index`: which files there are, their sizes and SHA-256, tokenizer, dtype, counts
+    tokenizer.json          the tokenizer (and tokenizer_config.json, where the file alone does not say what ends a text);
+                            neither with "bytes"
+    train-NUMBER.tokens     tokens of documents, e d_1..d_n e d_1..d_m e with e = end-of-text: raw little-endian uint16, or
+                            uint32 where the vocabulary has more than 65,536 symbols
+    train-NUMBER.borders    at which token of that file each e stands: raw little-endian uint64, one more than documents
+    held_out-NUMBER.tokens, .borders        the same of documents held out
+    held_out-NUMBER.texts, .text_borders    and their names and texts in the same way, as bytes: 0 name 0 text 0 name 0 ... 0
 
 In the order of their numbers the shards hold the documents in the order in which they were read. Numbers may be missing.
 """
