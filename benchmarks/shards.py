@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4000, help="batches, in random order (default: 4000)")
     parser.add_argument("--steps", type=int, default=3, help="steps of training after them (default: 3)")
     parser.add_argument("--folder", type=Path, help="shards of your own, instead of made ones")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as a line of JSON")
     options = parser.parse_args()
     wanted = {"context": options.context, "batch": options.batch, "batches": options.batches, "steps": options.steps}
     if options.folder is not None:
@@ -160,7 +160,7 @@ def main() -> None:
             made(Path(name), gigabytes=options.gigabytes, document=options.document)
             found = run(Path(name), **wanted)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found))
         return
     for key, value in found.items():
         Console().print(f"{key:18} {value:,.1f}" if isinstance(value, float) else f"{key:18} {value:,}", highlight=False)

@@ -256,6 +256,7 @@ def _make_all(folder: Path, read: _Read, parting: Parting, *, tokenized: bool, p
         return
     start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context, others = multiprocessing.get_context(start), set(multiprocessing.active_children())
+    context.set_forkserver_preload([make_shards.__module__])  # which takes seconds, and is then shared
     with ProcessPoolExecutor(min(processes, len(left)), mp_context=context, initializer=begin_worker) as pool:
         try:
             waiting = [pool.submit(make_shards, folder, number, parting, tokenized=tokenized) for number in left]
