@@ -111,8 +111,9 @@ def read_index(folder: Path) -> Index:
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f'{path} is no index of shards ("format": "{FORMAT}").')
-    if data.get("version") != VERSION:
-        said = f"has version {data.get('version')!r}; this latentlm reads version {VERSION}"
+    version = data.get("version")
+    if type(version) is not int or version != VERSION:  # to Python, true is 1
+        said = f"has version {version!r}; this latentlm reads version {VERSION}"
         raise UserError(f"{path} {said}. Install the latentlm that made it, or prepare the data anew.")
     index = parse(Index, data, source=str(path))
     wanted = {"train": {"tokens", "borders"}, "held_out": {"tokens", "borders", "texts", "text_borders"}}
