@@ -20,8 +20,10 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from benchmarks.timing import call
+from latentlm.cli.data import app
 from latentlm.config import DataConfig, Recipe
 from latentlm.errors import CheckpointError, UserError
 from latentlm.training import run as run_module
@@ -417,6 +419,32 @@ def test_two_at_a_time_are_refused(recipe: Make, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(making, "read_corpus", meanwhile)
     sharded(recipe().data, tmp_path / "shards")
     assert tasks.chunk_file(tmp_path / "shards", 0, "texts").exists() is False
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+
+
+def test_the_command_prepares_and_verifies(texts: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "shards")
+    made = CliRunner().invoke(app, ["prepare", str(texts), "data.held_out=0.25", "--out", out, "--json"])
+    assert made.exit_code == 0, made.output
+    found = json.loads(made.stdout)
+    assert (found["train"]["documents"] + found["held_out"]["documents"], found["dtype"]) == (24, "uint16")
+    assert found["fingerprint"] == prepare(DataConfig(path=out, held_out=0.25)).fingerprint
+    said = CliRunner().invoke(app, ["prepare", str(texts), "data.held_out=0.25", "--out", out, "-q"])
+    assert f"latentlm train RECIPE data.path={out} data.held_out=0.25" in said.stdout
+    assert CliRunner().invoke(app, ["verify", out]).exit_code == 0
+    (tmp_path / "shards" / "held_out-00000.texts").write_bytes(bytes(found["held_out"]["bytes"]))
+    damaged = CliRunner().invoke(app, ["verify", out, "--json"])
+    assert isinstance(damaged.exception, UserError)
+    assert "held_out-00000.texts has" in json.loads(damaged.stdout)["damaged"][0]
+
+
+@pytest.mark.parametrize("setting", ["train.steps=3", "data.path=elsewhere", "data.sed=1"])
+def test_the_command_takes_settings_of_data_alone(texts: Path, tmp_path: Path, setting: str) -> None:
+    done = CliRunner().invoke(app, ["prepare", str(texts), setting, "--out", str(tmp_path / "shards")])
+    assert isinstance(done.exception, UserError)
+    assert not (tmp_path / "shards").exists()
 
 
 @pytest.mark.conformance
