@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "plugins": "Show the plugins, their parts, and what failed to load.",
     "parts": "List the parts by socket, describe one, or say which fit a recipe.",
     "new-plugin": "Begin a plugin of your own.",
+    "data": "Write token shards, for data larger than memory; verify them.",
     "train": "Train a model from a recipe.",
     "compare": "Train or load several models and lay them side by side.",
     "generate": "Continue prompts.",

@@ -76,9 +76,10 @@ def lines_of(file: Any, path: Path, *, most: int = MOST_LINE) -> Iterator[tuple[
             yield number, line
 
 
-def open_plain(path: Path) -> Any:
-    """A file opened for reading bytes, without waiting for anyone. Raises OSError, with errno EINVAL for what is no file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def open_plain(path: Path, *, links: bool = True) -> Any:
+    """A file opened for reading bytes, without waiting for anyone; without `links`, no link is followed. Raises OSError, with
+    errno EINVAL for what is no file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

@@ -232,7 +232,8 @@ class DataConfig(Strict):
     path: str = Field(
         "stdlib",
         description='"stdlib" (sources of the running Python), "synthetic:NAME" (texts of known density), a folder, a .txt, '
-        ".jsonl or .parquet file, or a data set of the Hugging Face hub (owner/name, or hf:name)",
+        ".jsonl or .parquet file, a data set of the Hugging Face hub (owner/name, or hf:name), or a folder of token shards "
+        "(`latentlm data prepare`)",
     )
     text_field: str = Field("text", description="column that holds the text in .jsonl, .parquet and data sets")
     pattern: str = Field("*.txt,*.md,*.py", description="files to read in a folder, comma-separated globs")

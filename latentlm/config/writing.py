@@ -97,6 +97,20 @@ def open_to_append(path: Path) -> TextIO:
         return file
 
 
+def acquired(handle: int) -> bool:
+    """Take the lock of an open file without waiting; the system releases it when the process ends, however it ends. False where
+    another process has it."""
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def check_replaceable(path: Path, ours: Ours | None, *, kind: str, folder: bool = False) -> None:
     """Before long work: raise CheckpointError unless `path` can be written, as a file or a folder, without a loss."""
     _check_kind(path, ours, kind=kind, folder=folder)

@@ -12,11 +12,11 @@ in bits per byte, over the raw bytes of the document. End-of-text is never made 
 """
 
 from latentlm.tokenizer.base import END_OF_TEXT, ByteTokenizer, Tokenizer, as_bytes, tokens_before
-from latentlm.tokenizer.library import FILE, BPETokenizer, LibraryTokenizer, byte_letters
+from latentlm.tokenizer.library import COMPANION, FILE, BPETokenizer, LibraryTokenizer, byte_letters
 from latentlm.tokenizer.loading import check_vocabulary, load_tokenizer
 from latentlm.tokenizer.prompts import Pair, PromptReader
 
 __all__ = [
-    "END_OF_TEXT", "FILE", "BPETokenizer", "ByteTokenizer", "LibraryTokenizer", "Pair", "PromptReader", "Tokenizer", "as_bytes",
-    "byte_letters", "check_vocabulary", "load_tokenizer", "tokens_before",
+    "COMPANION", "END_OF_TEXT", "FILE", "BPETokenizer", "ByteTokenizer", "LibraryTokenizer", "Pair", "PromptReader",
+    "Tokenizer", "as_bytes", "byte_letters", "check_vocabulary", "load_tokenizer", "tokens_before",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,11 @@ class Tokenizer(ABC):
     def special(self) -> frozenset[int]:
         """The ids that mark something and spell nothing."""
         return frozenset([self.end_of_text])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what decides which tokens a text becomes; here, of name and size."""
+        return hashlib.sha256(f"{self.name} {self.vocabulary} {self.end_of_text}".encode()).hexdigest()
 
     @abstractmethod
     def encode(self, text: str | bytes) -> list[int]:

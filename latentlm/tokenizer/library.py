@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,6 +64,11 @@ class LibraryTokenizer(Tokenizer):
             return self._read(prompt)
         finally:
             self._backend.encode_special_tokens = True
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the library's tokenizer.json and the token that ends a text."""
+        return hashlib.sha256(f"{self._end_of_text_name}\n{self._backend.to_str()}".encode()).hexdigest()
 
     @property
     def special(self) -> frozenset[int]:

@@ -31,7 +31,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     data = read_yaml(path)
     if is_card(data):
         raise UserError(f"{path} is a card, that of a model, not a recipe: see `latentlm zoo describe {path}`.")
-    data = apply_overrides(data, [_literal(override) for override in overrides or []])
+    data = apply_overrides(data, [literal(override) for override in overrides or []])
     _follow_tokenizer(data, overrides or [])
     data.setdefault("name", _name_of(path))
     return parse(Recipe, data, source=f"recipe {path}")
@@ -50,7 +50,7 @@ def default_out(name: str, recipe: Recipe, *, resume: bool) -> Path:
     return folder if resume and (folder / RECIPE).is_file() else Path("runs") / recipe.name
 
 
-def _literal(override: str) -> str:
+def literal(override: str) -> str:
     """An override of a setting that is text, such as data.path=2024, with its value in quotes, so that YAML makes no number,
     list or comment of it. What is in quotes already, stays."""
     key, equals, text = override.partition("=")

@@ -1,8 +1,11 @@
 """Text into batches, the same for every model.
 
     corpora     documents from the standard library, files, folders and data sets
-    prepared    held out or trained on, and tokenized
+    parting     held out or trained on
+    tokenizing  the tokenizer of a recipe
     packing     windows packed into rows, rows into numbered batches
+    shards      tokens in files that are mapped, for data larger than memory
+    prepared    all of it, in memory or in shards
     synthetic   texts whose density is known
     prompted    a share of the rows with a prompt
 """

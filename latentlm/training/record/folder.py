@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from latentlm.config import Recipe, as_yaml, parse, read_json, read_text, read_yaml
 from latentlm.config.reading import open_plain
-from latentlm.config.writing import check_replaceable, check_writable, open_to_append, remove_leftovers, write_text
+from latentlm.config.writing import acquired, check_replaceable, check_writable, open_to_append, remove_leftovers, write_text
 from latentlm.errors import UserError, typed_path
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.training.recipes import RECIPE
@@ -54,7 +54,7 @@ def locked(out: Path) -> Iterator[None]:
         reason = "a file of that name is there" if isinstance(error, FileExistsError) else error.strerror or str(error)
         raise UserError(f"cannot write into {out}: {reason}. Choose another folder with --out.") from None
     with _open_lock(out) as lock:
-        if not _acquire(lock.fileno()):
+        if not acquired(lock.fileno()):
             raise UserError(f"another process is training in {out}. Wait for it, or choose another folder with --out.")
         remove_leftovers(out)
         yield
@@ -197,16 +197,3 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _entries(out: Path) -> list[Path]:
     return list(out.iterdir()) if out.is_dir() else []
-
-
-def _acquire(handle: int) -> bool:
-    """Take the lock without waiting; the system releases it when the process ends, however it ends."""
-    if os.name != "posix":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

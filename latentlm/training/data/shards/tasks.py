@@ -1,0 +1,144 @@
+"""What one of several processes does: a chunk of raw documents becomes a shard of each part.
+
+A chunk is two files in the work folder, NUMBER.texts and NUMBER.text_borders, as of a shard (format.py). When its shards are on
+the disk, NUMBER.json says what they are, and the chunk is deleted. Chunk, tokenizer and parting alone decide what its shards
+hold: they are the same whoever makes them, and when.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import parent_process
+from pathlib import Path
+
+import numpy as np
+
+from latentlm.config import Strict
+from latentlm.config.writing import write_text
+from latentlm.tokenizer import FILE, Tokenizer, load_tokenizer
+from latentlm.training.data.corpora import Document
+from latentlm.training.data.packing import joined
+from latentlm.training.data.parting import Parting
+from latentlm.training.data.shards.format import BORDER, WORK, Ending, File, Shard, write_array
+
+_TOGETHER = 2**20  # bytes of text that are tokenized together
+
+
+class Done(Strict):
+    """NUMBER.json: the shards of a chunk; None where it has no document of a part."""
+
+    train: Shard | None
+    held_out: Shard | None
+
+
+@dataclass
+class _Half:
+    """The documents of a chunk that belong to one part."""
+
+    tokens: list[np.ndarray] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
+    """Of those held out alone."""
+    bytes: int = 0
+
+
+def chunk_file(folder: Path, number: int, ending: str) -> Path:
+    """A file of a chunk in the work folder of `folder`."""
+    return folder / WORK / f"{number:05}.{ending}"
+
+
+def write_chunk(folder: Path, number: int, documents: Sequence[Document]) -> None:
+    """Put raw documents on the disk."""
+    texts, borders = _as_arrays(documents)
+    write_array(chunk_file(folder, number, "texts"), texts)
+    write_array(chunk_file(folder, number, "text_borders"), borders)
+
+
+def read_chunk(folder: Path, number: int) -> Iterator[Document]:
+    """Raw documents from the disk, one at a time."""
+    texts = np.memmap(chunk_file(folder, number, "texts"), dtype=np.uint8, mode="r")
+    borders = np.fromfile(chunk_file(folder, number, "text_borders"), dtype=BORDER).tolist()
+    for name, text, end in zip(borders[:-1:2], borders[1::2], borders[2::2], strict=True):
+        yield Document(texts[name + 1 : text].tobytes().decode("utf-8", "surrogateescape"), texts[text + 1 : end].tobytes())
+
+
+def make_shards(folder: Path, number: int, parting: Parting, *, tokenized: bool) -> None:
+    """Make the shards of a chunk, unless that is done. `tokenized`: by the tokenizer in the folder; else bytes are tokens."""
+    record = chunk_file(folder, number, "json")
+    if not record.exists():
+        tokenizer = _tokenizer(folder if tokenized else None)
+        halves = _halves(read_chunk(folder, number), parting, tokenizer)
+        made = {part: _write(folder, f"{part}-{number:05}", half, tokenizer.end_of_text) for part, half in halves.items()}
+        write_text(record, Done.model_validate(made).model_dump_json(indent=1) + "\n")
+    for ending in ("texts", "text_borders"):
+        chunk_file(folder, number, ending).unlink(missing_ok=True)
+
+
+@cache
+def _tokenizer(folder: Path | None) -> Tokenizer:
+    return load_tokenizer("bytes") if folder is None else load_tokenizer(FILE, folder=folder)
+
+
+def _halves(documents: Iterable[Document], parting: Parting, tokenizer: Tokenizer) -> dict[str, _Half]:
+    halves = {"train": _Half(), "held_out": _Half()}
+    for some in portions(documents, size=_TOGETHER):
+        for document, tokens in zip(some, tokenizer.encode_all([each.data for each in some]), strict=True):
+            held_out = parting.holds_out(document.id)
+            half = halves["held_out" if held_out else "train"]
+            half.tokens.append(tokens)
+            half.bytes += len(document.data)
+            if held_out:
+                half.documents.append(document)
+    return halves
+
+
+def portions(documents: Iterable[Document], *, size: int) -> Iterator[list[Document]]:
+    """The documents, as many at a time as have `size` bytes of text or a little more; the last time, what is left."""
+    some: list[Document] = []
+    count = 0
+    for document in documents:
+        some.append(document)
+        count += len(document.data)
+        if count >= size:
+            yield some
+            some, count = [], 0
+    if some:
+        yield some
+
+
+def _write(folder: Path, name: str, half: _Half, end_of_text: int) -> Shard | None:
+    if not half.tokens:
+        return None
+    tokens, borders = joined(half.tokens, end_of_text=end_of_text)
+    arrays: dict[Ending, np.ndarray] = {"tokens": tokens, "borders": borders.astype(BORDER)}
+    if half.documents:
+        arrays["texts"], arrays["text_borders"] = _as_arrays(half.documents)
+    files: dict[Ending, File] = {ending: write_array(folder / f"{name}.{ending}", values) for ending, values in arrays.items()}
+    return Shard(name=name, documents=len(borders) - 1, tokens=len(tokens), bytes=half.bytes, files=files)
+
+
+def _as_arrays(documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
+    """Names and texts, each between two zero bytes, and where these stand."""
+    halves = [half for each in documents for half in (each.id.encode("utf-8", "surrogateescape"), each.data)]
+    texts = b"".join([b"\0", *(piece for half in halves for piece in (half, b"\0"))])
+    borders = np.cumsum([0, *(len(half) + 1 for half in halves)])
+    return np.frombuffer(texts, dtype=np.uint8), borders.astype(BORDER)
+
+
+def begin_worker() -> None:
+    """In a process that was started to make shards: Ctrl-C is its parent's, and it ends when its parent does, however that
+    ended. The tokenizers of several processes start no threads of their own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = parent_process()
+    assert parent is not None, "it was started by another"
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
