@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from latentlm.config import writing, yaml_data
 from latentlm.config.reading import json_data, read_bytes, read_text
 from latentlm.config.writing import atomic_folder, open_to_append, remove_leftovers, write_text
 from latentlm.errors import CheckpointError, UserError
+
+FOLDER: dict[str, Any] = {"ours": lambda there: True, "kind": "a folder of this test"}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "new", "x")
-        with atomic_folder(tmp_path / "folder") as temporary:
+        with atomic_folder(tmp_path / "folder", **FOLDER) as temporary:
             (temporary / "private").touch(0o600)
     finally:
         os.umask(before)
@@ -120,14 +123,14 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest
     if not can:
         monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
     for text in ("old", "new"):
-        with atomic_folder(tmp_path / "it") as temporary:
+        with atomic_folder(tmp_path / "it", **FOLDER) as temporary:
             (temporary / text).write_text(text)
     assert [path.name for path in (tmp_path / "it").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
 def test_a_kill_between_two_renames_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with atomic_folder(tmp_path / "it") as temporary:
+    with atomic_folder(tmp_path / "it", **FOLDER) as temporary:
         (temporary / "old").write_text("old")
     rename, calls = Path.rename, []
 
@@ -141,10 +144,10 @@ def test_a_kill_between_two_renames_is_undone(tmp_path: Path, monkeypatch: pytes
         patch.setattr(writing, "_exchange", lambda one, other: False)
         patch.setattr(Path, "rename", dying)
         patch.setattr(writing.shutil, "rmtree", lambda path, **options: None)
-        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "it") as temporary:
+        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "it", **FOLDER) as temporary:
             (temporary / "new").write_text("new")
     assert not (tmp_path / "it").exists()
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "it"):
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "it", **FOLDER):
         raise RuntimeError("refused")
     assert (tmp_path / "it" / "old").read_text() == "old"
 
@@ -161,7 +164,7 @@ def test_a_name_may_be_whatever_the_file_system_takes(
     path.unlink()
     monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
     for text in ("old", "new"):
-        with atomic_folder(path) as temporary:
+        with atomic_folder(path, **FOLDER) as temporary:
             (temporary / name).write_text(text)
     assert (path / name).read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

@@ -3,7 +3,7 @@ of anyone else's is lost.
 
     write_text(path, text)
     write_atomically(path, lambda temporary: ...)      one file, written by a function of the temporary path
-    with atomic_folder(path) as temporary: ...         a folder of files
+    with atomic_folder(path, ours=is_mine, kind="mine") as temporary: ...      a folder of files
     with open_to_append(path) as file: ...             lines after those that are there
 
 New content is made in a folder of its own beside its destination, with a name that nobody can foresee and that nobody else may
@@ -60,9 +60,9 @@ def write_text(path: Path, text: str, *, ours: Ours | None = None, kind: str = "
 
 
 @contextmanager
-def atomic_folder(path: Path, *, ours: Ours | None = None, kind: str = "a folder of this kind") -> Iterator[Path]:
+def atomic_folder(path: Path, *, ours: Ours, kind: str) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends without an error, in the place of an older `path` that is
-    `ours`. Raises CheckpointError."""
+    `ours`: of a folder, whatever lies in it goes with it, so that the caller must say. Raises CheckpointError."""
     with _explained(path):
         check_replaceable(path, ours, kind=kind, folder=True)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -72,13 +72,14 @@ def train(
     flag("progress", progress)
     reporter = Reporter(recipe.name, steps=recipe.train.steps, quiet=not progress)
     check_free(out, resume=resume)
+    if is_finished(out):
+        return _finished(recipe, out, reporter)
     with locked(out), _threads(recipe.train.threads):
+        check_free(out, resume=resume)  # another process may have come first
         if not resume:
             begin_anew(out)
         if is_finished(out):
-            _resumed(recipe, out)
-            reporter.note(f"{out} is finished; there is nothing to resume.")
-            return read_result(out)
+            return _finished(recipe, out, reporter)
         check_places(out)
         if resume and not is_started(out):
             reporter.note(f"{out} holds no run to resume; a new one begins.")
@@ -89,6 +90,13 @@ def train(
             return run.finish()
         finally:
             run.close()
+
+
+def _finished(recipe: Recipe, out: Path, reporter: Reporter) -> RunResult:
+    """What is there already; nothing is written."""
+    _resumed(recipe, out)
+    reporter.note(f"{out} is finished; there is nothing to resume.")
+    return read_result(out)
 
 
 def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter) -> Run:

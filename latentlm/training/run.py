@@ -17,7 +17,7 @@ from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
 from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from latentlm.training.plan import parameters_by_socket
 from latentlm.training.record.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_newer
-from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, write_recipe
+from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, mark_begun, write_recipe
 from latentlm.training.record.manifest import make_manifest, now, read_manifest, write_manifest
 from latentlm.training.record.memory import peak_mib
 from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read_metrics, rewind
@@ -58,6 +58,7 @@ class Run:
 
     def _write_start(self, command: Sequence[str] | None) -> None:
         """The recipe comes last: its presence says that the run was started."""
+        mark_begun(self.out)
         self.prepared.tokenizer.save(self.out)
         manifest = make_manifest(
             self.recipe,

@@ -234,7 +234,9 @@ def _holds_a_card_alone(folder: Path) -> bool:
         card = read_card(folder / CARD)
     except UserError:
         return False
-    own = {CARD, *_BESIDE, card.tokenizer, card.weights.uri if card.weights is not None else None}
+    # What the card says of its own files counts only where it is what `add_run` would have said: anyone can write a card.
+    weights = card.weights.uri if card.weights is not None else ""
+    own = {CARD, *_BESIDE, "tokenizer.json", *([weights] if weights.endswith(".safetensors") else [])}
     return all(path.name in own and path.is_file() and not path.is_symlink() for path in folder.iterdir())
 
 

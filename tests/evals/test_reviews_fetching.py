@@ -109,6 +109,24 @@ def test_pip_downloads_it_once_by_its_hash(made: Callable[..., Path], monkeypatc
     assert {"download", "--no-deps", "--no-binary", ":all:", "--require-hashes"} <= set(calls[0])
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "reviews.jsonl.bak"])
+def test_a_folder_with_anything_else_in_it_stays(made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    archive, folder = made(), fetching.cached().folder
+    folder.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    monkeypatch.setattr(fetching, "download", lambda folder: pytest.fail("too late"))
+    for options in ({"anew": True}, {"archive": archive}, {}):
+        with pytest.raises(UserError, match="with nothing else in it"):
+            fetching.fetch(**options)
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+def test_reviews_are_fetched_over_older_ones(made: Callable[..., Path]) -> None:
+    archive = made()
+    fetching.fetch(archive=archive).texts.write_text("old")
+    assert "old" not in fetching.fetch(archive=archive).texts.read_text()
+
+
 def test_without_a_network_pips_own_words_and_a_remedy(made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     made()
     failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hostile.base import recipe
 from hostile.harness import Case
 
 _GENERATE = ("generate", "run", "The", "--max-tokens", "2", "--save-latents")
@@ -70,6 +71,7 @@ def cases() -> Iterator[Case]:
             "mine/notes.txt": "x",
         },
     )
+    yield from _claimed()
     yield Case("card on a shelf beside", ("zoo", "add", "run", "--to", "shelf"), good=True)
 
     train = ("train", "my.yaml", "-q", "--out", "new")
@@ -97,6 +99,49 @@ def cases() -> Iterator[Case]:
     yield from _studies()
     yield from _names()
     yield from _permissions()
+
+
+def _claimed() -> Iterator[Case]:
+    """A card that says of files of others that they are its own, and a lock that says it of a folder."""
+    card = "card_version: 1\nname: mine\nstatus: architecture\nmodel: {decoder: vanilla}\n"
+    weights = "weights: {uri: thesis.pdf, size: 1, sha256: " + "a" * 64 + "}\n"
+    for what, more in {
+        "tokenizer": "tokenizer: thesis.pdf\n",
+        "tokenizer, by a path": "tokenizer: ./thesis.pdf\n",
+        "weights": weights,
+    }.items():
+        said = (card.replace("architecture", "trained") if what == "weights" else card) + more
+        yield Case(
+            f"card over a card that claims notes as its {what}",
+            ("zoo", "add", "run", "--to", "shelf", "--name", "mine", "--replace"),
+            files={"shelf/mine/card.yaml": said, "shelf/mine/thesis.pdf": "mine"},
+            says="is not a card's folder|thesis.pdf",
+        )
+    begun = {"manifest.json": "mine", "metrics.jsonl": "notes", "tokenizer.json": "mine", "recipe.yaml": recipe() + "# mine\n"}
+    for what, names in {**{name: (name,) for name in begun}, "all of them": tuple(begun)}.items():
+        files: dict[str, str] = {f"new/{name}": begun[name] for name in names}
+        for lock in ("", "locked"):
+            here = {**files, "new/.lock": ""} if lock else files
+            for option in ((), ("--resume",)):
+                yield Case(
+                    f"run over another's {what} {lock} {' '.join(option)}".rstrip(),
+                    ("train", "my.yaml", "-q", "--out", "new", *option),
+                    files=here,
+                    says="is not empty and no run",
+                )
+    for option in ((), ("--resume",)):
+        yield Case(
+            f"run of a recipe in its own folder {' '.join(option)}".rstrip(),
+            ("train", "new/recipe.yaml", "-q", "--out", "new", *option),
+            files={"new/recipe.yaml": recipe() + "# mine\n", "new/.lock": ""},
+            says="is not empty and no run",
+        )
+    yield Case(
+        "run beside another program's lock",
+        ("train", "my.yaml", "-q", "--out", "new"),
+        files={"new/.lock": "4711\n"},
+        says="is not the lock of a run",
+    )
 
 
 _KEPT_STILL = "stays as it is|is there and not of this command|is not |cannot write"

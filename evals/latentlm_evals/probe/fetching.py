@@ -22,7 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentlm.config.writing import atomic_folder
+from latentlm.config.reading import open_plain, why_not
+from latentlm.config.writing import atomic_folder, check_replaceable
 from latentlm.errors import UserError
 
 PACKAGE, VERSION = "vaderSentiment", "3.3.2"
@@ -55,6 +56,11 @@ class Reviews:
         return self.folder / "lexicon.tsv"  # no .txt: as a folder of texts this one has none but the reviews
 
     @property
+    def licence(self) -> Path:
+        """Of the package."""
+        return self.folder / "LICENSE"
+
+    @property
     def complete(self) -> bool:
         """Whether it has been fetched; the folder appears whole or not at all."""
         return self.texts.is_file() and self.lexicon.is_file()
@@ -75,6 +81,7 @@ def fetch(
     found = cached()
     if found.complete and not anew and archive is None:
         return found
+    check_replaceable(found.folder, _is_ours, kind=_KIND, folder=True)
     with tempfile.TemporaryDirectory() as folder:
         if archive is None:
             progress(f"pip downloads {PACKAGE} {VERSION}")
@@ -83,12 +90,21 @@ def fetch(
     progress("reading the archive")
     rated = _rated(_member(_member(data, _INNER), _SNIPPETS))
     lexicon, licence = _member(data, _LEXICON), _member(data, _LICENCE)
-    with atomic_folder(found.folder) as written:
+    with atomic_folder(found.folder, ours=_is_ours, kind=_KIND) as written:
         made = Reviews(written)
         made.texts.write_text(rated, encoding="utf-8")
         made.lexicon.write_bytes(lexicon)
-        (written / "LICENSE").write_bytes(licence)
+        made.licence.write_bytes(licence)
     return found
+
+
+_KIND = "a folder of these reviews with nothing else in it"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what `fetch` writes."""
+    own = Reviews(folder)
+    return {*folder.iterdir()} <= {own.texts, own.lexicon, own.licence}
 
 
 def download(folder: Path) -> Path:
@@ -116,10 +132,12 @@ def download(folder: Path) -> Path:
 def _checked(path: Path) -> bytes:
     """The bytes of the pinned archive. Raises UserError for anything else."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. Give the file {ARCHIVE}.") from None
-    digest = hashlib.sha256(data).hexdigest()
+        with open_plain(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # in a stream: any file may be given
+            file.seek(0)
+            data: bytes = file.read() if digest == SHA256 else b""
+    except (OSError, ValueError) as error:
+        raise UserError(f"{why_not(path, error)} Give the file {ARCHIVE}.") from None
     if digest != SHA256:
         raise UserError(
             f"{path.name} has the SHA-256 {digest}, not {SHA256}: it is not the file that was pinned, and is not opened. Get "

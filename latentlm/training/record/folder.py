@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from latentlm.config import Recipe, as_yaml, parse, read_json, read_yaml
+from latentlm.config import Recipe, as_yaml, parse, read_json, read_text, read_yaml
+from latentlm.config.reading import open_plain
 from latentlm.config.writing import check_replaceable, check_writable, open_to_append, remove_leftovers, write_text
 from latentlm.errors import UserError, typed_path
 from latentlm.tokenizer import FILE as TOKENIZER
@@ -23,11 +24,17 @@ from latentlm.zoo.weights import refuse_bytes
 
 METRICS, CHECKPOINTS, WEIGHTS = "metrics.jsonl", "checkpoints", "model.safetensors"
 _LOCK = ".lock"
-_BEGUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", "manifest.json"}
+_MARK = "a run of latentlm\n"
+"""What the lock says from the moment a run writes its first file: it alone tells the files of a run that has saved nothing from
+those of someone else who happens to call theirs so."""
+MANIFEST = "manifest.json"
+_BEGUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", MANIFEST}
 _FILES, _FOLDERS = sorted({*_BEGUN, WEIGHTS, CARD}), ("tensorboard", CHECKPOINTS)
 _OF_A_RUN = {*_BEGUN, *_FOLDERS}
 """What a run writes ahead of its first checkpoint, beside its lock; _FILES: all that it writes in the end."""
 
+_MANIFEST_KEYS = {"name", "started", "command", "versions", "seeds", "device", "data"}
+"""Among those of a manifest of any version (manifest.py)."""
 _FREE_TO_CHANGE = {
     "name", "description", "data.path",
     "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
@@ -46,7 +53,7 @@ def locked(out: Path) -> Iterator[None]:
     except OSError as error:
         reason = "a file of that name is there" if isinstance(error, FileExistsError) else error.strerror or str(error)
         raise UserError(f"cannot write into {out}: {reason}. Choose another folder with --out.") from None
-    with open_to_append(out / _LOCK) as lock:
+    with _open_lock(out) as lock:
         if not _acquire(lock.fileno()):
             raise UserError(f"another process is training in {out}. Wait for it, or choose another folder with --out.")
         remove_leftovers(out)
@@ -64,10 +71,10 @@ def check_places(out: Path) -> None:
 
 
 def check_free(out: Path, *, resume: bool) -> None:
-    """Refuse to overwrite a run, or someone else's files. Raises UserError with what to do."""
+    """Refuse to overwrite a run, or someone else's files; writes nothing. Raises UserError with what to do."""
     if is_finished(out) and not resume:
         raise UserError(f"{out} holds a finished run. Choose another folder with --out, or delete it first.")
-    if is_started(out):
+    if is_started(out) and (is_finished(out) or _has_saved(out) or _is_empty_run(out) or _is_unmarked_run(out)):
         if not resume and not _is_empty_run(out):
             raise UserError(f"{out} holds a run that was started. Go on with --resume, or choose another folder with --out.")
         return
@@ -85,7 +92,53 @@ def is_started(out: Path) -> bool:
 
 def _is_empty_run(out: Path) -> bool:
     """Whether a run of ours began here that has saved nothing: it was refused, diverged, or was killed before it had."""
-    return (out / _LOCK).is_file() and not is_finished(out) and not any((out / CHECKPOINTS).glob("step-*"))
+    return _is_marked(out) and not is_finished(out) and not _has_saved(out)
+
+
+def _has_saved(out: Path) -> bool:
+    return any((out / CHECKPOINTS).glob("step-*"))
+
+
+def _is_unmarked_run(out: Path) -> bool:
+    """Whether an earlier version began a run here, which did not mark its lock, or the marked lock was left behind by a copy.
+    Its recipe is word for word what a run writes, so that to write it again loses nothing, and so is what else is there."""
+    try:
+        written = read_text(out / RECIPE) == as_yaml(saved_recipe(out))
+        manifest = read_json(out / MANIFEST) if os.path.lexists(out / MANIFEST) else None
+    except UserError:
+        return False
+    beside = (_BEGUN - {RECIPE}) & {path.name for path in _entries(out)}
+    return written and (_MANIFEST_KEYS <= manifest.keys() if isinstance(manifest, dict) else not beside)
+
+
+def _is_marked(out: Path) -> bool:
+    try:
+        with open_plain(out / _LOCK) as lock:
+            return bool(lock.read(len(_MARK) + 1) == _MARK.encode())
+    except OSError:
+        return False
+
+
+def mark_begun(out: Path) -> None:
+    """Say that the run's files are a run's, before the first of them is written. The folder is held."""
+    with _open_lock(out) as lock:
+        if not lock.read():
+            lock.write(_MARK)
+
+
+def _open_lock(out: Path) -> TextIO:
+    """The lock, made where there is none. Raises UserError where a file of that name is no lock of ours."""
+    lock = open_to_append(out / _LOCK)
+    lock.seek(0)
+    try:
+        said = lock.read(len(_MARK) + 1)
+    except UnicodeDecodeError:
+        said = "no text"
+    if said not in ("", _MARK):
+        lock.close()
+        raise UserError(f"{out / _LOCK} is not the lock of a run, and stays as it is. Choose another folder with --out.")
+    lock.seek(0)
+    return lock
 
 
 def begin_anew(out: Path) -> None:

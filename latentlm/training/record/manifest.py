@@ -22,8 +22,8 @@ from latentlm.config import Recipe, read_json
 from latentlm.config.writing import write_text
 from latentlm.errors import UserError
 from latentlm.plugins.provenance import provenance
+from latentlm.training.record.folder import MANIFEST
 
-MANIFEST = "manifest.json"
 _LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "pydantic")
 
 
