@@ -23,6 +23,7 @@ from latentlm.training.record.memory import peak_mib
 from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read_metrics, rewind
 from latentlm.training.record.reporting import Reporter, TensorBoard
 from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
+from latentlm.training.resuming import check_resumable, schedule_states
 from latentlm.training.trainer import StepFacts, Trainer
 from latentlm.zoo.weights import load_into, weights_of
 
@@ -48,7 +49,7 @@ class Run:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
         if self.recipe.train.tensorboard:
             self._board = TensorBoard(str(self.out / "tensorboard"))
-        checkpoint = latest_checkpoint(self.out / CHECKPOINTS, warn=self.reporter.warn) if is_started(self.out) else None
+        checkpoint = self._last_checkpoint() if is_started(self.out) else None
         if checkpoint is not None:
             self._restore(checkpoint)
         else:
@@ -70,6 +71,13 @@ class Run:
         write_manifest(self.out, manifest)
         write_recipe(self.out, self.recipe)
 
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """The newest from which this run can go on."""
+        model = self.trainer.model
+        return latest_checkpoint(
+            self.out / CHECKPOINTS, warn=self.reporter.warn, check=lambda found: check_resumable(found, model)
+        )
+
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Weights, moments, schedule and counts of a checkpoint. Raises UserError where the data are not the run's."""
         model, state = self.trainer.model, checkpoint.state
@@ -78,11 +86,10 @@ class Run:
                 f"the data have changed since {self.out} was started (their fingerprint differs). Bring the old data back, "
                 "or train into another folder with --out."
             )
-        load_into(model, checkpoint.file("model"))
+        load_into(model, checkpoint.files["model"])
         load_optimizer_tensors(self.trainer.optimizer, model, checkpoint.tensors("optimizer"))
-        schedules = model.kl_schedules
-        for name, schedule in schedules.items():
-            schedule.load_state_dict(state["schedule"] if len(model.latents) == 1 else state["schedule"][name])
+        for name, saved in schedule_states(checkpoint, model).items():
+            model.kl_schedules[name].load_state_dict(saved)
         set_aside_newer(checkpoint.path.parent, step=checkpoint.step)
         self.trainer.step = self.saved_step = checkpoint.step
         self.tokens, self.seconds = state["tokens"], state["seconds"]

@@ -108,7 +108,7 @@ def _is_unmarked_run(out: Path) -> bool:
     except UserError:
         return False
     beside = (_BEGUN - {RECIPE}) & {path.name for path in _entries(out)}
-    return written and (_MANIFEST_KEYS <= manifest.keys() if isinstance(manifest, dict) else not beside)
+    return written and (manifest.keys() >= _MANIFEST_KEYS if isinstance(manifest, dict) else not beside)
 
 
 def _is_marked(out: Path) -> bool:
