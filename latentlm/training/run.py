@@ -55,7 +55,7 @@ class Run:
 
     def begin(self, command: Sequence[str] | None) -> None:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
-        checkpoint = self._last_checkpoint() if is_started(self.out) else None
+        checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self._restore(checkpoint)
         self.ranks.from_first(lambda: self._open(command, checkpoint))
@@ -91,6 +91,8 @@ class Run:
         found: list[Checkpoint] = []
 
         def look() -> Path | None:
+            if not is_started(self.out):
+                return None
             good = latest_checkpoint(
                 self.out / CHECKPOINTS,
                 warn=self.reporter.warn,
