@@ -120,8 +120,12 @@ def test_ctrl_c_in_a_program_of_ones_own_is_not_the_plugins(tmp_path: Path, monk
     (tmp_path / "slow_plugin.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     plugin = Plugin("slow", "slow-things", "1", "slow_plugin", entry=EntryPoint("slow", "slow_plugin", "latentlm"))
-    with pytest.raises(KeyboardInterrupt):
-        load(plugin)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            load(plugin)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert plugin.status == "waiting"
 
 
