@@ -34,13 +34,16 @@ from latentlm.training.record import METRICS, read_metrics
 from latentlm.training.setup import make_model, resolve
 from latentlm_evals import report
 from latentlm_evals.jobs import Job, train_all
-from latentlm_evals.logged import Evaluation, write_evaluation
+from latentlm_evals.logged import Evaluation, check_evaluation, write_evaluation
 from latentlm_evals.measure import Precision, Text, add_differences, held_out_texts, measure, tokenized
 from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.outputs import Outputs
 from latentlm_evals.results import Comparison, ModelResult
 from latentlm_evals.scored import verdict
 from latentlm_evals.task_comparison import Model, compare_tasks
+
+_EVALUATIONS = "evaluations"
+"""Folder of what each model answered in the tasks, as lm-eval logs it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     before any long work."""
     chosen = _chosen(names, overrides, folder, settings)
     outputs = comparison_outputs(folder)
+    for entry in chosen.entries if chosen.tasks else ():
+        check_evaluation(folder / _EVALUATIONS / entry.name)
     corpus = load_documents(chosen.data)
     _train(chosen.entries, chosen.recipes, overrides, folder, settings, console)
     texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
@@ -282,7 +287,7 @@ def _measure(
         result.tasks = task_results(answered)
         result.tasks_verdict = verdict(answered["config"]["latentlm"], option="--task-samples")
         evaluations[entry.name] = Evaluation.of(entry.name, answered)
-        write_evaluation(answered, folder / "evaluations" / entry.name)
+        write_evaluation(answered, folder / _EVALUATIONS / entry.name)
     console.print(escaped(f"Measured {entry.name} in {time.monotonic() - started:.0f} s."))
     return result
 

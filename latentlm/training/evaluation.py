@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 from latentlm.config import TrainConfig
@@ -205,6 +206,8 @@ def _curve(sites: Tensor) -> list[list[float]]:
 @dataclass
 class CollapseWatch:
     """Counts poor evaluations; part of a checkpoint."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     poor: int = 0
     """In a row."""

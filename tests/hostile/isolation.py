@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hostile.harness import Case
 from hostile.readers import _YAML, odd_files
@@ -194,12 +196,54 @@ def _runs() -> Iterator[Case]:
             may_change=("half/[!.]*", "half/checkpoints/*", "half/checkpoints/*/*"),
             good=good,
         )  # type: ignore[arg-type]
+    yield from _states()
     yield Case(
         "a run that diverged before its first checkpoint does not block its folder",
         python=_DIVERGES,
         good=True,
         says="DivergedError",
     )
+
+
+_STATES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "empty": lambda state: state.clear(),
+    "a tally of another kind": lambda state: state["tally"].update(nope=1),
+    "a tally that is a list": lambda state: state.update(tally=[1]),
+    "a tally of texts": lambda state: state["tally"].update(kl_of={"z": "x"}),
+    "a watch of texts": lambda state: state["watch"].update(poor="x"),
+    "tokens that are a text": lambda state: state.update(tokens="x"),
+    "tokens that are true": lambda state: state.update(tokens=True),
+    "tokens below nought": lambda state: state.update(tokens=-5),
+    "no seconds": lambda state: state.pop("seconds"),
+    "a schedule that is a list": lambda state: state.update(schedule=[]),
+    "a schedule of another": lambda state: state.update(schedule={"beta": "x"}),
+    "data that are a number": lambda state: state.update(data=5),
+}
+
+
+def _states() -> Iterator[Case]:
+    """A newest checkpoint with right hashes and wrong values, and a good one before it; or no other."""
+    for what, change in _STATES.items():
+
+        def make(folder: Path, change: Callable[[dict[str, Any]], object] = change) -> None:
+            for name in ("card.yaml", "model.safetensors"):
+                (folder / "run" / name).unlink()
+            path = sorted((folder / "run" / "checkpoints").iterdir())[-1] / "state.json"
+            record = json.loads(path.read_text())
+            del record["sha256"]
+            change(record["state"])
+            digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+            path.write_text(json.dumps({**record, "sha256": digest}))
+
+        may = ("run/*", "run/checkpoints/*", "run/checkpoints/*/*")
+        resume = ("train", "run", "-q", "--resume")
+        yield Case(f"resumed: a state with {what}", resume, prepare=make, good=True, may_change=may, says="one before it")
+
+        def alone(folder: Path, make: Callable[[Path], None] = make) -> None:
+            make(folder)
+            shutil.rmtree(sorted((folder / "run" / "checkpoints").iterdir())[0])
+
+        yield Case(f"resumed: no state but one with {what}", resume, prepare=alone, says="no other checkpoint")
 
 
 def _plugins() -> Iterator[Case]:

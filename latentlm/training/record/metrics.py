@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import ConfigDict
+
 from latentlm.config.reading import read_bytes
 from latentlm.config.writing import open_to_append, write_text
 from latentlm.errors import CheckpointError
@@ -37,6 +39,8 @@ from latentlm.training.trainer import StepFacts
 @dataclass
 class Tally:
     """Facts of the steps since the last line; it is part of a checkpoint, so a resumed run writes the same line."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     steps: int = 0
     targets: int = 0
