@@ -29,6 +29,7 @@ from latentlm.training.record.reporting import bound_text
 from latentlm_evals.outputs import made_folder
 
 _POLL_SECONDS = 0.5
+_ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 _LOG = "# a log of latentlm\n"
 
 
@@ -92,20 +93,24 @@ def train_all(
         finally:
             for _, process in running.values():
                 process.terminate()  # the trainer saves and says how to go on
+            for _, process in running.values():  # once all know: a second signal may end the waiting
                 process.wait()
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Within the block SIGTERM raises SystemExit, by way of the clean-up: what was started must not outlive its starter."""
+    """Within the block SIGTERM and SIGHUP (a closed terminal) raise SystemExit, by way of the clean-up: what was started must
+    not outlive its starter. One that is ignored (`nohup`) stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in ending}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _said(progress: Progress, bar: TaskID) -> Callable[[str], None]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentlm.config.reading import json_data, open_plain, read_text, why_not
+from latentlm.config.reading import json_data, lines_of, open_plain, read_text, why_not
 from latentlm.config.writing import check_writable, write_atomically
 from latentlm.errors import UserError, short
 from latentlm_evals.outputs import made_folder
@@ -30,6 +30,9 @@ Metric = tuple[str, str]
 """(metric, filter), as in lm-eval's "exact_match,strict-match"."""
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>[^_]+)\.jsonl")
+
+_MOST_RESULTS = 2**28
+"""Bytes of a results file, which holds aggregates and settings, and no answers."""
 
 
 @dataclass
@@ -153,7 +156,7 @@ def _results(folder: Path, date: str) -> dict[str, Any] | None:
     """The results file that was written with the samples of this date; its name begins with what `--output_path` says."""
     for file in sorted(folder.iterdir()):
         if file.name.endswith(f"_{date}.json"):
-            found = _json(read_text(file, most=2**32), str(file))
+            found = _json(read_text(file, most=_MOST_RESULTS), str(file))
             if "results" in found:
                 return found
     return None
@@ -163,7 +166,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """One at a time: samples hold whole documents."""
     try:
         with open_plain(file) as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(lines_of(lines, source=file), 1):
                 if line.strip():
                     yield _json(line.decode("utf-8"), f"{file}, line {number}")
     except UnicodeDecodeError:

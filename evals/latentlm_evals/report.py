@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError
 from latentlm_evals import bits_html, paired_tables, plots
 from latentlm_evals.outputs import is_picture
@@ -216,19 +217,25 @@ def _balance(models: list[ModelResult]) -> str:
     )
 
 
+_MOST_PICTURE = 2**25
+"""Bytes of a picture; the page holds four thirds of them."""
+
+
 def check_picture(path: Path) -> None:
     """Raise UserError unless the page can take this picture."""
     if path.suffix.lower() not in PICTURES:
         raise UserError(f"--picture {path} is neither an SVG nor a PNG file.")
     if not path.is_file():
         raise UserError(f"--picture {path} does not exist.")
+    if path.stat().st_size > _MOST_PICTURE:
+        raise UserError(f"--picture {path} is larger than {_MOST_PICTURE // 2**20} MiB, too large for a page: shrink it.")
     if not is_picture(path):
         raise UserError(f"--picture {path} is no {path.suffix.lower()[1:].upper()} file, whatever its name.")
 
 
 def _picture(path: Path) -> str:
     """A picture inside the page. An image runs no scripts, whatever is in it."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    data = base64.b64encode(read_bytes(path, most=_MOST_PICTURE)).decode("ascii")
     name = escape(path.stem)
     return f'<h2>{name}</h2><img alt="{name}" src="data:{PICTURES[path.suffix.lower()]};base64,{data}">'
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from latentlm.cli.text import any_terminal
+from latentlm.config.reading import MOST_TEXT
 from latentlm.errors import UserError
 
 _replaced: list[TextIO | None] = []
@@ -79,9 +80,12 @@ def prepare() -> None:
 def standard_input() -> bytes:
     """All of it, to its end. Raises UserError."""
     try:
-        return sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(MOST_TEXT + 1)
     except OSError as error:
         raise UserError(f"standard input cannot be read: {error.strerror}. Send it a text, or give a file.") from None
+    if len(data) > MOST_TEXT:
+        raise UserError(f"standard input is longer than {MOST_TEXT // 2**20} MiB, too long for a text. Send a shorter one.")
+    return data
 
 
 def opened(raw: io.FileIO, like: TextIO | None) -> TextIO:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
@@ -24,7 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from latentlm.cli._errors import explain, tidy_warnings
 from latentlm.cli._streams import finish
-from latentlm.errors import UserError, did_you_mean, told
+from latentlm.errors import UserError, did_you_mean, shown, told
 
 _GROUP = "latentlm.commands"
 COMMANDS: dict[str, str] = {
@@ -117,9 +118,13 @@ def _load(cmd_name: str) -> typer.Typer:
     """The Typer app of a command: an entry point of that name, or the module of this package. Raises UserError where another
     distribution's does not load."""
     own = cmd_name in COMMANDS
-    for entry in entry_points(group=_GROUP, name=cmd_name):
-        if own and (entry.dist is None or entry.dist.name != "latentlm"):
-            continue  # nobody takes over a command of ours
+    found_in = [*entry_points(group=_GROUP, name=cmd_name)]
+    if own:  # nobody takes over a command of ours
+        found_in = [entry for entry in found_in if entry.dist is not None and entry.dist.name == "latentlm"]
+    elif len(found_in) > 1:
+        whose = " and ".join(sorted(_distribution(entry) for entry in found_in))
+        raise UserError(f'The command "{cmd_name}" is offered by several distributions: {whose}. Uninstall all but one.')
+    for entry in found_in:
         with redirect_stdout(sys.stderr):  # before the command has read its options
             return _app(entry) if not own else entry.load()  # type: ignore[no-any-return]
     module = importlib.import_module(f"latentlm.cli.{cmd_name.replace('-', '_')}")
@@ -129,14 +134,23 @@ def _load(cmd_name: str) -> typer.Typer:
 
 def _app(entry: EntryPoint) -> typer.Typer:
     """The app of another distribution's command. Raises UserError where there is none."""
-    whose = f'the command "{entry.name}" of {entry.dist.name if entry.dist else "an unknown distribution"}'
-    try:
-        app = entry.load()
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{whose} cannot be loaded ({type(error).__name__}: {error}). Mend or uninstall it.") from None
+    from latentlm.plugins.foreign import told_error, users_interrupt
+
+    whose = f'the command "{entry.name}" of {_distribution(entry)}'
+    with users_interrupt() as interrupted:
+        try:
+            app = entry.load()
+        except BaseException as error:  # as of a plugin, an exit and a test framework's skip among them
+            if isinstance(error, KeyboardInterrupt) and interrupted():
+                raise
+            raise UserError(f"{whose} cannot be loaded ({told_error(error)}). Mend or uninstall it.") from None
     if not isinstance(app, typer.Typer):
         raise UserError(f"{whose} is no Typer app but {type(app).__name__}. Mend or uninstall it.")
     return app
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown distribution"
 
 
 def _is_called(cmd_name: str) -> bool:
@@ -158,6 +172,13 @@ def _root() -> None:
     """Latent-conditioned decoders: train, compare, generate and score language models p(text | z)."""
 
 
+def _traceback(error: Exception) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # the error's own text raises
+        return f"Traceback of {type(error).__name__}, which cannot be shown.\n"
+
+
 def run() -> None:
     """What was typed, from the first to the last letter that is written."""
     try:
@@ -167,10 +188,16 @@ def run() -> None:
         finally:
             finish()
     except Exception as error:
-        if (message := explain(error)) is None:
-            raise
-        typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
+        if (message := explain(error)) is None:  # a bug keeps its traceback, which repeats text of others
+            typer.echo(shown(_traceback(error)), file=sys.stderr, nl=False)
+        else:
+            typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
+    except SystemExit as stop:  # of a command of others, with a text that Python would print
+        if isinstance(stop.code, str):
+            typer.echo(told(stop.code), file=sys.stderr)
+            sys.exit(1)
+        raise
     except KeyboardInterrupt:  # before the command has begun, or after it has ended
         typer.echo("stopped.", file=sys.stderr)
         sys.exit(130)

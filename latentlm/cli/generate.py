@@ -5,6 +5,7 @@ MODEL is a name of the zoo, a folder that `latentlm train` wrote, a card, or a f
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from latentlm.cli.output import AsJson, emit
-from latentlm.config.reading import read_bytes
+from latentlm.config.reading import MOST_TEXT, read_bytes
 from latentlm.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -123,8 +124,11 @@ def _given(decoder: LatentDecoder, text: str | None, file: Path | None, seed: in
 def _text_or_file(text: str) -> str:
     """The contents of the file of that name, where there is one; otherwise the text itself."""
     try:
-        return read_bytes(Path(text)).decode("utf-8", errors="surrogateescape")  # a tokenizer takes any bytes
+        data = read_bytes(Path(text), most=MOST_TEXT, remedy="Give a shorter text.")
+        return data.decode("utf-8", errors="surrogateescape")  # a tokenizer takes any bytes
     except UserError:  # no file's name (too long, a null byte), or no plain file
+        if os.path.isfile(text):
+            raise
         return text
 
 

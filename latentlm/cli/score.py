@@ -18,7 +18,7 @@ import typer
 
 from latentlm.cli._streams import standard_input
 from latentlm.cli.output import AsJson, emit
-from latentlm.config.reading import read_bytes
+from latentlm.config.reading import MOST_TEXT, read_bytes
 from latentlm.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _show_plan(found: Plan, as_json: bool) -> None:
 def _read(name: str) -> bytes:
     """A file's bytes, or standard input's. Raises UserError where there is nothing to score."""
     remedy = "Give a text file, or - for standard input."
-    data = standard_input() if name == "-" else read_bytes(Path(name), remedy=remedy)
+    data = standard_input() if name == "-" else read_bytes(Path(name), most=MOST_TEXT, remedy=remedy)
     if not data:
         what = "Standard input" if name == "-" else name
         raise UserError(f"{what} is empty: there is no text to score.")

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,64 @@ from latentlm.errors import UserError, short
 
 MOST_BYTES = 2**26
 """Of a text of settings. (A tokenizer with a million symbols takes a third of it.)"""
-MOST_NODES = 10**6
+MOST_YAML = 2**20
+"""Bytes of a YAML file: people write them, and to read one takes a second for each."""
+MOST_NODES = 20_000
 """Of a YAML text with its aliases written out."""
 MOST_NESTED = 100
+MOST_TEXT = 2**28
+"""Of a text for a model: what training data may have in one."""
+MOST_LINE = 2**26
+"""Bytes of a line of a file that is read by lines."""
 
 
 def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
     """The text of a file. Raises UserError."""
     try:
         with open_plain(path) as file:
-            data = file.read(most + 1)
+            too_large = os.fstat(file.fileno()).st_size > most  # said without reading it
+            data = b"" if too_large else file.read(most + 1)
     except (OSError, ValueError) as error:
         raise UserError(why_not(path, error)) from None
-    if len(data) > most:
-        raise UserError(f"{path} is larger than {most // 2**20} MiB, too large for a file of its kind.")
+    if too_large or len(data) > most:
+        raise UserError(_too_large(path, most))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not readable: it is no text in UTF-8 (byte {error.start:,}). Save it as UTF-8.") from None
 
 
-def read_bytes(path: Path, *, remedy: str = "") -> bytes:
-    """The bytes of a file, or of a pipe that somebody writes to. Raises UserError, which ends with the remedy."""
+def read_bytes(path: Path, *, most: int, remedy: str = "") -> bytes:
+    """The bytes of a file, or of a pipe that somebody writes to. Raises UserError, which ends with the remedy; of a file that
+    is larger than `most` nothing is read."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "no plain file")
             os.set_blocking(file.fileno(), True)  # from here on: of a pipe without a writer nothing is read
-            return file.read()
+            too_large = os.fstat(file.fileno()).st_size > most
+            data: bytes = b"" if too_large else file.read(most + 1)
     except (OSError, ValueError) as error:
         raise UserError(f"{why_not(path, error)} {remedy}".rstrip()) from None
+    if too_large or len(data) > most:
+        raise UserError(f"{_too_large(path, most)} {remedy}".rstrip())
+    return data
+
+
+def lines_of(file: Any, *, source: Path, most: int = MOST_LINE) -> Iterator[bytes]:
+    """The lines of a file that is open for reading bytes. Raises UserError for one that is longer than `most`: a line that
+    never ends would be read whole."""
+    number = 0
+    while line := file.readline(most + 1):
+        number += 1
+        if len(line) > most:
+            raise UserError(f"{source}, line {number}, is longer than {most // 2**20} MiB, too long for a line of its kind.")
+        yield line
+
+
+def _too_large(path: Path, most: int) -> str:
+    return f"{path} is larger than {most // 2**20} MiB, too large for a file of its kind."
 
 
 def open_plain(path: Path) -> Any:
@@ -105,10 +133,14 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     _depth = 0
+    _nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, not too deep."""
+        """A node, not too deep, and not one too many: a tree of them takes a hundred times the memory of its text."""
         self._depth += 1
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=self.peek_event().start_mark)
         if self._depth > MOST_NESTED:
             problem = f"it is nested more than {MOST_NESTED} deep"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
@@ -140,6 +172,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+_TOO_MANY = f"it stands for more than {MOST_NODES:,} values"
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
 
@@ -172,13 +205,13 @@ def _check_size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
         below = [one for value in values for one in (value if isinstance(value, tuple) else (value,))]
         known[id(node)] = 1 + sum(_check_size(one, known, above | {id(node)}) for one in below)
     if known[id(node)] > MOST_NODES:
-        raise yaml.MarkedYAMLError(problem=f"it stands for more than {MOST_NODES:,} values", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=node.start_mark)
     return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping. Raises UserError with file and line."""
-    data = yaml_data(read_text(path), source=str(path))
+    data = yaml_data(read_text(path, most=MOST_YAML), source=str(path))
     if not isinstance(data, dict):
         found = "and is empty" if data is None else f"not {type(data).__name__}"
         raise UserError(f"{path} should hold a mapping (key: value), {found}.")

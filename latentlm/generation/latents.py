@@ -69,6 +69,9 @@ def edited(
 ) -> Latent:
     """A copy with `value` (a number, or a tensor that broadcasts) at the given sites and events of every row."""
     new = value_of(latent).clone()
+    for name, place in (("sites", sites), ("events", events)):
+        if isinstance(place, bool):  # which torch takes for a mask of one more dimension
+            raise UserError(f"{name} must be a whole number or a slice, not {place}.")
     try:
         new[:, sites, events] = value
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -104,8 +107,10 @@ def from_codes(numbers: Tensor, *, event_dims: int) -> Latent:
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex():
         raise UserError(f"Codes are given as a tensor of whole numbers, not as {shown(numbers)}.")
     whole("event_dims", event_dims, least=1)
-    if event_dims > _MOST_CODE_BITS or bool(((numbers < 0) | (numbers >= 2**event_dims)).any()):
-        raise UserError(f"Codes of {event_dims} bits run from 0 to {2**event_dims - 1} (at most {_MOST_CODE_BITS} bits).")
+    if event_dims > _MOST_CODE_BITS:
+        raise UserError(f"Codes have at most {_MOST_CODE_BITS} bits, not event_dims={shown(event_dims)}.")
+    if bool(((numbers < 0) | (numbers >= 2**event_dims)).any()):
+        raise UserError(f"Codes of {event_dims} bits run from 0 to {2**event_dims - 1}.")
     return Latent((numbers[..., None] >> torch.arange(event_dims, device=numbers.device) & 1).float())
 
 

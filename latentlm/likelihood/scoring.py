@@ -321,7 +321,7 @@ def how_to_score(
         raise UserError(f'samples="{samples}" is neither a number nor "auto".')
     if samples != "auto":
         whole("samples", samples, least=1)
-    whole("max_samples", max_samples)
+    whole("max_samples", max_samples, least=1)
     if samples == "auto" and max_samples < FIRST_SAMPLES:
         raise UserError(f'max_samples={max_samples}: samples="auto" begins with {FIRST_SAMPLES}.')
     if not 0 <= real("defensive", defensive) < 1:

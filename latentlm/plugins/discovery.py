@@ -20,8 +20,9 @@ import pluggy
 from pydantic import BaseModel
 
 from latentlm import __version__
-from latentlm.errors import PluginError, did_you_mean, short, unknown_name
+from latentlm.errors import PluginError, did_you_mean, unknown_name
 from latentlm.plugins import hookspecs, moved
+from latentlm.plugins.foreign import told_error, users_interrupt
 
 GROUP = "latentlm"
 OWN = "latentlm"
@@ -132,26 +133,27 @@ def load(plugin: Plugin) -> None:
     """Import a plugin that waits and merge its parts. A failure is recorded, and warned of unless strict mode will raise it."""
     assert plugin.entry is not None
     plugin.status = "loading"  # its own import may ask the registry for parts of others
-    try:
-        with warnings.catch_warnings():  # what it does to the filters is its own affair
-            take(plugin, plugin.entry.load())
-    except KeyboardInterrupt:  # the user's
-        plugin.status = "waiting"
-        raise
-    except BaseException as error:  # a test framework's way to skip, and a panic of a Rust library, are no Exceptions
-        plugin.status, plugin.cause = "failed", error
-        plugin.error = moved.explain(error) or _told(error)
-        if not strict():
-            warnings.warn(plugin.failure, PluginWarning, stacklevel=2)
+    with users_interrupt() as interrupted:
+        try:
+            with warnings.catch_warnings():  # what it does to the filters is its own affair
+                take(plugin, plugin.entry.load())
+        except BaseException as error:  # a test framework's way to skip, and a panic of a Rust library, are no Exceptions
+            if isinstance(error, KeyboardInterrupt) and interrupted():
+                plugin.status = "waiting"
+                raise
+            plugin.status, plugin.cause = "failed", error
+            plugin.error = _why(error)
+    if plugin.status == "failed" and not strict():
+        warnings.warn(plugin.failure, PluginWarning, stacklevel=2)
 
 
-def _told(error: BaseException) -> str:
-    """An error in words, not without end; its own text may raise."""
+def _why(error: BaseException) -> str:
+    """Why a plugin failed."""
     try:
-        text = str(error)
-    except Exception:
-        text = "(an error whose text cannot be had)"
-    return short(f"{type(error).__name__}: {' '.join(text.split())}", 1500)
+        said = moved.explain(error)
+    except BaseException:  # an ImportError of the plugin's own, whose text raises
+        said = None
+    return said or told_error(error)
 
 
 def take(plugin: Plugin, module: ModuleType) -> None:

@@ -6,14 +6,19 @@ A version alone would not tell: a plugin under development changes without one.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from latentlm.config.reading import read_bytes
 from latentlm.errors import UserError, sentence
 from latentlm.plugins.registry import listing
+
+_MOST_BYTES = 2**24
+"""Of a Python file."""
 
 
 def provenance(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -57,7 +62,7 @@ def _code(module: str) -> str:
     """A fingerprint of the Python files of a module's package."""
     try:
         spec = find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
+    except Exception:  # of whatever looks for modules
         spec = None
     if spec is None or spec.origin is None:
         return ""
@@ -65,6 +70,9 @@ def _code(module: str) -> str:
     files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(origin.parent)}\0".encode())
-        digest.update(file.read_bytes())
+        name = file.relative_to(origin.parent)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):  # editors keep locks and copies beside
+            digest.update(os.fsencode(name) + b"\0")
+            with suppress(UserError):  # what cannot be read is no code that can run
+                digest.update(read_bytes(file, most=_MOST_BYTES))
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
-from latentlm.config import read_text
+from latentlm.config.reading import lines_of, open_plain, why_not
 from latentlm.config.writing import open_to_append
 from latentlm.errors import UserError, invalid
 from latentlm.likelihood import Estimate, Score, bits_per_byte
@@ -44,14 +44,25 @@ def read_lines(path: Path) -> list[Line]:
     """The lines of a results file, without what a crash cut short; none where there is no file. Raises UserError for a file
     with a line of another kind."""
     found = []
-    texts = read_text(path, most=2**30).split("\n") if os.path.lexists(path) else []
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(_texts(path) if os.path.lexists(path) else (), start=1):
         line = _read(text)
         if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in _KEYS.items()):
             found.append({key: value for key, value in line.items() if value is not None})
         elif text.strip() and not (line is None and (text.startswith(_FIRST) or _FIRST.startswith(text))):
             raise UserError(f"{path}, line {number}, is no line of a study: give another file with --results.")
     return found
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """One line at a time. Raises UserError."""
+    try:
+        with open_plain(path) as file:
+            for line in lines_of(file, source=path):
+                yield line.decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not readable: it is no text in UTF-8. Give another file with --results.") from None
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, UserError) else UserError(why_not(path, error)) from None
 
 
 def _read(text: str) -> Any:
@@ -76,9 +87,9 @@ def check_lines(path: Path) -> None:
 def add_line(path: Path, line: Line) -> None:
     """Append, on a line of its own whatever a crash has left."""
     with open_to_append(path) as file:
-        file.seek(0)
-        before = file.read()
-        file.write("\n" * (before[-1:] not in ("", "\n")) + json.dumps(line, allow_nan=False) + "\n")
+        size = os.fstat(file.fileno()).st_size
+        last = os.pread(file.fileno(), 1, size - 1) if size else b"\n"
+        file.write("\n" * (last != b"\n") + json.dumps(line, allow_nan=False) + "\n")
 
 
 def finished(runs: Iterable[Run], lines: Iterable[Line]) -> dict[str, Line]:

@@ -194,6 +194,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except MemoryError:
+        raise UserError(f"{path} does not fit into memory. Split it into files that do, in a folder.") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -269,6 +271,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
             columns = list(file.schema_arrow.names)
             if field not in columns:
                 raise _missing_column(str(path), field, columns)
+            _check_column(path, file.schema_arrow.field(field).type, field)
             for group in range(file.metadata.num_row_groups):
                 together = _rows_together(path, file.metadata.row_group(group), field)
                 for batch in file.iter_batches(columns=[field], row_groups=[group], batch_size=together):
@@ -279,6 +282,18 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path} is not readable as Parquet: {error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}, row {number}, is no text in UTF-8, which Parquet promises. Write the file anew.") from None
+
+
+def _check_column(path: Path, kind: Any, field: str) -> None:
+    """Raise UserError unless a column of this type holds texts: values of others are not even all values of Python's."""
+    from pyarrow import types
+
+    inner = kind.value_type if types.is_dictionary(kind) else kind
+    texts = ("is_string", "is_large_string", "is_string_view", "is_binary", "is_large_binary", "is_binary_view",
+             "is_fixed_size_binary", "is_null")  # fmt: skip
+    if not any(getattr(types, name)(inner) for name in texts if hasattr(types, name)):
+        name = re.match("[a-z]*", str(kind))  # "timestamp" of timestamp[us, tz=...]
+        raise UserError(f'{path}: "{field}" holds {name and name[0]}, not text; choose a text column with data.text_field.')
 
 
 def _rows_together(path: Path, group: RowGroupMetaData, field: str) -> int:
