@@ -360,6 +360,18 @@ def test_a_bug_keeps_its_traceback(latentlm: Command, monkeypatch: pytest.Monkey
         latentlm("zoo", "list")
 
 
+def test_a_traceback_is_shown_and_not_obeyed(place: Path) -> None:
+    """One of a bug, or of another distribution's command; and a text that such a command ends with."""
+    for raised, status in (("RuntimeError('\\x1b[31mred')", b"Traceback"), ("SystemExit('\\x1b[31mred')", b"")):
+        lines = f"import sys, latentlm.zoo\ndef fail(*_, **__): raise {raised}\nlatentlm.zoo.list = fail\n"
+        lines += "sys.argv = ['latentlm', 'zoo', 'list']\nfrom latentlm.cli import main\nmain()\n"
+        done = subprocess.run([sys.executable, "-c", lines], cwd=place, capture_output=True, check=False)
+        assert done.returncode == 1
+        assert status in done.stderr
+        assert b"\\x1b[31mred" in done.stderr
+        assert b"\x1b[31m" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["generate", "score"])
 def test_ctrl_c_ends_with_a_word(latentlm: Command, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setattr("latentlm.zoo.load", _raiser(KeyboardInterrupt()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -439,10 +440,19 @@ def test_strict_mode_raises_at_every_look_up_and_still_lists(
     assert plugins.get("kl_schedule", "fine") is Other
 
 
-def test_ctrl_c_during_an_import_goes_through(installed: Callable[..., None]) -> None:
-    installed(broken=KeyboardInterrupt())
+def test_ctrl_c_during_an_import_goes_through(installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(broken=module("broken"))
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Installed, "load", lambda entry: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         plugins.listing()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_of_the_plugins_own_leaves_it_out(installed: Callable[..., None]) -> None:
+    installed(broken=KeyboardInterrupt())
+    with pytest.warns(plugins.PluginWarning, match="broken.*KeyboardInterrupt"):
+        assert row("broken").status == "failed"
 
 
 # ------------------------------------------------------------------------------------------- plugins of version 1

@@ -18,6 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 from typing import Any, get_args, get_type_hints
 
 import typer
@@ -172,11 +173,9 @@ def _root() -> None:
     """Latent-conditioned decoders: train, compare, generate and score language models p(text | z)."""
 
 
-def _traceback(error: Exception) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except BaseException:  # the error's own text raises
-        return f"Traceback of {type(error).__name__}, which cannot be shown.\n"
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A bug keeps its traceback, which repeats text of others: shown, not obeyed by the terminal."""
+    typer.echo(shown("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, nl=False)
 
 
 def run() -> None:
@@ -188,15 +187,14 @@ def run() -> None:
         finally:
             finish()
     except Exception as error:
-        if (message := explain(error)) is None:  # a bug keeps its traceback, which repeats text of others
-            typer.echo(shown(_traceback(error)), file=sys.stderr, nl=False)
-        else:
-            typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
+        if (message := explain(error)) is None:
+            sys.excepthook = _show_traceback
+            raise
+        typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
-    except SystemExit as stop:  # of a command of others, with a text that Python would print
+    except SystemExit as stop:  # of a command of others, with a text that Python prints
         if isinstance(stop.code, str):
-            typer.echo(told(stop.code), file=sys.stderr)
-            sys.exit(1)
+            sys.exit(told(stop.code))
         raise
     except KeyboardInterrupt:  # before the command has begun, or after it has ended
         typer.echo("stopped.", file=sys.stderr)

@@ -47,23 +47,34 @@ def test_a_file_of_another_kind_gets_no_log(tmp_path: Path) -> None:
     assert log.read_text(encoding="utf-8").count("to the end") == 2
 
 
-def test_terminated_it_leaves_no_training_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminated_it_leaves_no_training_behind(tmp_path: Path, number: int) -> None:
     log = tmp_path / "long.log"
 
     def terminate() -> None:
         while not (log.is_file() and log.read_text(encoding="utf-8").count("\n") > 1):
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     threading.Thread(target=terminate, daemon=True).start()
     with pytest.raises(SystemExit) as stopped:
         train_all([sleeper(tmp_path, "long", 20)], parallel=1, console=Console(quiet=True))
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.code == 128 + number
     assert "to the end" not in log.read_text(encoding="utf-8")
     with pytest.raises(ProcessLookupError):
         os.kill(number_in(log), 0)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGHUP)).start()
+        train_all([sleeper(tmp_path, "short", 1)], parallel=1, console=Console(quiet=True))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) -> None:
