@@ -53,7 +53,7 @@ def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
         raise UserError(f"{path} is not readable: it is no text in UTF-8 (byte {error.start:,}). Save it as UTF-8.") from None
 
 
-def read_bytes(path: Path, *, most: int, remedy: str = "") -> bytes:
+def read_bytes(path: Path, *, most: int = MOST_TEXT, remedy: str = "") -> bytes:
     """The bytes of a file, or of a pipe that somebody writes to. Raises UserError, which ends with the remedy; of a file that
     is larger than `most` nothing is read."""
     try:
