@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.interface import LatentDecoder
-from latentlm.training.record import METRICS, read_metrics
+from latentlm.training.record import METRICS, whole_lines
 
 
 def training_facts(folder: Path, model: LatentDecoder) -> dict[str, Any] | None:
     """Speed and length of the training: the median over the log lines. None where nothing is known."""
-    lines = [line for line in read_metrics(folder / METRICS) if line.get("split", "train") == "train"]
+    lines = [line for line in whole_lines(folder / METRICS) if line.get("split", "train") == "train"]
     if not lines:
         return _recorded(model.card.training) if model.card else None
     speeds = sorted(line["tokens_per_second"] for line in lines)
@@ -36,7 +36,7 @@ def training_curves(folder: Path) -> dict[str, list[list[float]]]:
     """The curves of a run: bits per byte of the training cross-entropy, and what each evaluation found. A line without a bound
     is no point of one."""
     curves: dict[str, list[list[float]]] = {"cross_entropy": [], "bound": [], "live_bits": []}
-    for line in read_metrics(folder / METRICS):
+    for line in whole_lines(folder / METRICS):
         step, bound, bits = line["step"], line["bound"], line["bits_per_byte"]
         if line.get("split", "train") == "train":
             if bits is not None and line["cross_entropy"] is not None and (bound or 0) > 0:

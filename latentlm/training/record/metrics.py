@@ -154,17 +154,19 @@ _MOST_BYTES = 2**28
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, without what a crash cut short or something else damaged; empty where there is no file."""
-    return [line for line in _lines(path) if _is_whole(line)]
+    """The lines of a metrics file, without what a crash cut short or something else damaged, such as a text for a number; empty
+    where there is no file."""
+    numbers = (*_NUMBERS, *_OR_NULL, *_NULL_OR_ABSENT)
+    return [line for line in _lines(path) if all(line.get(key) is None or _is_number(line[key]) for key in numbers)]
 
 
-def _is_whole(line: dict[str, Any]) -> bool:
-    """Whether a line has the numbers that those who read it count on."""
-    return (
-        all(_is_number(line.get(key)) for key in _NUMBERS)
-        and all(key in line and (line[key] is None or _is_number(line[key])) for key in _OR_NULL)
-        and all(line.get(key) is None or _is_number(line[key]) for key in _NULL_OR_ABSENT)
-    )
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Those lines of a metrics file that have all the numbers that a summary of a run counts on."""
+    return [
+        line
+        for line in read_metrics(path)
+        if all(line.get(key) is not None for key in _NUMBERS) and all(key in line for key in _OR_NULL)
+    ]
 
 
 def _is_number(value: object) -> bool:

@@ -13,7 +13,7 @@ from latentlm.config.writing import write_atomically, write_text
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.training.record.folder import CARD, METRICS, WEIGHTS
-from latentlm.training.record.metrics import last_line, read_metrics
+from latentlm.training.record.metrics import last_line, whole_lines
 from latentlm.zoo.weights import sha256, weights_of
 
 _SCORES = ("bits_per_byte", "standard_error", "bound", "cross_entropy", "kl_bits_per_token", "live_bits", "documents", "bytes")
@@ -108,7 +108,7 @@ def read_result(out: Path) -> RunResult:
             f"the card {out / CARD} does not say how the run was trained: training.{bad[0]} is no number. Bring the card that "
             "the run wrote back, or train into another folder with --out."
         )
-    lines = read_metrics(out / METRICS)
+    lines = whole_lines(out / METRICS)
     return RunResult(
         out=out,
         name=card.name,
