@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -152,3 +153,14 @@ def test_a_traceback_is_shown_and_not_obeyed(monkeypatch: pytest.MonkeyPatch, ca
     assert "\\x1b[31mred" in said
     assert "Traceback" in said
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(("raised", "also"), [("RuntimeError", b"Traceback"), ("SystemExit", b"")])
+def test_what_a_command_ends_with_is_shown_and_not_obeyed(raised: str, also: bytes, tmp_path: Path) -> None:
+    lines = f"import sys, latentlm.zoo\ndef fail(*_, **__): raise {raised}('\\x1b[31mred')\nlatentlm.zoo.list = fail\n"
+    lines += "sys.argv = ['latentlm', 'zoo', 'list']\nfrom latentlm.cli import main\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert also in done.stderr
+    assert b"\\x1b[31mred" in done.stderr
+    assert b"\x1b[31m" not in done.stderr

@@ -120,7 +120,7 @@ def _load(cmd_name: str) -> typer.Typer:
     distribution's does not load."""
     own = cmd_name in COMMANDS
     entries = entry_points(group=_GROUP, name=cmd_name)
-    if not own and len(whose := sorted({entry.dist.name if entry.dist else "an unknown one" for entry in entries})) > 1:
+    if not own and len(whose := sorted({_distribution(entry) for entry in entries})) > 1:
         raise UserError(f'the command "{cmd_name}" is offered by {" and ".join(whose)}: uninstall all but one of them.')
     for entry in entries:
         if own and (entry.dist is None or entry.dist.name != "latentlm"):
@@ -134,14 +134,22 @@ def _load(cmd_name: str) -> typer.Typer:
 
 def _app(entry: EntryPoint) -> typer.Typer:
     """The app of another distribution's command. Raises UserError where there is none."""
-    whose = f'the command "{entry.name}" of {entry.dist.name if entry.dist else "an unknown distribution"}'
+    from latentlm.plugins.foreign import is_users, told_error
+
+    whose = f'the command "{entry.name}" of {_distribution(entry)}'
     try:
         app = entry.load()
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{whose} cannot be loaded ({type(error).__name__}: {error}). Mend or uninstall it.") from None
+    except BaseException as error:  # as of a plugin, an exit and a test framework's skip among them
+        if is_users(error):
+            raise
+        raise UserError(f"{whose} cannot be loaded ({told_error(error)}). Mend or uninstall it.") from None
     if not isinstance(app, typer.Typer):
         raise UserError(f"{whose} is no Typer app but {type(app).__name__}. Mend or uninstall it.")
     return app
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown distribution"
 
 
 def _is_called(cmd_name: str) -> bool:
@@ -182,6 +190,10 @@ def run() -> None:
             raise
         typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
+    except SystemExit as stop:  # of a command of others, with a text that Python prints
+        if isinstance(stop.code, str):
+            sys.exit(told(stop.code))
+        raise
     except KeyboardInterrupt:  # before the command has begun, or after it has ended
         typer.echo("stopped.", file=sys.stderr)
         sys.exit(130)

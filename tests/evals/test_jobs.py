@@ -69,6 +69,16 @@ def test_terminated_it_leaves_no_training_behind(number: signal.Signals, tmp_pat
     signal.signal(number, outside)
 
 
+def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGHUP)).start()
+        train_all([sleeper(tmp_path, "short", 1)], parallel=1, console=Console(quiet=True))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) -> None:
     log, told = tmp_path / "long.log", list[str]()
 

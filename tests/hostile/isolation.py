@@ -39,6 +39,11 @@ _BROKEN = {
     "returns odd names": _HOOKS + "def latentlm_parts(): return {'encoder': {5: int}}",
     "loops over cards": _HOOKS + "def latentlm_cards(): raise SystemExit(4)",
     "states an odd contract": "latentlm_contract = object()",
+    "interrupts": "raise KeyboardInterrupt",
+    "raises what exits when shown": "class Odd(Exception):\n    def __str__(self): raise SystemExit(3)\nraise Odd",
+    "fails to import what exits when shown": "class Odd(ImportError):\n    def __str__(self): raise SystemExit(3)\n"
+    "raise Odd(name='latentlm.noise')",
+    "interrupts in its hook": _HOOKS + "def latentlm_parts(): raise KeyboardInterrupt",
     "raises when asked": "def __getattr__(name): raise RuntimeError(name)",
 }
 
@@ -283,11 +288,38 @@ def _plugins() -> Iterator[Case]:
         ("raises", "raise RuntimeError('broken')"),
         ("is a number", "app = 5"),
         ("exits", "import sys\nsys.exit(3)"),
+        ("interrupts", "raise KeyboardInterrupt"),
+        ("raises what exits when shown", _BROKEN["raises what exits when shown"]),
+        ("raises a BaseException", _BROKEN["raises a BaseException"]),
         ("is not there", None),
     ):
         files = _plugin("odd_plugin", source, group="latentlm.commands", name="odd", also=":app")
-        yield Case(f"a command that {what}", ("odd",), files=files, environment=here)
+        yield Case(f"a command that {what}", ("odd",), files=files, environment=here, says="of odd_plugin")
         yield Case(f"beside a command that {what}", ("--help",), files=files, environment=here, good=True)
+    source = "import typer\napp = typer.Typer()\n@app.command()\ndef f(): print('{0}')\n"
+    group = {"group": "latentlm.commands", "name": "odd", "also": ":app"}
+    offered = [_plugin(f"odd_{name}", source.format(name), **group) for name in ("a", "b", "c")]
+    for count in (2, 3):
+        yield Case(
+            f"a command of {count} distributions",
+            ("odd",),
+            files={name: text for files in offered[:count] for name, text in files.items()},
+            environment=here,
+            says="odd_a and odd_b" + " and odd_c" * (count - 2),
+        )
+    for what, name in {"a lock of an editor": ".#x.py", "no text": "\udcff.py", "a folder": "x.py", "a pipe": "y.py"}.items():
+        yield Case(
+            f"a plugin beside {what}",
+            ("train", "my.yaml", "-q", "--out", "new", "plugins=[odd]"),
+            files={
+                "site/odd_package-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: odd_package\nVersion: 1\n",
+                "site/odd_package-1.dist-info/entry_points.txt": "[latentlm]\nodd = odd_package\n",
+                "site/odd_package/__init__.py": _PART.format("x"),
+            },
+            prepare=lambda folder, name=name, what=what: _beside(folder / "site" / "odd_package" / name, what),
+            environment=here,
+            good=True,
+        )
     both = {**_plugin("odd_one", _PART.format("One"), name="same"), **_plugin("odd_two", _PART.format("Two"), name="same")}
     for ask, command in asks.items():
         yield Case(f"two plugins of one name: {ask}", command, files=both, environment=here, good=True)
@@ -310,6 +342,16 @@ def _plugins() -> Iterator[Case]:
             "site/odd-1.dist-info/entry_points.txt": "[latentlm]\nx = : :\ny = a b c\n",
         },
     )
+
+
+def _beside(path: Path, what: str) -> None:
+    """What an editor or a user leaves in a package."""
+    make: dict[str, Callable[[], object]] = {
+        "a folder": path.mkdir,
+        "a pipe": lambda: os.mkfifo(path),
+        "no text": lambda: path.write_text("x = 1"),
+    }
+    make.get(what, lambda: path.symlink_to("user@host.4711"))()
 
 
 _PART = """from latentlm.plugins.hookspecs import hookimpl

@@ -54,6 +54,8 @@ def cases() -> Iterator[Case]:
     yield Case("latents over latents", (*_GENERATE, "z.safetensors"), good=True, may_change=("z.safetensors",))
     yield Case("latents over a device", (*_GENERATE, "null"), prepare=_device("null"))
     yield Case("latents over a pipe", (*_GENERATE, "pipe"), prepare=_pipe("pipe"))
+    for path in ("/proc/x", "/sys/x"):  # whose folders say to root that it may write there
+        yield Case(f"latents in {path}", (*_GENERATE, path), says="nothing can be made there|permission")
     yield Case("latents through a link", (*_GENERATE, "link"), prepare=_link("link", "notes.txt"))
     yield Case("latents through a link to nothing", (*_GENERATE, "link"), prepare=_link("link", "texts/new"))
 
