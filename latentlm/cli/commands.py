@@ -178,7 +178,6 @@ def _say_bug(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 def run() -> None:
     """What was typed, from the first to the last letter that is written."""
-    sys.excepthook = _say_bug
     try:
         try:
             with tidy_warnings():
@@ -187,6 +186,7 @@ def run() -> None:
             finish()
     except Exception as error:
         if (message := explain(error)) is None:
+            sys.excepthook = _say_bug  # in the place of Typer's, which prints it as it is
             raise
         typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
