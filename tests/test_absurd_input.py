@@ -17,15 +17,18 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from hostile.base import recipe
+from hostile.lines import LINES
 from latentlm.cli import commands
 from latentlm.config import DataConfig
 from latentlm.config.reading import read_bytes, read_yaml
 from latentlm.errors import UserError
 from latentlm.generation.latents import edited, from_codes
-from latentlm.interface import Latent, Noise
+from latentlm.interface import Latent, LatentDecoder, Noise
 from latentlm.plugins import provenance
 from latentlm.plugins.discovery import Plugin, PluginWarning, load
 from latentlm.training.data.corpora import read_corpus
+from zoo_models import make_run
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "codes of too many bits": (lambda: from_codes(torch.ones(1, 1, dtype=torch.long), event_dims=20_000), "at most 62"),
@@ -40,6 +43,25 @@ def test_arguments(name: str) -> None:
     call, said = REFUSED[name]
     with pytest.raises(UserError, match=said):
         call()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LatentDecoder]:
+    """A folder with a run and what could be trained, and the run's model."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "my.yaml").write_text(recipe(), encoding="utf-8")
+    (folder / "texts").mkdir()
+    for number in range(8):
+        (folder / "texts" / f"{number}.txt").write_text("little is said\n" * 20, encoding="utf-8")
+    return folder, make_run(folder / "run")
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_of_python(line: str, place: tuple[Path, LatentDecoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, model = place
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError):
+        exec(line, {"torch": torch, "model": model})
 
 
 TEXTS = {"text": pa.array(["a"]), "large": pa.array(["a"], pa.large_string()), "few": pa.array(["a"]).dictionary_encode()}
