@@ -112,7 +112,7 @@ def path_of(text: str | Path) -> Path:
         os.lstat(path)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{short(str(path))} does not exist, and cannot: no path is that long.") from None
+            raise UserError(f"{short(str(path))} cannot exist: the name is too long. Choose a shorter one.") from None
     except ValueError:  # a null byte: of names, what looks for them says that there is none
         pass
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,15 +17,18 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from hostile.base import recipe
+from hostile.lines import LINES
 from latentlm.cli import commands
 from latentlm.config import DataConfig
 from latentlm.config.reading import read_bytes, read_yaml
 from latentlm.errors import UserError
 from latentlm.generation.latents import edited, from_codes
-from latentlm.interface import Latent, Noise
+from latentlm.interface import Latent, LatentDecoder, Noise
 from latentlm.plugins import provenance
 from latentlm.plugins.discovery import Plugin, PluginWarning, load
 from latentlm.training.data.corpora import read_corpus
+from zoo_models import make_run
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "codes of too many bits": (lambda: from_codes(torch.ones(1, 1, dtype=torch.long), event_dims=20_000), "at most 62"),
@@ -39,6 +43,25 @@ def test_arguments(name: str) -> None:
     call, said = REFUSED[name]
     with pytest.raises(UserError, match=said):
         call()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LatentDecoder]:
+    """A folder with a run and what could be trained, and the run's model."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "my.yaml").write_text(recipe(), encoding="utf-8")
+    (folder / "texts").mkdir()
+    for number in range(8):
+        (folder / "texts" / f"{number}.txt").write_text("little is said\n" * 20, encoding="utf-8")
+    return folder, make_run(folder / "run")
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_of_python(line: str, place: tuple[Path, LatentDecoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, model = place
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError):
+        exec(line, {"torch": torch, "model": model})
 
 
 TEXTS = {"text": pa.array(["a"]), "large": pa.array(["a"], pa.large_string()), "few": pa.array(["a"]).dictionary_encode()}
@@ -71,11 +94,15 @@ def test_a_file_without_end_is_not_read_whole(tmp_path: Path) -> None:
         read_bytes(path)
 
 
-def test_yaml_of_millions_of_values_is_given_up_early(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("- a\n" * 250_000, "more than 100,000 values in line 100000"), ("a: " + "x " * 5_000_000, "larger than 1 MiB")],
+)
+def test_yaml_without_end_is_given_up_early(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "long.yaml"
-    path.write_text("- a\n" * 3_000_000, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     started = time.process_time()
-    with pytest.raises(UserError, match="more than 100,000 values in line 100000"):
+    with pytest.raises(UserError, match=said):
         read_yaml(path)
     assert time.process_time() - started < 20  # all of it: more than that
 
@@ -152,3 +179,14 @@ def test_a_traceback_is_shown_and_not_obeyed(monkeypatch: pytest.MonkeyPatch, ca
     assert "\\x1b[31mred" in said
     assert "Traceback" in said
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(("raised", "also"), [("RuntimeError", b"Traceback"), ("SystemExit", b"")])
+def test_what_a_command_ends_with_is_shown_and_not_obeyed(raised: str, also: bytes, tmp_path: Path) -> None:
+    lines = f"import sys, latentlm.zoo\ndef fail(*_, **__): raise {raised}('\\x1b[31mred')\nlatentlm.zoo.list = fail\n"
+    lines += "sys.argv = ['latentlm', 'zoo', 'list']\nfrom latentlm.cli import main\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert also in done.stderr
+    assert b"\\x1b[31mred" in done.stderr
+    assert b"\x1b[31m" not in done.stderr

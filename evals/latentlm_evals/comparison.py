@@ -30,17 +30,20 @@ from latentlm.likelihood.scoring import texts_to_score
 from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data import Corpus, load_documents
 from latentlm.training.recipes import load_recipe, zoo_recipes
-from latentlm.training.record import METRICS, read_metrics
 from latentlm.training.setup import make_model, resolve
 from latentlm_evals import report
 from latentlm_evals.jobs import Job, train_all
-from latentlm_evals.logged import Evaluation, write_evaluation
+from latentlm_evals.logged import Evaluation, check_evaluation, write_evaluation
 from latentlm_evals.measure import Precision, Text, add_differences, held_out_texts, measure, tokenized
 from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.outputs import Outputs
 from latentlm_evals.results import Comparison, ModelResult
 from latentlm_evals.scored import verdict
 from latentlm_evals.task_comparison import Model, compare_tasks
+from latentlm_evals.trained import training_curves, training_facts
+
+_EVALUATIONS = "evaluations"
+"""Folder of what each model answered in the tasks, as lm-eval logs it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     before any long work."""
     chosen = _chosen(names, overrides, folder, settings)
     outputs = comparison_outputs(folder)
+    for entry in chosen.entries if chosen.tasks else ():
+        check_evaluation(folder / _EVALUATIONS / entry.name)
     corpus = load_documents(chosen.data)
     _train(chosen.entries, chosen.recipes, overrides, folder, settings, console)
     texts = held_out_texts(corpus.held_out, count=settings.documents, limit=settings.document_bytes, seed=settings.seed)
@@ -270,8 +275,8 @@ def _measure(
             seed=settings.seed,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
-    result.training = _training_facts(Path(entry.model), model)
-    result.curves.update(_training_curves(Path(entry.model)))
+    result.training = training_facts(Path(entry.model), model)
+    result.curves.update(training_curves(Path(entry.model)))
     if tasks:
         from latentlm_evals.adapter import LatentLM
         from latentlm_evals.evaluation import run_tasks, task_results
@@ -282,46 +287,9 @@ def _measure(
         result.tasks = task_results(answered)
         result.tasks_verdict = verdict(answered["config"]["latentlm"], option="--task-samples")
         evaluations[entry.name] = Evaluation.of(entry.name, answered)
-        write_evaluation(answered, folder / "evaluations" / entry.name)
+        write_evaluation(answered, folder / _EVALUATIONS / entry.name)
     console.print(escaped(f"Measured {entry.name} in {time.monotonic() - started:.0f} s."))
     return result
-
-
-def _training_facts(folder: Path, model: LatentDecoder) -> dict[str, object] | None:
-    """Speed and length of the training: the median over the log lines."""
-    lines = [line for line in read_metrics(folder / METRICS) if line.get("split", "train") == "train"]
-    if not lines:
-        return _recorded(model.card.training) if model.card else None
-    speeds = sorted(line["tokens_per_second"] for line in lines)
-    last = lines[-1]
-    return {
-        "steps": last["step"],
-        "tokens": last["tokens"],
-        "seconds": last["elapsed"],
-        "tokens_per_second": speeds[len(speeds) // 2],
-    }
-
-
-def _recorded(facts: dict[str, Any]) -> dict[str, object] | None:
-    """What a card says of its training, with the speed where it says enough; None where it says nothing."""
-    tokens, seconds = facts.get("tokens"), facts.get("seconds")
-    if isinstance(tokens, int | float) and isinstance(seconds, int | float) and seconds > 0:
-        return {**facts, "tokens_per_second": tokens / seconds}
-    return facts or None
-
-
-def _training_curves(folder: Path) -> dict[str, list[list[float]]]:
-    """The curves of a run: bits per byte of the training cross-entropy, and what each evaluation found."""
-    curves: dict[str, list[list[float]]] = {"cross_entropy": [], "bound": [], "live_bits": []}
-    for line in read_metrics(folder / METRICS):
-        if line.get("split", "train") == "train":
-            if line["bound"] > 0:  # the line has the bound in both units, so their ratio converts the cross-entropy
-                curves["cross_entropy"].append([line["step"], line["cross_entropy"] * line["bits_per_byte"] / line["bound"]])
-        else:
-            curves["bound"].append([line["step"], line["bits_per_byte"]])
-            if line.get("live_bits") is not None:
-                curves["live_bits"].append([line["step"], line["live_bits"]])
-    return curves
 
 
 def _collect(

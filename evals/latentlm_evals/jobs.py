@@ -24,11 +24,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from latentlm.cli.text import escaped
 from latentlm.config.writing import check_replaceable, open_to_append
 from latentlm.errors import UserError
-from latentlm.training.record import METRICS, read_metrics
+from latentlm.training.record import METRICS, whole_lines
 from latentlm.training.record.reporting import bound_text
 from latentlm_evals.outputs import made_folder
 
 _POLL_SECONDS = 0.5
+_ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 _LOG = "# a log of latentlm\n"
 
 
@@ -92,10 +93,8 @@ def train_all(
         finally:
             for _, process in running.values():
                 process.terminate()  # the trainer saves and says how to go on
+            for _, process in running.values():  # once all know: a second signal may end the waiting
                 process.wait()
-
-
-_ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def _check(job: Job, process: subprocess.Popen[str]) -> None:
 
 def _show(progress: Progress, bar: TaskID, job: Job) -> None:
     """Move the job's bar to what its metrics say."""
-    lines = read_metrics(job.out / METRICS)
+    lines = whole_lines(job.out / METRICS)
     training = [line for line in lines if line.get("split", "train") == "train"]
     if training:
         last = training[-1]

@@ -10,7 +10,9 @@ aggregated, which groups there are and which way is better; without it lm-eval's
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.config.reading import json_data, lines_of, open_plain, read_text, why_not
+from latentlm.config.writing import check_writable, write_atomically
 from latentlm.errors import UserError, short
+from latentlm_evals.outputs import made_folder
 
 ItemId = tuple[int, str]
 """(doc_id, hash of the document)."""
@@ -96,15 +100,32 @@ class Evaluation:
 
 
 def write_evaluation(results: dict[str, Any], folder: Path) -> None:
-    """Results with samples as `lm_eval --log_samples` writes them, to be compared again, or with other models'."""
+    """Results with samples as `lm_eval --log_samples` writes them, to be compared again, or with other models'. lm-eval's own
+    writer follows links and logs its errors, so it writes into a folder of its own. Raises UserError."""
     from lm_eval.loggers import EvaluationTracker
 
-    tracker = EvaluationTracker(output_path=str(folder.parent))
-    tracker.general_config_tracker.model_name_sanitized = folder.name
-    aggregated = {key: value for key, value in results.items() if key != "samples"}
-    tracker.save_results_aggregated(results=aggregated, samples=results["samples"])
-    for task, samples in results["samples"].items():
-        tracker.save_results_samples(task_name=task, samples=[dict(sample) for sample in samples])
+    check_evaluation(folder)
+    made_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        tracker = EvaluationTracker(output_path=place)
+        tracker.general_config_tracker.model_name_sanitized = "made"
+        aggregated = {key: value for key, value in results.items() if key != "samples"}
+        tracker.save_results_aggregated(results=aggregated, samples=results["samples"])
+        for task, samples in results["samples"].items():
+            tracker.save_results_samples(task_name=task, samples=[dict(sample) for sample in samples])
+        made = sorted((Path(place) / "made").glob("*"))
+        if len(made) < 1 + len(results["samples"]):
+            raise UserError(f"lm-eval could not write its samples into {folder}: see its own message above. Is the disk full?")
+        for file in made:
+            write_atomically(folder / file.name, lambda path, file=file: file.rename(path), ours=lambda there: False)  # type: ignore[misc]
+
+
+def check_evaluation(folder: Path) -> None:
+    """Before any work: raise UserError unless `write_evaluation` can write into this folder, and the one above, themselves."""
+    for part in (folder.parent, folder):
+        if os.path.lexists(part) and (part.is_symlink() or not part.is_dir()):
+            raise UserError(f"{part} is no folder, or a link to one, and stays as it is. Choose another folder with --out.")
+    check_writable(folder / "new")
 
 
 def samples_folder(path: Path) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from latentlm.config.reading import MOST_BYTES
+from latentlm.config.reading import MOST_BYTES, read_bytes
 from latentlm.errors import UserError
 from latentlm_evals import bits_html, paired_tables, plots
 from latentlm_evals.outputs import is_picture
@@ -224,14 +224,14 @@ def check_picture(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"--picture {path} does not exist.")
     if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"--picture {path} is larger than {MOST_BYTES // 2**20} MiB, too large for a page.")
+        raise UserError(f"--picture {path} is larger than {MOST_BYTES // 2**20} MiB, too large for a page: shrink it.")
     if not is_picture(path):
         raise UserError(f"--picture {path} is no {path.suffix.lower()[1:].upper()} file, whatever its name.")
 
 
 def _picture(path: Path) -> str:
     """A picture inside the page. An image runs no scripts, whatever is in it."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    data = base64.b64encode(read_bytes(path, most=MOST_BYTES)).decode("ascii")
     name = escape(path.stem)
     return f'<h2>{name}</h2><img alt="{name}" src="data:{PICTURES[path.suffix.lower()]};base64,{data}">'
 

@@ -78,10 +78,15 @@ def prepare() -> None:
 
 def standard_input() -> bytes:
     """All of it, to its end. Raises UserError."""
+    from latentlm.config.reading import MOST_WHOLE  # takes time, and streams are needed before
+
     try:
-        return sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(MOST_WHOLE + 1)
     except OSError as error:
         raise UserError(f"standard input cannot be read: {error.strerror}. Send it a text, or give a file.") from None
+    if len(data) > MOST_WHOLE:
+        raise UserError(f"standard input is longer than {MOST_WHOLE // 2**20} MiB, too long for a text. Send a shorter one.")
+    return data
 
 
 def opened(raw: io.FileIO, like: TextIO | None) -> TextIO:

@@ -121,7 +121,7 @@ def _load(cmd_name: str) -> typer.Typer:
     distribution's does not load."""
     own = cmd_name in COMMANDS
     entries = entry_points(group=_GROUP, name=cmd_name)
-    if not own and len(whose := sorted({entry.dist.name if entry.dist else "an unknown one" for entry in entries})) > 1:
+    if not own and len(whose := sorted({_distribution(entry) for entry in entries})) > 1:
         raise UserError(f'the command "{cmd_name}" is offered by {" and ".join(whose)}: uninstall all but one of them.')
     for entry in entries:
         if own and (entry.dist is None or entry.dist.name != "latentlm"):
@@ -135,14 +135,22 @@ def _load(cmd_name: str) -> typer.Typer:
 
 def _app(entry: EntryPoint) -> typer.Typer:
     """The app of another distribution's command. Raises UserError where there is none."""
-    whose = f'the command "{entry.name}" of {entry.dist.name if entry.dist else "an unknown distribution"}'
+    from latentlm.plugins.foreign import is_users, told_error
+
+    whose = f'the command "{entry.name}" of {_distribution(entry)}'
     try:
         app = entry.load()
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{whose} cannot be loaded ({type(error).__name__}: {error}). Mend or uninstall it.") from None
+    except BaseException as error:  # as of a plugin, an exit and a test framework's skip among them
+        if is_users(error):
+            raise
+        raise UserError(f"{whose} cannot be loaded ({told_error(error)}). Mend or uninstall it.") from None
     if not isinstance(app, typer.Typer):
         raise UserError(f"{whose} is no Typer app but {type(app).__name__}. Mend or uninstall it.")
     return app
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown distribution"
 
 
 def _is_called(cmd_name: str) -> bool:
@@ -171,7 +179,6 @@ def _say_bug(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 def run() -> None:
     """What was typed, from the first to the last letter that is written."""
-    sys.excepthook = _say_bug
     try:
         try:
             with tidy_warnings():
@@ -180,9 +187,14 @@ def run() -> None:
             finish()
     except Exception as error:
         if (message := explain(error)) is None:
+            sys.excepthook = _say_bug  # in the place of Typer's, which prints it as it is
             raise
         typer.secho(f"error: {told(message)}", fg=typer.colors.RED, file=sys.stderr)
         sys.exit(1)
+    except SystemExit as stop:  # of a command of others, with a text that Python prints
+        if isinstance(stop.code, str):
+            sys.exit(told(stop.code))
+        raise
     except KeyboardInterrupt:  # before the command has begun, or after it has ended
         typer.echo("stopped.", file=sys.stderr)
         sys.exit(130)

@@ -5,6 +5,7 @@ MODEL is a name of the zoo, a folder that `latentlm train` wrote, a card, or a f
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -125,6 +126,8 @@ def _text_or_file(text: str) -> str:
     try:
         return read_bytes(Path(text)).decode("utf-8", errors="surrogateescape")  # a tokenizer takes any bytes
     except UserError:  # no file's name (too long, a null byte), or no plain file
+        if os.path.isfile(text):
+            raise
         return text
 
 

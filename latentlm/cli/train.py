@@ -111,9 +111,11 @@ def _summary(result: Any) -> str:
     from latentlm.training.record.reporting import bound_text, kl_text
 
     held_out = result.held_out
-    error = "" if held_out["standard_error"] is None else f" ± {held_out['standard_error']:.3f}"
+    known = held_out.get("standard_error")
+    error = "" if known is None else f" ± {known:.3f}"
+    measured = f"{bound_text(held_out, error)}, {kl_text(held_out)}" if held_out else "not recorded"
     return (
         f"{result.out}: {result.steps:,} steps, {result.tokens:,} tokens, {result.tokens_per_second:,.0f} tokens/s\n"
-        f"held out: {bound_text(held_out, error)}, {kl_text(held_out)}\n"
+        f"held out: {measured}\n"
         f'try it: latentlm generate {result.out} "def "'
     )

@@ -26,6 +26,8 @@ from latentlm.errors import UserError, short
 
 MOST_BYTES = 2**26
 """Of a text of settings. (A tokenizer with a million symbols takes a third of it.)"""
+MOST_YAML = 2**20
+"""Of a YAML file: people write them, and reading one takes a second for each."""
 MOST_WHOLE = 2**29
 """Of a text, or a record, that is read whole."""
 MOST_LINE = 2**28
@@ -201,7 +203,7 @@ def _check_size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping. Raises UserError with file and line."""
-    data = yaml_data(read_text(path), source=str(path))
+    data = yaml_data(read_text(path, most=MOST_YAML), source=str(path))
     if not isinstance(data, dict):
         found = "and is empty" if data is None else f"not {type(data).__name__}"
         raise UserError(f"{path} should hold a mapping (key: value), {found}.")

@@ -72,12 +72,17 @@ def held(path: Path | TensorFile) -> Iterator[TensorFile]:
     if isinstance(path, TensorFile):
         yield path
         return
+    opened = open_file(path)
+    with opened.file:
+        yield opened
+
+
+def open_file(path: Path) -> TensorFile:
+    """The file, open until its `file` is closed. Raises CheckpointError where it cannot be opened."""
     try:
-        file = open_plain(path)
+        return TensorFile(path, open_plain(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(why_not(path, error)) from None
-    with file:
-        yield TensorFile(path, file)
 
 
 def finite(tensor: Tensor, name: str, source: Path | TensorFile) -> Tensor:

@@ -121,8 +121,9 @@ def check_writable(path: Path) -> None:
     """Raise CheckpointError unless a new file can be made beside `path`, or in the first folder above that is there."""
     with _explained(path):
         folder = next(folder for folder in path.absolute().parents if folder.exists())
-        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "no permission")
+        if folder.is_dir():  # rights alone do not tell: /proc says to root that it can be written to
+            with tempfile.TemporaryDirectory(prefix=".check.", suffix=".latentlm", dir=folder):
+                pass
 
 
 def _check_kind(path: Path, ours: Ours | None, *, kind: str, folder: bool = False) -> None:
@@ -242,6 +243,8 @@ def _reason(error: Exception) -> str:
         return "the disk is full. Free some space; what was saved before is intact."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "no permission to write there. Choose another folder."
+    if number == errno.ENOENT:
+        return "nothing can be made there. Choose another folder."
     if number in (errno.ENOTDIR, errno.EEXIST):
         return "a file stands where a folder is needed. Choose another folder."
     if number == errno.ENAMETOOLONG:

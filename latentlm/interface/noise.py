@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from latentlm.config import memory
-from latentlm.errors import UserError, short
+from latentlm.config.checking import several, whole
 
 _WORDS_PER_COUNT = 4  # Philox-4x64 makes four 64-bit words per counter value
 _RESOLUTION = 2.0**-23  # (k + 1/2) * 2^-23 is exact in float32 and lies strictly inside (0, 1)
@@ -59,10 +59,8 @@ class Noise:
 
         Requests are plain values (integers, strings, tuples of them); equal requests draw equal numbers.
         """
-        if not hasattr(requests, "__len__") or not hasattr(requests, "__getitem__"):
-            raise UserError(f"requests must be a list of keys, one per row, not {short(repr(requests))}.")
-        if samples < 1:
-            raise UserError(f"samples must be at least 1, not {samples}.")
+        requests = several("requests", requests, of="keys, one per row")
+        whole("samples", samples, least=1)
         memory.check_count("samples", samples, each=_ROW * len(requests))
         return cls([_key((seed, request, first + k)) for request in requests for k in range(samples)])
 
@@ -92,6 +90,7 @@ class Noise:
 
     def samples(self, count: int) -> Noise:
         """`count` independent rows for each row, row-major (b*K + k)."""
+        whole("samples", count, least=1)
         memory.check_count("samples", count, each=_ROW * len(self))
         return Noise(
             [_key((key, k)) for key in self.keys for k in range(count)],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,8 +20,9 @@ import pluggy
 from pydantic import BaseModel
 
 from latentlm import __version__
-from latentlm.errors import PluginError, did_you_mean, short, unknown_name
+from latentlm.errors import PluginError, did_you_mean, unknown_name
 from latentlm.plugins import hookspecs, moved
+from latentlm.plugins.foreign import is_users, told_error
 
 GROUP = "latentlm"
 OWN = "latentlm"
@@ -137,23 +137,22 @@ def load(plugin: Plugin) -> None:
         with warnings.catch_warnings():  # what it does to the filters is its own affair
             take(plugin, plugin.entry.load())
     except BaseException as error:  # a test framework's way to skip, and a panic of a Rust library, are no Exceptions
-        handler = signal.getsignal(signal.SIGINT)  # the command's own does not raise within an import
-        if isinstance(error, KeyboardInterrupt) and (not callable(handler) or handler is signal.default_int_handler):
-            plugin.status = "waiting"  # the user's, as far as one can tell
+        if is_users(error):
+            plugin.status = "waiting"
             raise
         plugin.status, plugin.cause = "failed", error
-        plugin.error = moved.explain(error) or _told(error)
+        plugin.error = _why(error)
         if not strict():
             warnings.warn(plugin.failure, PluginWarning, stacklevel=2)
 
 
-def _told(error: BaseException) -> str:
-    """An error in words, not without end; its own text may raise."""
+def _why(error: BaseException) -> str:
+    """Why a plugin failed."""
     try:
-        text = str(error)
-    except BaseException:
-        text = "(an error whose text cannot be had)"
-    return short(f"{type(error).__name__}: {' '.join(text.split())}", 1500)
+        said = moved.explain(error)
+    except BaseException:  # an ImportError of the plugin's own, whose text raises
+        said = None
+    return said or told_error(error)
 
 
 def take(plugin: Plugin, module: ModuleType) -> None:

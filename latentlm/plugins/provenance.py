@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def _code(module: str) -> str:
     """A fingerprint of the Python files of a module's package."""
     try:
         spec = find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
+    except Exception:  # of whatever looks for modules
         spec = None
     if spec is None or spec.origin is None:
         return ""
@@ -67,8 +67,10 @@ def _code(module: str) -> str:
     found = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
     digest = hashlib.sha256()
     for file in found:
-        if file.name.startswith(".") or not file.is_file():  # an editor's lock, a folder, a pipe: nothing that is imported
+        name = file.relative_to(origin.parent)
+        if any(part.startswith(".") for part in name.parts) or not file.is_file():  # an editor's lock, a folder, a pipe
             continue
-        digest.update(os.fsencode(file.relative_to(origin.parent)) + b"\0")
-        digest.update(read_bytes(file))
+        digest.update(os.fsencode(name) + b"\0")
+        with suppress(UserError):  # what cannot be read is no code that can run
+            digest.update(read_bytes(file))
     return digest.hexdigest()

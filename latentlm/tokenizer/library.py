@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlm.config.checking import whole
+from latentlm.config.checking import shown, whole
 from latentlm.config.reading import read_json
 from latentlm.config.writing import write_text
 from latentlm.errors import UserError, short
@@ -141,6 +141,8 @@ class BPETokenizer(LibraryTokenizer):
 
         from latentlm.config import memory  # imports torch
 
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            raise UserError(f"texts must be a list of texts, not {shown(texts)}.")
         if whole("vocabulary", vocabulary, least=None) < 257:
             raise UserError(f"a BPE vocabulary of {vocabulary} cannot hold the 256 bytes and end-of-text; ask for 257 or more.")
         memory.check_count("vocabulary", vocabulary, each=_SYMBOL)

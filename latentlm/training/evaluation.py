@@ -25,9 +25,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
-from latentlm.config import TrainConfig
+from latentlm.config import TrainConfig, checking
+from latentlm.errors import UserError
 from latentlm.interface import Batch, Bits, Codes, Granularity, LatentDecoder, LatentLoss, Loss, Noise, assign_sites
 from latentlm.likelihood.bound import without_schedule
 from latentlm.likelihood.results import Score
@@ -65,7 +67,14 @@ def excerpts(documents: Sequence[HeldOut], tokenizer: Tokenizer, *, context: int
 
 
 def evaluate(model: LatentDecoder, texts: Sequence[Excerpt], config: TrainConfig) -> dict[str, Any]:
-    """The likelihood keys of record/metrics.py over the texts, with their error, and the state of the latents."""
+    """The likelihood keys of record/metrics.py over the texts, with their error, and the state of the latents. Raises UserError
+    for what is no model, no excerpts (see `excerpts`) and no settings."""
+    checking.model(model)
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"evaluate takes a recipe's `train`, not {checking.shown(config)}.")
+    for text in checking.several("texts", texts, of="excerpts"):
+        if not isinstance(text, Excerpt):
+            raise UserError(f"evaluate takes excerpts of texts, as `excerpts` gives them, not {checking.shown(text)}.")
     sums = _Sums()
     model.eval()
     with torch.no_grad(), without_schedule(model):
@@ -205,6 +214,8 @@ def _curve(sites: Tensor) -> list[list[float]]:
 @dataclass
 class CollapseWatch:
     """Counts poor evaluations; part of a checkpoint."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     poor: int = 0
     """In a row."""

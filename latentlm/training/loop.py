@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 
 from latentlm.config import Recipe
-from latentlm.config.checking import flag, shown
+from latentlm.config.checking import flag, several, shown
 from latentlm.errors import UserError, path_of, typed_path
 from latentlm.plugins.provenance import changes, explained
 from latentlm.tokenizer import FILE as TOKENIZER
@@ -69,6 +69,8 @@ def train(
     if not isinstance(recipe, Recipe):
         raise UserError(f"train takes a recipe, as load_recipe gives it, not {shown(recipe)}.")
     out = path_of(out)
+    if command is not None and not all(isinstance(word, str) for word in several("command", command, of="texts")):
+        raise UserError(f"command must be a list of texts, not of {shown(next(w for w in command if not isinstance(w, str)))}.")
     flag("resume", resume)
     flag("progress", progress)
     with joined() as ranks, ExitStack() as stack:

@@ -17,13 +17,20 @@ from latentlm.training.data.prepared import Prepared
 from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
 from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from latentlm.training.plan import parameters_by_socket
-from latentlm.training.record.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_newer
+from latentlm.training.record.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+    set_aside_newer,
+)
 from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, mark_begun, write_recipe
 from latentlm.training.record.manifest import make_manifest, now, read_manifest, write_manifest
 from latentlm.training.record.memory import peak_mib
 from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read_metrics, rewind
 from latentlm.training.record.reporting import Reporter, TensorBoard
 from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
+from latentlm.training.resuming import check_resumable, schedule_states
 from latentlm.training.trainer import StepFacts, Trainer
 from latentlm.zoo.weights import load_into, weights_of, whole
 
@@ -48,13 +55,10 @@ class Run:
 
     def begin(self, command: Sequence[str] | None) -> None:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
-        checkpoint = self.ranks.from_first(self._latest)
+        checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self._restore(checkpoint)
         self.ranks.from_first(lambda: self._open(command, checkpoint))
-
-    def _latest(self) -> Checkpoint | None:
-        return latest_checkpoint(self.out / CHECKPOINTS, warn=self.reporter.warn) if is_started(self.out) else None
 
     def _open(self, command: Sequence[str] | None, checkpoint: Checkpoint | None) -> None:
         """The files that only one process writes."""
@@ -82,6 +86,24 @@ class Run:
         write_manifest(self.out, manifest)
         write_recipe(self.out, self.recipe)
 
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """The newest from which this run can go on: one process looks for it, each opens it."""
+        found: list[Checkpoint] = []
+
+        def look() -> Path | None:
+            if not is_started(self.out):
+                return None
+            good = latest_checkpoint(
+                self.out / CHECKPOINTS,
+                warn=self.reporter.warn,
+                check=lambda checkpoint: check_resumable(checkpoint, self.trainer.model),
+            )
+            found.extend([] if good is None else [good])
+            return None if good is None else good.path
+
+        path = self.ranks.from_first(look)
+        return found[0] if found else None if path is None else open_checkpoint(path)
+
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Weights, moments, schedule and counts of a checkpoint. Raises UserError where the data are not the run's."""
         model, state = self.trainer.model, checkpoint.state
@@ -90,11 +112,10 @@ class Run:
                 f"the data have changed since {self.out} was started (their fingerprint differs). Bring the old data back, "
                 "or train into another folder with --out."
             )
-        load_into(model, checkpoint.file("model"))
+        load_into(model, checkpoint.files["model"])
         load_optimizer_tensors(self.trainer.optimizer, model, checkpoint.tensors("optimizer"))
-        schedules = model.kl_schedules
-        for name, schedule in schedules.items():
-            schedule.load_state_dict(state["schedule"] if len(model.latents) == 1 else state["schedule"][name])
+        for name, saved in schedule_states(checkpoint, model).items():
+            model.kl_schedules[name].load_state_dict(saved)
         self.trainer.step = self.saved_step = checkpoint.step
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self.tally, self.watch = Tally.of(state["tally"]), CollapseWatch.of(state["watch"])

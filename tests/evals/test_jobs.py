@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -69,6 +70,16 @@ def test_terminated_it_leaves_no_training_behind(number: signal.Signals, tmp_pat
     signal.signal(number, outside)
 
 
+def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGHUP)).start()
+        train_all([sleeper(tmp_path, "short", 1)], parallel=1, console=Console(quiet=True))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) -> None:
     log, told = tmp_path / "long.log", list[str]()
 
@@ -82,6 +93,14 @@ def test_each_is_told_of_when_it_is_done_and_not_when_all_are(tmp_path: Path) ->
     with pytest.raises(Exception, match="training long failed"):
         train_all([long, short], parallel=2, console=Console(quiet=True), finished=finished)
     assert told == ["short"]
+
+
+def test_a_line_of_metrics_without_its_numbers_ends_no_training(tmp_path: Path) -> None:
+    odd = [{"step": 1}, {"split": "train", "step": 1, "bits_per_byte": "x"}, {"step": 1, "tokens_per_second": []}]
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in odd), encoding="utf-8")
+    train_all([sleeper(tmp_path, "short", 1)], parallel=1, console=Console(quiet=True))
+    assert (tmp_path / "short.log").read_text(encoding="utf-8").endswith("to the end\n")
 
 
 @dataclass

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from latentlm import zoo
 from latentlm.composed import build
 from latentlm.config import BackboneConfig, ModelConfig, Recipe
 from latentlm.errors import UserError
@@ -21,9 +22,10 @@ from latentlm.training.data.synthetic import Letter
 from latentlm.training.setup import resolve
 from latentlm_evals.study.plan import Measures, read_study, runs_of
 from latentlm_evals.study.results import add_line, check_lines, estimate, finished, read_lines, tabulated
-from latentlm_evals.study.running import likelihood_of
+from latentlm_evals.study.running import _training, likelihood_of
 from latentlm_evals.study.table import tables
 from latentlm_evals.study_cli import app
+from zoo_models import edit_card, make_run
 
 SMALL = {
     "train.steps": 2, "train.batch": 4, "data.max_documents": 200, "model.backbone.width": 16, "train.eval_documents": 2,
@@ -298,3 +300,12 @@ def test_every_study_of_the_repository_can_be_run(path: Path) -> None:
 def test_an_arm_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='Did you mean "plain"'):
         CliRunner().invoke(app, [str(written(tmp_path)), "--only", "plian"], catch_exceptions=False)
+
+
+def test_how_a_run_was_trained_is_its_cards_to_say_where_metrics_are_damaged(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"split": "train", "step": 3}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"say how it was trained \(tokens\): remove it to train it anew"):
+        _training(zoo.load(tmp_path / "run"), tmp_path / "run")
+    edit_card(tmp_path / "run", training={"steps": 3, "tokens": 600, "seconds": 2.0})
+    assert _training(zoo.load(tmp_path / "run"), tmp_path / "run")["tokens_per_second"] == 300

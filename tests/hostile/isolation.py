@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hostile.harness import Case
 from hostile.readers import _YAML, odd_files
@@ -37,6 +39,11 @@ _BROKEN = {
     "returns odd names": _HOOKS + "def latentlm_parts(): return {'encoder': {5: int}}",
     "loops over cards": _HOOKS + "def latentlm_cards(): raise SystemExit(4)",
     "states an odd contract": "latentlm_contract = object()",
+    "interrupts": "raise KeyboardInterrupt",
+    "raises what exits when shown": "class Odd(Exception):\n    def __str__(self): raise SystemExit(3)\nraise Odd",
+    "fails to import what exits when shown": "class Odd(ImportError):\n    def __str__(self): raise SystemExit(3)\n"
+    "raise Odd(name='latentlm.noise')",
+    "interrupts in its hook": _HOOKS + "def latentlm_parts(): raise KeyboardInterrupt",
     "raises when asked": "def __getattr__(name): raise RuntimeError(name)",
 }
 
@@ -194,12 +201,54 @@ def _runs() -> Iterator[Case]:
             may_change=("half/[!.]*", "half/checkpoints/*", "half/checkpoints/*/*"),
             good=good,
         )  # type: ignore[arg-type]
+    yield from _states()
     yield Case(
         "a run that diverged before its first checkpoint does not block its folder",
         python=_DIVERGES,
         good=True,
         says="DivergedError",
     )
+
+
+_STATES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "empty": lambda state: state.clear(),
+    "a tally of another kind": lambda state: state["tally"].update(nope=1),
+    "a tally that is a list": lambda state: state.update(tally=[1]),
+    "a tally of texts": lambda state: state["tally"].update(kl_of={"z": "x"}),
+    "a watch of texts": lambda state: state["watch"].update(poor="x"),
+    "tokens that are a text": lambda state: state.update(tokens="x"),
+    "tokens that are true": lambda state: state.update(tokens=True),
+    "tokens below nought": lambda state: state.update(tokens=-5),
+    "no seconds": lambda state: state.pop("seconds"),
+    "a schedule that is a list": lambda state: state.update(schedule=[]),
+    "a schedule of another": lambda state: state.update(schedule={"beta": "x"}),
+    "data that are a number": lambda state: state.update(data=5),
+}
+
+
+def _states() -> Iterator[Case]:
+    """A newest checkpoint with right hashes and wrong values, and a good one before it; or no other."""
+    for what, change in _STATES.items():
+
+        def make(folder: Path, change: Callable[[dict[str, Any]], object] = change) -> None:
+            for name in ("card.yaml", "model.safetensors"):
+                (folder / "run" / name).unlink()
+            path = sorted((folder / "run" / "checkpoints").iterdir())[-1] / "state.json"
+            record = json.loads(path.read_text())
+            del record["sha256"]
+            change(record["state"])
+            digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+            path.write_text(json.dumps({**record, "sha256": digest}))
+
+        may = ("run/*", "run/checkpoints/*", "run/checkpoints/*/*")
+        resume = ("train", "run", "-q", "--resume")
+        yield Case(f"resumed: a state with {what}", resume, prepare=make, good=True, may_change=may, says="one before it")
+
+        def alone(folder: Path, make: Callable[[Path], None] = make) -> None:
+            make(folder)
+            shutil.rmtree(sorted((folder / "run" / "checkpoints").iterdir())[0])
+
+        yield Case(f"resumed: no state but one with {what}", resume, prepare=alone, says="no other checkpoint")
 
 
 def _plugins() -> Iterator[Case]:
@@ -239,11 +288,38 @@ def _plugins() -> Iterator[Case]:
         ("raises", "raise RuntimeError('broken')"),
         ("is a number", "app = 5"),
         ("exits", "import sys\nsys.exit(3)"),
+        ("interrupts", "raise KeyboardInterrupt"),
+        ("raises what exits when shown", _BROKEN["raises what exits when shown"]),
+        ("raises a BaseException", _BROKEN["raises a BaseException"]),
         ("is not there", None),
     ):
         files = _plugin("odd_plugin", source, group="latentlm.commands", name="odd", also=":app")
-        yield Case(f"a command that {what}", ("odd",), files=files, environment=here)
+        yield Case(f"a command that {what}", ("odd",), files=files, environment=here, says="of odd_plugin")
         yield Case(f"beside a command that {what}", ("--help",), files=files, environment=here, good=True)
+    source = "import typer\napp = typer.Typer()\n@app.command()\ndef f(): print('{0}')\n"
+    group = {"group": "latentlm.commands", "name": "odd", "also": ":app"}
+    offered = [_plugin(f"odd_{name}", source.format(name), **group) for name in ("a", "b", "c")]
+    for count in (2, 3):
+        yield Case(
+            f"a command of {count} distributions",
+            ("odd",),
+            files={name: text for files in offered[:count] for name, text in files.items()},
+            environment=here,
+            says="odd_a and odd_b" + " and odd_c" * (count - 2),
+        )
+    for what, name in {"a lock of an editor": ".#x.py", "no text": "\udcff.py", "a folder": "x.py", "a pipe": "y.py"}.items():
+        yield Case(
+            f"a plugin beside {what}",
+            ("train", "my.yaml", "-q", "--out", "new", "plugins=[odd]"),
+            files={
+                "site/odd_package-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: odd_package\nVersion: 1\n",
+                "site/odd_package-1.dist-info/entry_points.txt": "[latentlm]\nodd = odd_package\n",
+                "site/odd_package/__init__.py": _PART.format("x"),
+            },
+            prepare=lambda folder, name=name, what=what: _beside(folder / "site" / "odd_package" / name, what),
+            environment=here,
+            good=True,
+        )
     both = {**_plugin("odd_one", _PART.format("One"), name="same"), **_plugin("odd_two", _PART.format("Two"), name="same")}
     for ask, command in asks.items():
         yield Case(f"two plugins of one name: {ask}", command, files=both, environment=here, good=True)
@@ -266,6 +342,16 @@ def _plugins() -> Iterator[Case]:
             "site/odd-1.dist-info/entry_points.txt": "[latentlm]\nx = : :\ny = a b c\n",
         },
     )
+
+
+def _beside(path: Path, what: str) -> None:
+    """What an editor or a user leaves in a package."""
+    make: dict[str, Callable[[], object]] = {
+        "a folder": path.mkdir,
+        "a pipe": lambda: os.mkfifo(path),
+        "no text": lambda: path.write_text("x = 1"),
+    }
+    make.get(what, lambda: path.symlink_to("user@host.4711"))()
 
 
 _PART = """from latentlm.plugins.hookspecs import hookimpl

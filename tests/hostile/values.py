@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hostile.harness import Case
+from hostile.lines import LINES
 
 _WEIGHTS = {
     "NaN": "t.fill_(float('nan'))",
@@ -353,6 +354,8 @@ def cases() -> Iterator[Case]:
                 yield Case(call.format(f"{count:.0e}"), python=_MODEL + call.format(count) + "\n", good=good)
     for line in _LITERALS:
         yield Case(line, python=_MODEL + line + "\n")
+    for line in LINES:
+        yield Case(line, python="import torch\n" + _MODEL + line + "\n")
     for option, names in _SAID.items():
         for name in names:
             for word in _WORDS:

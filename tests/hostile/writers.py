@@ -54,6 +54,8 @@ def cases() -> Iterator[Case]:
     yield Case("latents over latents", (*_GENERATE, "z.safetensors"), good=True, may_change=("z.safetensors",))
     yield Case("latents over a device", (*_GENERATE, "null"), prepare=_device("null"))
     yield Case("latents over a pipe", (*_GENERATE, "pipe"), prepare=_pipe("pipe"))
+    for path in ("/proc/x", "/sys/x"):  # whose folders say to root that it may write there
+        yield Case(f"latents in {path}", (*_GENERATE, path), says="nothing can be made there|permission")
     yield Case("latents through a link", (*_GENERATE, "link"), prepare=_link("link", "notes.txt"))
     yield Case("latents through a link to nothing", (*_GENERATE, "link"), prepare=_link("link", "texts/new"))
 
@@ -104,7 +106,7 @@ def cases() -> Iterator[Case]:
 def _claimed() -> Iterator[Case]:
     """A card that says of files of others that they are its own, and a lock that says it of a folder."""
     card = "card_version: 1\nname: mine\nstatus: architecture\nmodel: {decoder: vanilla}\n"
-    weights = "weights: {uri: thesis.pdf, size: 1, sha256: " + "0" * 64 + "}\n"
+    weights = "weights: {uri: thesis.pdf, size: 1, sha256: " + "a" * 64 + "}\n"
     for what, more in {
         "tokenizer": "tokenizer: thesis.pdf\n",
         "tokenizer, by a path": "tokenizer: ./thesis.pdf\n",
@@ -239,6 +241,11 @@ def _folders() -> Iterator[Case]:
         yield Case(f"{what} into a folder of others", (*out, "mine"), files={f"mine/{file}": "my own"}, says=_KEPT_STILL)
         yield Case(f"{what} through a link", (*out, "mine"), prepare=_link(f"mine/{file}", "../notes.txt"), says=_KEPT_STILL)
         yield Case(f"{what} through a pipe", (*out, "mine"), prepare=_pipe(f"mine/{file}"), says=_KEPT_STILL)
+    tasks = ("compare", "run", "--tasks", "latentlm_copy", "--limit", "1", "--documents", "2", "--out", "mine")
+    for name, target in (("mine/evaluations", "../texts"), ("mine/evaluations/run", "../../texts")):
+        for what, make in {"a link": _link(name, target), "a pipe": _pipe(name)}.items():
+            yield Case(f"evaluations of a comparison: {name} is {what}", tasks, prepare=make, says="stays as it is")
+        yield Case(f"evaluations of a comparison: {name} is a file", tasks, files={name: "mine"}, says="stays as it is")
     for what in ("plot", "revival"):
         command = (*_OUTPUTS[what][0], "--schedules", "constant", "--out", "mine")
         yield Case(f"{what} over a text of others", command, files={"mine/topics.jsonl": "my own"}, says=_KEPT_STILL)

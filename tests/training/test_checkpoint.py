@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +112,60 @@ def test_damage_falls_back_to_the_one_before(tmp_path: Path, name: str, damage: 
     assert "damaged" in warnings[0]
     assert name in warnings[0]
     assert "step 1" in warnings[0]
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """state.json with other values and the hash of these."""
+    record = json.loads((path / "state.json").read_text())
+    del record["sha256"]
+    change(record)
+    (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint._hash_record(record)}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(step="x"),
+        lambda record: record.update(step=-1),
+        lambda record: record.update(step=1),
+        lambda record: record.update(step=True),
+        lambda record: record.update(format=None),
+        lambda record: record.pop("format"),
+        lambda record: record.update(files=[1]),
+        lambda record: record.update(files={"../../notes.txt": {"sha256": "", "size": 1}}),
+        lambda record: record["files"]["model.safetensors"].update(size="x"),
+        lambda record: record["files"]["model.safetensors"].pop("sha256"),
+        lambda record: record.update(files={"model.safetensors": None}),
+        lambda record: record.update(state=[]),
+        lambda record: record.pop("state"),
+        lambda record: record.update(more=1),
+    ],
+)
+def test_right_hashes_of_wrong_values_fall_back_too(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    save(tmp_path, 1)
+    rewritten(save(tmp_path, 2), change)
+    warnings: list[str] = []
+    found = latest_checkpoint(tmp_path, warn=warnings.append)
+    assert found is not None
+    assert (found.step, len(warnings)) == (1, 1)
+
+
+def test_a_state_that_names_a_users_file_as_its_own_does_not_prune_it(tmp_path: Path) -> None:
+    first = save(tmp_path, 1)
+    (first / "thesis.pdf").write_text("mine")
+    rewritten(first, lambda record: record["files"].update({"thesis.pdf": {"sha256": "", "size": 4}}))
+    for step in (2, 3):
+        save(tmp_path, step, keep=1)
+    assert (first / "thesis.pdf").read_text() == "mine"
+
+
+def test_what_was_hashed_is_what_is_read(tmp_path: Path) -> None:
+    found = open_checkpoint(save(tmp_path, 1))
+    other = save(tmp_path / "other", 5)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        os.replace(other / name, found.path / name)
+    assert found.tensors("model")["w"][0] == 1
+    assert not found.files["model"].file.closed
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:

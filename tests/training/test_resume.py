@@ -19,11 +19,12 @@ from torch import Tensor
 from latentlm import plugins
 from latentlm.config import Recipe, Strict
 from latentlm.errors import CheckpointError, UserError
-from latentlm.interface import KLSchedule
+from latentlm.interface import KLSchedule, LatentDecoder
 from latentlm.training import run as run_module
 from latentlm.training.loop import InterruptedRun, train
-from latentlm.training.record.checkpoint import checkpoints
+from latentlm.training.record.checkpoint import Checkpoint, checkpoints
 from latentlm.training.record.metrics import read_metrics
+from latentlm.training.resuming import check_resumable
 
 Make = Callable[..., Recipe]
 _TIMES = ("elapsed", "tokens_per_second")
@@ -185,6 +186,28 @@ def test_a_damaged_checkpoint_does_not_push_out_the_good_one(
         train(settings, out=tmp_path, resume=True, progress=False)
     assert [path.name for path in checkpoints(folder)] == ["step-00000003"]
     assert (folder / "step-00000004.unused").is_dir()
+
+
+def test_what_is_exchanged_once_it_was_hashed_is_not_trained_on(
+    recipe: Make, tmp_path: Path, stop_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another's weights and moments, in the place of the run's own between the hash and the loading."""
+    train(recipe(), out=tmp_path / "whole", progress=False)
+    for name, settings in {"run": recipe(), "other": recipe("train.seed=1")}.items():
+        stop_at(5, error=RuntimeError("crash"))
+        with pytest.raises(RuntimeError, match="crash"):
+            train(settings, out=tmp_path / name, progress=False)
+    (other,) = checkpoints(tmp_path / "other" / "checkpoints")
+
+    def exchanged(checkpoint: Checkpoint, model: LatentDecoder) -> None:
+        check_resumable(checkpoint, model)
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            os.replace(other / file, checkpoint.path / file)
+
+    monkeypatch.setattr(run_module, "check_resumable", exchanged)
+    train(recipe(), out=tmp_path / "run", resume=True, progress=False)
+    assert not any(other.glob("*.safetensors"))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_only_damaged_checkpoints_is_an_error(recipe: Make, tmp_path: Path, stop_at: Callable[..., None]) -> None:

@@ -36,6 +36,8 @@ _SNIPPETS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _LEXICON, _LICENCE = f"{_ROOT}/vaderSentiment/vader_lexicon.txt", f"{_ROOT}/LICENSE.txt"
 _MOST = 16 * 2**20
 """Bytes of a member, at most; the largest has 1.9 MB."""
+_MOST_ARCHIVE = 64 * 2**20
+"""Bytes of what may be the archive, which has 3 MB."""
 _TIMEOUT = 600
 
 
@@ -133,9 +135,13 @@ def _checked(path: Path) -> bytes:
     """The bytes of the pinned archive. Raises UserError for anything else."""
     try:
         with open_plain(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # in a stream: any file may be given
+            if os.fstat(file.fileno()).st_size > _MOST_ARCHIVE:
+                raise UserError(f"{path} is larger than {ARCHIVE} is, and is not opened. Give the file {ARCHIVE} of PyPI.")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             data: bytes = file.read() if digest == SHA256 else b""
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{why_not(path, error)} Give the file {ARCHIVE}.") from None
     if digest != SHA256:

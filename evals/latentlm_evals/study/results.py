@@ -76,9 +76,9 @@ def check_lines(path: Path) -> None:
 def add_line(path: Path, line: Line) -> None:
     """Append, on a line of its own whatever a crash has left."""
     with open_to_append(path) as file:
-        file.seek(0)
-        before = file.read()
-        file.write("\n" * (before[-1:] not in ("", "\n")) + json.dumps(line, allow_nan=False) + "\n")
+        size = os.fstat(file.fileno()).st_size
+        last = os.pread(file.fileno(), 1, size - 1) if size else b"\n"
+        file.write("\n" * (last != b"\n") + json.dumps(line, allow_nan=False) + "\n")
 
 
 def finished(runs: Iterable[Run], lines: Iterable[Line]) -> dict[str, Line]:

@@ -18,12 +18,12 @@ from rich.console import Console
 from latentlm import zoo
 from latentlm.cli.text import escaped
 from latentlm.config import Recipe
+from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import score_continuations, score_texts
 from latentlm.likelihood.diagnostics import Diagnostics, diagnose
 from latentlm.training.data import load_documents
 from latentlm.training.data.synthetic import PREFIX, source
-from latentlm.training.record import METRICS, read_metrics
 from latentlm.zoo.accounting import cost_of
 from latentlm_evals.fingerprint import commit, machine_facts
 from latentlm_evals.jobs import Job, train_all
@@ -31,6 +31,7 @@ from latentlm_evals.letter.measure import GROUPS, generated
 from latentlm_evals.measure import Precision, Text, held_out_texts, tokenized
 from latentlm_evals.study.plan import Measures, Run, Study
 from latentlm_evals.study.results import Line, add_line, check_lines, estimate, finished, read_lines
+from latentlm_evals.trained import training_facts
 
 _LETTER = f"{PREFIX}letter"
 HELD_OUT_SEED = 1_000_000
@@ -137,13 +138,11 @@ def texts_of(recipe: Recipe, measures: Measures) -> tuple[list[Text], list[float
 
 
 def _training(model: LatentDecoder, out: Path) -> dict[str, Any]:
-    lines = [line for line in read_metrics(out / METRICS) if line.get("split", "train") == "train"]
-    speeds = sorted(line["tokens_per_second"] for line in lines)
+    facts = training_facts(out, model) or {}
+    if missing := [key for key in ("steps", "tokens", "seconds", "tokens_per_second") if key not in facts]:
+        raise UserError(f"neither metrics nor card of {out} say how it was trained ({missing[0]}): remove it to train it anew.")
     return {
-        "steps": lines[-1]["step"],
-        "tokens": lines[-1]["tokens"],
-        "seconds": lines[-1]["elapsed"],
-        "tokens_per_second": speeds[len(speeds) // 2],
+        **{key: facts[key] for key in ("steps", "tokens", "seconds", "tokens_per_second")},
         "peak_memory_mib": model.card.training.get("peak_memory_mib") if model.card else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "operations_per_token": cost_of(model, dtype=torch.float32).training_flops_per_token,

@@ -193,6 +193,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except MemoryError:
+        raise UserError(f"{path} does not fit into memory. Split it into files that do, in a folder.") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows

@@ -14,17 +14,21 @@ import hashlib
 import json
 import os
 import re
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latentlm.config import read_json
+from latentlm.config.tensor_files import TensorFile, open_file
 from latentlm.config.writing import atomic_folder, remove_folder, remove_leftovers
-from latentlm.errors import CheckpointError, UserError
+from latentlm.errors import CheckpointError, UserError, invalid
 from latentlm.zoo.weights import sha256
 
 FORMAT = 1
@@ -33,19 +37,42 @@ _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose hashes were right when it was opened."""
+    """A checkpoint whose hashes are right. Its files stay open as long as it is there: what is read was hashed."""
 
     path: Path
     step: int
     state: dict[str, Any]
+    files: Mapping[str, TensorFile]
+    """By name: "model" and "optimizer"."""
 
-    def file(self, name: str) -> Path:
-        """One of its files: "model" or "optimizer"."""
-        return self.path / f"{name}.safetensors"
+    def __post_init__(self) -> None:
+        for file in self.files.values():
+            weakref.finalize(self, file.file.close)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of its files, on the CPU."""
-        return load_file(self.file(name))
+        """The tensors of one of its files, on the CPU. Raises CheckpointError where the file is none."""
+        with self.files[name].tensors() as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+
+
+class _File(BaseModel):
+    """What state.json says of a file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    sha256: str
+    size: int
+
+
+class _Record(BaseModel):
+    """state.json without its own hash."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: int
+    step: int = Field(ge=0)
+    files: dict[Annotated[str, Field(pattern=r"^[\w-]+\.safetensors$")], _File]
+    state: dict[str, Any]
 
 
 def save_checkpoint(
@@ -96,22 +123,24 @@ def is_ours(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False
     try:
-        known = {_STATE, *read_json(path / _STATE)["files"]}
-        return {file.name for file in path.iterdir()} <= known
-    except (UserError, KeyError, TypeError, OSError):
+        known = {name for name in read_json(path / _STATE)["files"] if name.endswith(".safetensors")}  # anyone can write it
+        return {file.name for file in path.iterdir()} <= {_STATE, *known}
+    except (UserError, AttributeError, KeyError, TypeError, OSError):
         return False
 
 
-def latest_checkpoint(folder: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there never was one.
-
-    Each damaged one that is passed over is told to `warn`. Raises CheckpointError where all are damaged.
+def latest_checkpoint(
+    folder: Path, *, warn: Callable[[str], None], check: Callable[[Checkpoint], object] = lambda checkpoint: None
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole, and that `check` does not refuse by a CheckpointError; None where there never was
+    one. Each that is passed over is told to `warn`. Raises CheckpointError where all are damaged.
     """
     remove_leftovers(folder)
     damages = []
     for path in reversed(checkpoints(folder)):
         try:
             checkpoint = open_checkpoint(path)
+            check(checkpoint)
         except CheckpointError as error:
             damages.append(str(error))
             continue
@@ -133,17 +162,31 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is not readable ({error}).") from None
     if not intact:
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} has been changed.")
-    if record["format"] != FORMAT:
-        raise CheckpointError(f"the checkpoint {path} has format {record['format']}; this version reads format {FORMAT}.")
-    for name, facts in record["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"the checkpoint {path} is damaged: {name} is missing.")
-        if (size := file.stat().st_size) != facts["size"]:
-            raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {facts['size']}.")
-        if sha256(file) != facts["sha256"]:
-            raise CheckpointError(f"the checkpoint {path} is damaged: the SHA-256 hash of {name} is not the recorded one.")
-    return Checkpoint(path, int(record["step"]), record["state"])
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"the checkpoint {path} has format {record.get('format')}; this version reads format {FORMAT}.")
+    try:
+        said = _Record.model_validate(record)
+    except ValidationError as error:
+        raise CheckpointError(f"the checkpoint {invalid(error, _Record, source=f'{path} is damaged: {_STATE}')}.") from None
+    if path.name != f"step-{said.step:08d}":
+        raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is that of step {said.step}.")
+    with ExitStack() as opened:
+        files = {name.partition(".")[0]: _intact(path, name, facts, opened) for name, facts in said.files.items()}
+        opened.pop_all()  # from here on the checkpoint closes them
+    return Checkpoint(path, said.step, said.state, files)
+
+
+def _intact(path: Path, name: str, promised: _File, until: ExitStack) -> TensorFile:
+    """A file of a checkpoint, open until then. Raises CheckpointError where it is not the one that was saved."""
+    if not (path / name).is_file():
+        raise CheckpointError(f"the checkpoint {path} is damaged: {name} is missing.")
+    file = open_file(path / name)
+    until.callback(file.file.close)
+    if (size := file.size) != promised.size:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {promised.size}.")
+    if file.sha256() != promised.sha256:
+        raise CheckpointError(f"the checkpoint {path} is damaged: the SHA-256 hash of {name} is not the recorded one.")
+    return file
 
 
 def _hash_record(record: Mapping[str, Any]) -> str:

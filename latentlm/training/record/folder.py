@@ -50,8 +50,9 @@ def locked(out: Path) -> Iterator[None]:
     refuse_bytes(out.absolute())
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "a file of that name is there" if isinstance(error, FileExistsError) else error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = "a file of that name is there" if isinstance(error, FileExistsError) else reason
         raise UserError(f"cannot write into {out}: {reason}. Choose another folder with --out.") from None
     with _open_lock(out) as lock:
         if not acquired(lock.fileno()):
@@ -115,7 +116,7 @@ def _is_marked(out: Path) -> bool:
     try:
         with open_plain(out / _LOCK) as lock:
             return bool(lock.read(len(_MARK) + 1) == _MARK.encode())
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

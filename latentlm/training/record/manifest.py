@@ -66,7 +66,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {}
     types = {"resumed": list, "device": dict, "data": dict, "plugins": dict}
     items = found.items() if isinstance(found, dict) else ()
-    return {key: value for key, value in items if isinstance(value, types.get(key, object))}
+    kept: dict[str, Any] = {key: value for key, value in items if isinstance(value, types.get(key, object))}
+    if not all(isinstance(plugin, dict) for plugin in kept.get("plugins", {}).values()):
+        del kept["plugins"]
+    return kept
 
 
 def versions() -> dict[str, Any]:

@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import ConfigDict
+
 from latentlm.config.reading import read_bytes
 from latentlm.config.writing import open_to_append, write_text
 from latentlm.errors import CheckpointError
@@ -37,6 +39,8 @@ from latentlm.training.trainer import StepFacts
 @dataclass
 class Tally:
     """Facts of the steps since the last line; it is part of a checkpoint, so a resumed run writes the same line."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     steps: int = 0
     targets: int = 0
@@ -140,10 +144,39 @@ class MetricsFile:
         self._file.close()
 
 
+_NUMBERS = ("step", "tokens", "tokens_per_second", "elapsed")
+"""In every line, of either split."""
+_OR_NULL = ("cross_entropy", "kl_bits_per_token", "bound", "bits_per_byte")
+"""In every line, and null where they were no finite numbers."""
+_NULL_OR_ABSENT = ("standard_error", "live_bits", "loss", "learning_rate", "grad_norm")
+_MOST_BYTES = 2**28
+"""Of a metrics file; a line has about 500."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, without what a crash cut short or something else damaged; empty where there is no file."""
+    """The lines of a metrics file, without what a crash cut short or something else damaged, such as a text for a number; empty
+    where there is no file."""
+    numbers = (*_NUMBERS, *_OR_NULL, *_NULL_OR_ABSENT)
+    return [line for line in _lines(path) if all(line.get(key) is None or _is_number(line[key]) for key in numbers)]
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Those lines of a metrics file that have all the numbers that a summary of a run counts on."""
+    return [
+        line
+        for line in read_metrics(path)
+        if all(line.get(key) is not None for key in _NUMBERS) and all(key in line for key in _OR_NULL)
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63  # NaN is none
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines that say of which step they are, whatever else is in them."""
     lines = []
-    for text in read_bytes(path).splitlines() if path.is_file() else ():
+    for text in read_bytes(path, most=_MOST_BYTES).splitlines() if path.is_file() else ():
         with suppress(ValueError, RecursionError):
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int):
@@ -158,7 +191,7 @@ def last_line(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
 
 def rewind(path: Path, *, step: int) -> list[dict[str, Any]]:
     """Drop the lines after `step`, which a resumed run writes again; returns those that stay."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    kept = [line for line in _lines(path) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     write_text(path, text)
     return kept

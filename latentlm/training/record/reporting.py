@@ -89,7 +89,8 @@ def bound_text(line: dict[str, Any], error: str = "") -> str:
 def kl_text(line: dict[str, Any]) -> str:
     """The KL of a line; where there is no bound, since the prior's density has an unknown factor, so has the KL."""
     known = "" if line["bits_per_byte"] is not None else " up to a constant (the prior is not normalised)"
-    return f"KL {line['kl_bits_per_token']:.3f} bits/token{known}"
+    bits = line["kl_bits_per_token"]
+    return f"KL {'unknown' if bits is None else f'{bits:.3f}'} bits/token{known}"
 
 
 def _numbers(line: dict[str, Any]) -> str:

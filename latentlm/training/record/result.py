@@ -12,8 +12,9 @@ from torch import Tensor
 
 from latentlm.config import Card, Recipe, WeightsSpec, as_yaml, parse, read_yaml
 from latentlm.config.writing import write_atomically, write_text
+from latentlm.errors import UserError
 from latentlm.training.record.folder import CARD, METRICS, WEIGHTS
-from latentlm.training.record.metrics import last_line, read_metrics
+from latentlm.training.record.metrics import last_line, whole_lines
 from latentlm.zoo.weights import sha256
 
 _SCORES = ("bits_per_byte", "standard_error", "bound", "cross_entropy", "kl_bits_per_token", "live_bits", "documents", "bytes")
@@ -105,10 +106,16 @@ def held_out_scores(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_result(out: Path) -> RunResult:
-    """The result of a finished run, from its files."""
+    """The result of a finished run, from its files. Raises UserError where its card does not say how it was trained."""
     card = parse(Card, read_yaml(out / CARD), source=f"card {out / CARD}")
     facts = card.training
-    lines = read_metrics(out / METRICS)
+    kinds: dict[str, Any] = {"parameters": int, "steps": int, "tokens": int, "seconds": int | float}
+    if bad := [key for key, kind in kinds.items() if not isinstance(facts.get(key), kind) or isinstance(facts[key], bool)]:
+        raise UserError(
+            f"the card {out / CARD} does not say how the run was trained: training.{bad[0]} is no number. Bring the card that "
+            "the run wrote back, or train into another folder with --out."
+        )
+    lines = whole_lines(out / METRICS)
     return RunResult(
         out=out,
         name=card.name,
