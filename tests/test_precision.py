@@ -460,7 +460,7 @@ def test_a_curvature_that_is_no_number_is_left_out(monkeypatch: pytest.MonkeyPat
 def test_more_dimensions_or_latents_keep_a_diagonal_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
     def kind(model: ComposedDecoder) -> type:
         texts = Texts.of(model, [TEXT], [1])
-        return type(refined(model, texts, Noise.keyed(0, "a"), target="prior", last_latent="posterior", steps=1))
+        return type(refined(model, texts, Noise.keyed(0, ["a"]), target="prior", last_latent="posterior", steps=1))
 
     assert kind(vector()) is Curved
     both = {"intent": {"like": "gaussian", "dims": 2}, "bits": {"like": "free", "dims": 2}}
@@ -513,7 +513,7 @@ def test_predictions_on_the_way_know_all_of_a_proposals_weight(monkeypatch: pyte
         q = refined(model, Texts.of(model, [long], [1]), Noise.keyed(0, ["a"]), steps=30, **settings)  # type: ignore[arg-type]
         several = {"defensive": 0.5, "refined": {"z": q}, "particles": 8, "proposed": ("z",), **settings}
         whole, beginning = (
-            filtered(model, Texts.of(model, texts, [1] * len(texts)), Noise.keyed(1, "a" * len(texts), samples=64), **several)  # type: ignore[arg-type]
+            filtered(model, Texts.of(model, texts, [1] * len(texts)), Noise.keyed(1, ["a"] * len(texts), samples=64), **several)  # type: ignore[arg-type]
             for texts in ([long], [long[:6]])
         )
     assert whole.token_nats[0, :5].tolist() == pytest.approx(beginning.token_nats[0].tolist(), abs=1e-6)

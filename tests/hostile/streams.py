@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "score of standard input": ("score", "run", "-", "--samples", "2"),
     "eval": ("eval", "run", "--tasks", "latentlm_copy", "--limit", "2", "--samples", "2", "--output", "new.json"),
     "eval's tasks": ("eval", "--task-path"),
-    "reproduce": ("reproduce", "synthetic", "--out", "new"),
+    "reproduce": ("reproduce", "synthetic", "--only", "vanilla-*", "--groups", "2", "--out", "new"),
     "study": ("study", str(_STUDY), "--dry-run"),
     "diversity": ("diversity", "free-tiny", "--task", "automaton", "--dry-run", "--out", "new"),
     "probe": (
