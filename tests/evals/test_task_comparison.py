@@ -277,3 +277,24 @@ def test_an_interval_over_items_is_that_of_a_paired_test_from_the_logged_numbers
     values = [[sample["likelihood"] for sample in run["samples"]["own_large"]] for run in own]
     known = stats.ttest_rel(values[1], values[0]).confidence_interval(0.95)
     assert (one.low, one.high) == pytest.approx((known.low, known.high))
+
+
+def test_where_likelihoods_are_not_good_nothing_is_bold_and_a_note_says_it(results: list[dict[str, Any]]) -> None:
+    second = copy.deepcopy(results[1])
+    for sample in second["samples"]["latentlm_next_line"]:
+        sample["acc"] = 1.0
+        sample["likelihoods"] = [{"value": -1.0, "converged": False}, {"value": -2.0, "converged": True}]
+    first = copy.deepcopy(results[0])
+    for sample in first["samples"]["latentlm_next_line"]:
+        sample["acc"] = 0.0
+    comparison = compare_tasks([model("a", first), model("b", second)])
+    one = found(comparison, "latentlm_next_line", "acc")
+    assert one.low > 0
+    assert (one.unconverged, one.verdict) == (10, "")
+    (note,) = [note for note in comparison.notes if "not good to the tolerance" in note]
+    assert "latentlm_next_line: 10 of 20" in note
+    for sample in second["samples"]["latentlm_next_line"]:
+        sample["likelihoods"][0]["converged"] = True
+    sure = compare_tasks([model("a", first), model("b", second)])
+    assert found(sure, "latentlm_next_line", "acc").verdict == "better"
+    assert not any("tolerance" in note for note in sure.notes)
