@@ -162,7 +162,7 @@ def test_a_likelihood_that_is_good_to_nobody_knows_what_is_shown_as_such(tmp_pat
     found = CliRunner().invoke(app, ["synthetic", *only], catch_exceptions=False)
     assert found.exit_code == 0
     assert found.output.count("unknown, no") == 3
-    for words in ("prompt's z: prior", "prompt's z: encoder", "(seed 0 of 3)"):
+    for words in ("prompt's z: prior", "prompt's z: encoder", "(seed 0, of 3)"):
         assert words in found.output, words
 
 

@@ -45,7 +45,7 @@ def _verdict(one: Shown, outcome: dict[str, Any]) -> str:
     met = "[green]met[/green]" if outcome["met"] else "[red]not met[/red]"
     met += "" if outcome["decided"] else ", but undecided"
     said = escaped(f"{one.label}: {outcome['criterion']}: {outcome['value']:.2f} {bracketed(outcome['low'], outcome['high'])}")
-    said += f", {met} (seed {one.judged[0]} of {one.seeds})"
+    said += f", {met} (seed {one.judged[0]}, of {one.seeds})"
     others = [f"seed {other['seed']}: {other['value']:.2f}, {'met' if other['met'] else 'not met'}"
               for other in outcome.get("others", [])]  # fmt: skip
     return "; ".join([said, *others])
