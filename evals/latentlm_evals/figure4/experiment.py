@@ -132,8 +132,8 @@ def _shown(
         outcome = outcomes(budget, seen, [Seen(*other) for other in others])
         further = [row for row in likelihoods if row["seed"] != seed and row.get("groups", {}).get("shared")]
         for row in further:
-            kept = [Agreement(**row["groups"][kind]["prior"]) for kind in ("independent", "shared")]
-            for one, other in zip(outcome, outcomes(budget, Seen(*kept, vanilla)), strict=True):
+            alone, same = (Agreement(**row["groups"][kind]["prior"]) for kind in ("independent", "shared"))
+            for one, other in zip(outcome, outcomes(budget, Seen(alone, same, vanilla)), strict=True):
                 one.setdefault("others", []).append({"seed": row["seed"], "value": other["value"], "met": other["met"]})
     prefills = PREFILLS if budget is not None else PREFILLS[:1]
     return Shown(
