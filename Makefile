@@ -56,10 +56,14 @@ install: $(VENV)/.stamp-dev
 	@echo "Ready: . $(BIN)/activate, then latentlm --help"
 
 FIGURE4 := runs/synthetic/figure4-full.png
+FIGURE4_SAYS := "Figure 4 of the Free Transformer, from the shipped models of the synthetic task: each row of panels is a budget of \
+bits a token. In a panel, texts of one block under \"one z for all five\" share a single z, those under \"z drawn for each\" do \
+not; on the left the prompt's z is drawn from the prior, as in the paper, on the right the encoder fills it in. What texts of a \
+block share is what z carries: first the place of the letters (blue), with more bits the noise (orange) too."
 demo: $(VENV)/.stamp-install
 	$(BIN)/latentlm reproduce synthetic --only "free-synthetic-full-*" --out runs/synthetic
 	$(BIN)/latentlm compare demo-vanilla demo-free demo-causal --jobs 3 --documents 16 --document-bytes 256 --max-samples 256 \
-		--picture $(FIGURE4) --out runs/demo
+		--picture $(FIGURE4) --caption $(FIGURE4_SAYS) --out runs/demo
 
 reproduce: $(VENV)/.stamp-install
 	$(BIN)/latentlm reproduce synthetic

@@ -109,18 +109,33 @@ def synthetic() -> str:
         own, drawn = one["generated"]["shared"].get("prior"), one["generated"]["independent"]["prior"]
         more = [seed["groups"]["shared"]["prior"] for seed in seeds[1:] if seed.get("groups", {}).get("shared")]
         shared = [own, *more] if own else []
-        near = "; ".join(f"{each['near_within']:.2f} / {each['near_across']:.2f}" for each in shared)
+        ranges = one["intervals"]["shared"].get("prior", {})
+        near = "; ".join(f"{each['near_within']:.2f}{_range(ranges, 'near_within', number)} / {each['near_across']:.2f}"
+                         for number, each in enumerate(shared))  # fmt: skip
         spread = f"{own['spread_within']:.1f} / {own['spread_across']:.1f}" if own else f"– / {drawn['spread_across']:.1f}"
-        masks = "; ".join(f"{each['masks']:.2f}" for each in shared)
+        masks = "; ".join(f"{each['masks']:.2f}{_range(ranges, 'masks', number)}" for number, each in enumerate(shared))
         above = "; ".join(f"{seed['excess_nats']:+.4f}{'' if seed['converged'] else ' (no)'}" for seed in seeds)
-        missed = [f"{each['criterion']} ({each['value']:.2f})" for each in one["outcome"] if not each["met"]]
-        said = f"{len(one['outcome']) - len(missed)} of {len(one['outcome'])}" if one["outcome"] else ""
-        said += "".join(f"; **not met**: {each}" for each in missed)
+        met = sum(each["met"] for each in one["outcome"])
+        said = f"{met} of {len(one['outcome'])} (seed {one['judged'][0]}, of {one['seeds']})" if one["outcome"] else ""
+        said += "".join(_verdict(each) for each in one["outcome"] if not (each["met"] and each["decided"]))
         rows.append([one["label"], near or f"– / {drawn['near_across']:.2f}", spread, f"{masks or '–'} / {drawn['masks']:.2f}",
                      f"{drawn['valid']:.2f}", f"{drawn['noise']:.3f}", f"{seeds[0]['kl_bits']:.3f}", above, said])  # fmt: skip
     head = ["model", "near, one z / across", "spread, one z / across", "masks, one z / z drawn for each", "valid", "noise",
             "KL, bits a token", "above exact, nats a character, by seed", "outcomes met"]  # fmt: skip
     return markdown(head, rows)
+
+
+def _range(ranges: dict[str, list[float]], measure: str, number: int) -> str:
+    """An interval over groups, of the first seed alone: of the others no groups are kept."""
+    return " [{:.2f}, {:.2f}]".format(*ranges[measure]) if number == 0 else ""
+
+
+def _verdict(outcome: dict[str, Any]) -> str:
+    """An outcome that is not met, or undecided: over the groups that were made it could have been said otherwise."""
+    met = ("met" if outcome["met"] else "**not met**") + ("" if outcome["decided"] else ", undecided")
+    values = "; ".join([f"{outcome['value']:.2f} [{outcome['low']:.2f}, {outcome['high']:.2f}]",
+                        *(f"seed {other['seed']}: {other['value']:.2f}" for other in outcome.get("others", []))])  # fmt: skip
+    return f"; {met}: {outcome['criterion']} ({values})"
 
 
 def pictured(name: str) -> str:

@@ -94,3 +94,13 @@ def test_a_wrong_name_is_one_line_and_status_1() -> None:
     assert result.stdout == ""
     assert result.stderr.startswith('error: Unknown model "fre-8b". Did you mean "free-8b"?')
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_describe_leaves_what_lies_deep_to_json_and_says_in_words_that_z_is_not_used() -> None:
+    said = typed("describe", "free-synthetic-full-1-8")
+    assert "near_within" not in said
+    assert "groups (see --json)" in " ".join(said.replace("│", " ").split())
+    words = " ".join(typed("describe", "della-tiny").replace("│", " ").split())
+    assert "z is not used" in words
+    assert "z_used" not in words
+    assert "False" not in words.partition("held_out_bound")[2]

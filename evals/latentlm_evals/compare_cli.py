@@ -46,7 +46,7 @@ Folders of lm_eval --log_samples, of any model type:
 """
 _MEASURING = (
     "jobs", "method", "samples", "tolerance", "max_samples", "task_samples", "dry_run", "documents", "document_bytes",
-    "include_path", "limit", "seed", "picture",
+    "include_path", "limit", "seed", "picture", "caption",
 )  # fmt: skip
 """Options of models, which mean nothing where the answers are logged."""
 
@@ -83,6 +83,9 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw in the measurements.")] = 0,
     picture: Annotated[list[Path] | None, typer.Option(help="SVG or PNG files for the end of the page.")] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option(help='Words for each picture, in their order: "HEADING: what it shows".')
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what measuring will take.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -120,6 +123,7 @@ def compare(
         seed=seed,
         jobs=jobs,
         pictures=tuple(picture or ()),
+        captions=tuple(caption or ()),
         command=command,
     )
     if dry_run:

@@ -37,6 +37,7 @@ from latentlm_evals.logged import Evaluation, check_evaluation, write_evaluation
 from latentlm_evals.measure import Precision, Text, add_differences, held_out_texts, measure, tokenized
 from latentlm_evals.model_runs import shared_name, split_runs
 from latentlm_evals.outputs import Outputs
+from latentlm_evals.progress import Lines, status
 from latentlm_evals.results import Comparison, ModelResult
 from latentlm_evals.scored import verdict
 from latentlm_evals.task_comparison import Model, compare_tasks
@@ -62,6 +63,8 @@ class Settings:
     jobs: int = 2
     pictures: tuple[Path, ...] = ()
     """Shown at the end of the page."""
+    captions: tuple[str, ...] = ()
+    """Of the pictures, in their order, "HEADING: TEXT"; none, or one of each."""
     command: str = "latentlm compare"
 
 
@@ -118,7 +121,7 @@ def run(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
         labels = shared_name([[run.name for run in own] for own in runs])
         comparison.paired_tasks = compare_tasks([Model(label, own) for label, own in zip(labels, runs, strict=True)])
     outputs.write("comparison.json", comparison.to_json() + "\n")
-    outputs.write("report.html", report.page(comparison, settings.pictures))
+    outputs.write("report.html", report.page(comparison, settings.pictures, settings.captions))
     return comparison
 
 
@@ -132,7 +135,7 @@ def dry(names: list[str], overrides: list[str], folder: Path, *, settings: Setti
     recipes = iter(chosen.recipes)
     plans = {}
     for entry in chosen.entries:
-        with console.status(escaped(f"Timing a window of {entry.name}")):
+        with status(console, f"Timing a window of {entry.name}"):
             if entry.recipe:
                 model = make_model(resolve(next(recipes), tokenizer=load_tokenizer("bytes")), "cpu")
                 model.tokenizer = load_tokenizer("bytes")
@@ -165,6 +168,7 @@ def _chosen(names: list[str], overrides: list[str], folder: Path, settings: Sett
     """Models, recipes, data and tasks, all known to exist, as the pictures are. Raises UserError."""
     for picture in settings.pictures:
         report.check_picture(picture)
+    report.check_captions(settings.pictures, settings.captions)
     models = [[_entry(run, folder) for run in split_runs(name)] for name in names]
     entries = [entry for runs in models for entry in runs]
     if len({entry.name for entry in entries}) < len(entries) or not entries:
@@ -265,7 +269,14 @@ def _measure(
     """Load and measure one model; what it answered in the tasks goes into `evaluations` and the folder."""
     started = time.monotonic()
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
-        bar = bars.add_task(escaped(f"Measuring {entry.name} on {len(texts)} held-out documents"), total=None)
+        what = f"Measuring {entry.name} on {len(texts)} held-out documents"
+        bar, lines = bars.add_task(escaped(what), total=None), Lines(console)
+        lines(what, "begun")
+
+        def show(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+            lines(what, f"{done} of {total}")
+
         model = zoo.load(entry.model, weights="required")
         result = measure(
             model,
@@ -273,7 +284,7 @@ def _measure(
             texts,
             precision=settings.precision,
             seed=settings.seed,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            progress=show,
         )
     result.training = training_facts(Path(entry.model), model)
     result.curves.update(training_curves(Path(entry.model)))

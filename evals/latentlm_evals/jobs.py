@@ -27,6 +27,7 @@ from latentlm.errors import UserError
 from latentlm.training.record import METRICS, whole_lines
 from latentlm.training.record.reporting import bound_text
 from latentlm_evals.outputs import made_folder
+from latentlm_evals.progress import Lines
 
 _POLL_SECONDS = 0.5
 _ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -76,7 +77,8 @@ def train_all(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
         TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(),
     )  # fmt: skip
-    with _terminable(), Progress(*columns, console=console) as progress:
+    lines = Lines(console)
+    with _terminable(), Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bars = {job.name: progress.add_task(escaped(job.name), total=job.steps, numbers="starting") for job in jobs}
         try:
             while waiting or running:
@@ -84,11 +86,12 @@ def train_all(
                     job = waiting.pop(0)
                     running[job.name] = (job, _start(job, threads=max(1, (os.cpu_count() or 1) // parallel)))
                 for job, process in list(running.values()):
-                    _show(progress, bars[job.name], job)
+                    _show(progress, bars[job.name], job, lines)
                     if process.poll() is not None:
                         del running[job.name]
                         _check(job, process)
-                        finished(job, _said(progress, bars[job.name]))
+                        lines(job.name, "trained", now=True)
+                        finished(job, _said(progress, bars[job.name], job, lines))
                 time.sleep(_POLL_SECONDS)
         finally:
             for _, process in running.values():
@@ -113,8 +116,12 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _said(progress: Progress, bar: TaskID) -> Callable[[str], None]:
-    return lambda text: progress.update(bar, numbers=text)
+def _said(progress: Progress, bar: TaskID, job: Job, lines: Lines) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        progress.update(bar, numbers=text)
+        lines(job.name, text)
+
+    return say
 
 
 def _start(job: Job, *, threads: int) -> subprocess.Popen[str]:
@@ -134,11 +141,12 @@ def _check(job: Job, process: subprocess.Popen[str]) -> None:
         raise UserError(f"training {job.name} failed (whole log: {job.log}):\n" + "\n".join(last))
 
 
-def _show(progress: Progress, bar: TaskID, job: Job) -> None:
-    """Move the job's bar to what its metrics say."""
+def _show(progress: Progress, bar: TaskID, job: Job, say: Lines) -> None:
+    """Move the job's bar to what its metrics say, or say it by a line."""
     lines = whole_lines(job.out / METRICS)
     training = [line for line in lines if line.get("split", "train") == "train"]
     if training:
         last = training[-1]
         numbers = f"{bound_text(last)}, {last['tokens_per_second']:,.0f} tokens/s"
         progress.update(bar, completed=last["step"], numbers=numbers)
+        say(job.name, f"step {last['step']:,} of {job.steps:,}, {numbers}")

@@ -23,30 +23,31 @@ def load_model(
     dtype: str | None = None,
     tokenizer: str | None = None,
     allow_random: bool = False,
+    advise: bool = True,
 ) -> LatentDecoder:
     """A decoder with a tokenizer, in evaluation mode. `model` is a name of the zoo, a run folder, or a decoder made in Python
     (then `device` and `dtype` are its own).
 
     Raises UserError, before anything is loaded, for random weights unless `allow_random`, and for a card without a tokenizer
     unless `tokenizer` is given: "bytes", or the path of a tokenizer.json or of its folder. Then for weights that are no
-    numbers."""
+    numbers. `advise`: whether the messages name these two, which a caller may not have."""
     flag("allow_random", allow_random)
     if isinstance(model, LatentDecoder):
         name = model.card.name if model.card else "the model"
-        _refuse_random(model.card, allow_random)
-        _refuse_wordless(name, bool(tokenizer or model.tokenizer))
+        _refuse_random(model.card, allow_random, advise)
+        _refuse_wordless(name, bool(tokenizer or model.tokenizer), advise)
         loaded = model
     else:
         name = model
         if not _is_llama(model):
             card = find(model).card
             name = card.name
-            _refuse_random(card, allow_random)
-            _refuse_wordless(name, bool(tokenizer or card.tokenizer))
+            _refuse_random(card, allow_random, advise)
+            _refuse_wordless(name, bool(tokenizer or card.tokenizer), advise)
         loaded = zoo.load(model, device=device, dtype=None if dtype == "auto" else dtype)
     if tokenizer is not None:
         loaded.tokenizer = load_tokenizer(_file_of(tokenizer))
-    _refuse_wordless(name, bool(loaded.tokenizer))
+    _refuse_wordless(name, bool(loaded.tokenizer), advise)
     assert loaded.tokenizer is not None
     if loaded.tokenizer.vocabulary > loaded.config.backbone.vocabulary:  # fewer is fine: vocabularies are padded for speed
         check_vocabulary(loaded.tokenizer, loaded.config.backbone.vocabulary, source=name)
@@ -86,16 +87,19 @@ def _refuse_broken(name: str, model: LatentDecoder) -> None:
             raise UserError(f"{name} has weights that are not finite ({part}): it is broken. Train it anew, or load it again.")
 
 
-def _refuse_random(card: Card | None, allow_random: bool) -> None:
+def _refuse_random(card: Card | None, allow_random: bool, advise: bool) -> None:
     """Raise UserError for an `architecture` card, whose weights are random."""
     if card is not None and card.status == "architecture" and not allow_random:
+        remedy = "Name a trained model: `latentlm zoo list` shows which are."
+        if advise:
+            remedy = "Evaluate a trained model, or say allow_random=true (--allow-random) to measure random ones all the same."
         raise UserError(
-            f'"{card.name}" is an architecture without trained weights: its scores would be those of random weights. '
-            "Evaluate a trained model, or say allow_random=true (--allow-random) to measure random ones all the same."
+            f'"{card.name}" is an architecture without trained weights: its scores would be those of random weights. {remedy}'
         )
 
 
-def _refuse_wordless(name: str, has_tokenizer: bool) -> None:
+def _refuse_wordless(name: str, has_tokenizer: bool, advise: bool) -> None:
     """Raise UserError for a model that can read no text."""
     if not has_tokenizer:
-        raise UserError(f"{name} has no tokenizer: give one with tokenizer=PATH of a tokenizer.json, or tokenizer=bytes.")
+        remedy = "give one with tokenizer=PATH of a tokenizer.json, or tokenizer=bytes."
+        raise UserError(f"{name} has no tokenizer: {remedy if advise else 'name a model that has one.'}")

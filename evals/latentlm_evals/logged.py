@@ -48,6 +48,10 @@ class LoggedTask:
     """Metric -> the aggregation that the task's file names."""
     higher_is_better: dict[str, bool | None] = field(default_factory=dict)
     version: Any = None
+    likelihoods: int = 0
+    """Of latent decoders: how many estimates the answers rest on."""
+    unconverged: int = 0
+    """Of them, those that are not good to the tolerance."""
     windows: str | None = None
     """How whole texts were cut, "disjoint" or "overlapping"; None of a task that has none."""
 
@@ -215,6 +219,10 @@ def _task(name: str, samples: Iterable[dict[str, Any]], results: dict[str, Any],
             raise UserError(
                 f"the samples of {name} of {model} lack {error}: an older lm-eval made them; evaluate again."
             ) from None
+        scores = [score for score in sample.get("likelihoods") or [] if isinstance(score, dict)]
+        if sample["filter"] == next(iter(task.values), ("", sample["filter"]))[1]:  # an item has a line for each filter
+            task.likelihoods += len(scores)
+            task.unconverged += sum(not score.get("converged", True) for score in scores)
         for metric, value in found.items():
             items = task.values.setdefault(metric, {})
             if item in items:

@@ -55,7 +55,8 @@ def explained(found: TaskComparison) -> str:
     covers = "the choice of items and the seeds" if several else "the choice of items, not the seed (one run of each model)"
     text = (
         f"Differences are paired by item; the interval covers {covers}. McNemar: exact two-sided p, for metrics of 0 and 1 and "
-        "one run of each model. Rows of a group pool its tasks as lm-eval does. Bold: zero is outside the interval."
+        "one run of each model. Rows of a group pool its tasks as lm-eval does. Bold: zero is outside the interval, and "
+        "the likelihoods are good to the tolerance."
     )
     count = len(found.differences)
     if count >= _MANY:

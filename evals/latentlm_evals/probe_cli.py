@@ -79,8 +79,8 @@ def probe(
     judge_name(judge, found)
     settings = Settings(pairs=pairs, groups=groups, prompt=prompt, max_tokens=max_tokens, seed=seed, judge=judge)
     outputs = Outputs(out, numbers="probe.json", keys={"model", "trained_on"}, beside=["probe.svg"])
-    decoder = load_model(model, device=device)
-    plain = None if baseline is None else load_model(baseline, device=device)
+    decoder = load_model(model, device=device, advise=False)
+    plain = None if baseline is None else load_model(baseline, device=device, advise=False)
     found, seen = without_trained(found, [one for one in (model, baseline) if one is not None])
     if seen:
         progress.print(f"{seen} texts that were trained on are left out.")
@@ -102,13 +102,17 @@ def _bars(console: Console) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+    from latentlm_evals.progress import Lines
+
     with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
+        lines = Lines(console)
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what)
             bars.update(tasks[what], completed=done, total=total)
+            lines(what, f"{done} of {total}")
 
         yield show
 

@@ -6,6 +6,7 @@ Table, what each number is, curves, lm-eval tasks with their chance level, and s
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -22,7 +23,7 @@ from latentlm_evals.results import (
     TaskComparison,
     TaskDifference,
     TaskResult,
-    differ_in_text,
+    taxed,
 )
 
 _STYLE = """
@@ -68,8 +69,8 @@ PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 """Kinds of picture that the page takes, by the end of their names."""
 
 
-def page(comparison: Comparison, pictures: Sequence[Path] = ()) -> str:
-    """The whole page as HTML, with pictures at its end."""
+def page(comparison: Comparison, pictures: Sequence[Path] = (), captions: Sequence[str] = ()) -> str:
+    """The whole page as HTML, with pictures at its end, and their captions where there are some."""
     held_out = comparison.held_out
     *firsts, last = (escape(model.name) for model in comparison.models)
     names = f"{', '.join(firsts)} and {last}" if firsts else last
@@ -86,7 +87,7 @@ def page(comparison: Comparison, pictures: Sequence[Path] = ()) -> str:
         _tasks(comparison.models, comparison.task_scoring),
         _differences(comparison.paired_tasks),
         _samples(comparison.models),
-        *map(_picture, pictures),
+        *itertools.starmap(_picture, zip(pictures, captions or [""] * len(pictures), strict=True)),
         _provenance(comparison),
     ]
     return "\n".join(parts) + "\n</html>\n"
@@ -167,8 +168,8 @@ def _use_of_latents(models: list[ModelResult]) -> str:
     latent = [(index, model) for index, model in enumerate(models) if model.cross_entropy_bits]
     if not latent:
         return ""
-    sources = ("posterior", "prior", "shuffled", "constant")
-    head = "".join(f"<th>z from {source}</th>" for source in sources) + "<th>mutual information, bits per site</th>"
+    sources = {"posterior": "own z", "prior": "z from the prior", "shuffled": "another text's z", "constant": "constant z"}
+    head = "".join(f"<th>{words}</th>" for words in sources.values()) + "<th>mutual information, bits per site</th>"
     rows = ""
     for index, model in latent:
         cells = "".join(f"<td>{model.cross_entropy_bits[source]:.4f}</td>" for source in sources)
@@ -189,20 +190,15 @@ def _use_of_latents(models: list[ModelResult]) -> str:
 
 def _balance(models: list[ModelResult]) -> str:
     """What z gives where it is known, and what it costs where it is not, beside a first model that has none."""
-    first, *others = models
-    latent = [
-        (index, model) for index, model in enumerate(others, 1)
-        if model.has_latents and model.cross_entropy_bits and not differ_in_text([first, model])
-    ]  # fmt: skip
-    if first.has_latents or not latent:
+    first, latent = models[0], [(index, models[index]) for index in taxed(models)]
+    if not latent:
         return ""
     rows = ""
     for index, model in latent:
         known = first.bits_per_byte.value - model.posterior_bits_per_byte
         paid = model.elbo_bits_per_byte - model.posterior_bits_per_byte
         verdict = "converged" if model.converged else "<b>not converged</b>: more likely too high than too low"
-        entropies = model.cross_entropy_bits
-        other = f"{entropies['shuffled'] - entropies['posterior']:+.4f}"
+        other = f"{model.another_costs:+.4f}"
         tax = _estimate(model.difference, signed=True)
         cells = (f"{known:+.4f}", other, f"{paid:.4f}", tax, f"{verdict}, good {model.good_to}")
         rows += f"<tr><td>{_dot(index)}{escape(model.name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -229,11 +225,21 @@ def check_picture(path: Path) -> None:
         raise UserError(f"--picture {path} is no {path.suffix.lower()[1:].upper()} file, whatever its name.")
 
 
-def _picture(path: Path) -> str:
-    """A picture inside the page. An image runs no scripts, whatever is in it."""
+def check_captions(pictures: Sequence[Path], captions: Sequence[str]) -> None:
+    """Raise UserError unless there is a caption for each picture, or none at all."""
+    if captions and len(captions) != len(pictures):
+        raise UserError(f"--caption is given {len(captions)} times and --picture {len(pictures)} times: give one for each.")
+
+
+def _picture(path: Path, caption: str) -> str:
+    """A picture inside the page, under the caption's heading, or else the file's name. An image runs no scripts, whatever is
+    in it."""
     data = base64.b64encode(read_bytes(path, most=MOST_BYTES)).decode("ascii")
-    name = escape(path.stem)
-    return f'<h2>{name}</h2><img alt="{name}" src="data:{PICTURES[path.suffix.lower()]};base64,{data}">'
+    heading, colon, text = caption.partition(": ")
+    if not colon:
+        heading, text = path.stem, caption
+    image = f'<img alt="{escape(text or heading)}" src="data:{PICTURES[path.suffix.lower()]};base64,{data}">'
+    return f"<h2>{escape(heading)}</h2>{f'<p>{escape(text)}</p>' if text else ''}{image}"
 
 
 def _bits(models: list[ModelResult]) -> str:

@@ -36,8 +36,26 @@ def _root() -> None:
     """Repeat published experiments."""
 
 
+_TRAINING = ("overrides", "ship", "texts", "runs", "results", "jobs")
+_SHOWING = ("score", "groups", "letter", "seed", "shelf", "out")
+"""Options of what is shown, which mean nothing where models are trained."""
+
+
+def _refuse_idle(context: typer.Context, *, train: bool) -> None:
+    """Raise UserError for an option that would do nothing."""
+    for name in _SHOWING if train else _TRAINING:
+        value, source = context.params.get(name), context.get_parameter_source(name)
+        if value is None or source is None or source.name == "DEFAULT":
+            continue
+        odd = value[0] if name == "overrides" else f"--{name}"
+        if not train:
+            raise UserError(f"{odd} is about training, and nothing is trained: add --train.")
+        raise UserError(f"{odd} is about what is shown, and --train shows nothing: leave it out, and show the models later.")
+
+
 @app.command(epilog=_EPILOG)
 def synthetic(
+    context: typer.Context,
     overrides: Annotated[list[str] | None, typer.Argument(help="With --train: settings to change.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Folder of picture and numbers.")] = Path("runs/synthetic"),
     only: Annotated[list[str] | None, typer.Option(help="Names or patterns of the models. Default: all.")] = None,
@@ -69,17 +87,19 @@ def synthetic(
     settings = experiment.Settings(letter=letter, groups=groups, seed=seed, shelf=shelf, score=score)
     if len(letter) != 1 or not ("A" <= letter <= "Z"):
         raise UserError(f'--letter "{letter}" is none of the 26 capitals.')
-    if not train and (overrides or ship):
-        odd = "--ship" if ship else (overrides or [""])[0]
-        raise UserError(f"{odd} is about training, and nothing is trained: add --train.")
+    _refuse_idle(context, train=train)
     if train:
         kept, at_once = results or runs / "results.jsonl", jobs or os.cpu_count() or 1
         made_folder(runs, remedy="choose another folder with --runs")
-        study, done = experiment.train(patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=progress)
-        if ship is None:
-            console.print(escaped(f"Each run in {runs} is a model; --ship SHELF makes cards of them."))
-        else:
+        study, done, lines = experiment.train(
+            patterns, overrides or [], runs, kept, texts=texts, jobs=at_once, console=progress
+        )
+        if ship is not None:
             experiment.ship(study, done, runs, kept, ship, console=progress)
+        elif not as_json_:
+            console.print(escaped(f"Each run in {runs} is a model; --ship SHELF makes cards of them."))
+        if as_json_:
+            emit(lines)
         return
     drawn = [f"figure4-{kind}.{ending}" for kind in KINDS for ending in ("svg", "png")]
     outputs = Outputs(out, numbers="synthetic.json", keys={"label", "generated"}, beside=drawn)

@@ -6,7 +6,7 @@ Units: bits per byte are nats of all targets, end-of-text included, over raw byt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,11 +71,14 @@ class TaskDifference:
     only_second: int | None
     mcnemar: float | None
     """Exact two-sided p."""
+    unconverged: int = 0
+    """Likelihoods behind it, of all runs of both models, that are not good to the tolerance."""
 
     @property
     def verdict(self) -> str:
-        """What the interval says of the second model: better, worse, differs (where no direction is better), or nothing."""
-        if not (self.low > 0 or self.high < 0):
+        """What the interval says of the second model: better, worse, differs (where no direction is better), or nothing, as
+        where likelihoods behind it are not good to the tolerance."""
+        if self.unconverged or not (self.low > 0 or self.high < 0):
             return ""
         if self.higher_is_better is None:
             return "differs"
@@ -176,6 +179,12 @@ class ModelResult:
         """What the likelihood estimates are good to, in words."""
         return f"to {self.uncertainty:.4f}" if math.isfinite(self.uncertainty) else "unknown"
 
+    @property
+    def another_costs(self) -> float | None:
+        """Bits per token by which another text's z is worse than the text's own; None where it is not measured."""
+        found = self.cross_entropy_bits
+        return found["shuffled"] - found["posterior"] if found else None
+
 
 def budgets(models: Iterable[ModelResult]) -> dict[str, int]:
     """Training tokens of each model that says so."""
@@ -187,6 +196,17 @@ def differ_in_text(models: Iterable[ModelResult]) -> bool:
     """Whether some of the models say that they were trained on different amounts of text."""
     known = budgets(models).values()
     return bool(known) and max(known) > 1.01 * min(known)
+
+
+def taxed(models: Sequence[ModelResult]) -> list[int]:
+    """The places of the models whose difference from the first is the tax of a latent: the first has none, and they saw as much
+    text."""
+    first = models[0]
+    return [
+        place for place, model in enumerate(models)
+        if place and not first.has_latents and model.has_latents and model.cross_entropy_bits
+        and not differ_in_text([first, model])
+    ]  # fmt: skip
 
 
 @dataclass

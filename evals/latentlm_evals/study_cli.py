@@ -41,12 +41,12 @@ def study(
     """Run the arms of a study that are not finished, and lay all side by side."""
     from rich.console import Console
 
-    from latentlm_evals.study.plan import chosen, read_study, runs_of
+    from latentlm_evals.study.plan import chosen, read_study, runs_of, study_file
     from latentlm_evals.study.results import finished, read_lines, tabulated
 
     console, progress = Console(), Console(stderr=True)
     console.width = max(console.width, 150) if not console.is_terminal else console.width
-    path = typed_path(file)
+    path = study_file(typed_path(file))
     plan = read_study(path)
     arms = chosen(plan, only or [])
     every = runs_of(plan, path.parent)
@@ -73,9 +73,14 @@ def study(
     if not lines:
         raise UserError(f"{kept} has no finished run of {path}: leave --table out to run them.")
     found = tabulated(plan, lines)
+    waiting = [run.name for run in every if run.name not in lines]
     if as_json:
-        emit([asdict(one) for one in found])
+        alone = [one.arm for one in found if one.runs == 1]
+        emit({"runs": len(every), "waiting": waiting, "one_seed": alone, "arms": [asdict(one) for one in found]})
         return
-    from latentlm_evals.study.table import tables
+    from latentlm.cli.text import escaped
+    from latentlm_evals.study.table import notes, tables
 
     console.print(*tables(plan, found), sep="\n")
+    for note in notes(plan, waiting, found):
+        console.print(f"[yellow]{escaped(note)}[/yellow]")

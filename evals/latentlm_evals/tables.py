@@ -8,10 +8,13 @@ from latentlm.cli.tables import ReadableTable
 from latentlm.cli.text import escaped
 from latentlm.likelihood.planning import Plan
 from latentlm_evals.paired_tables import show_tasks
-from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult
+from latentlm_evals.results import Comparison, Estimate, ModelResult, TaskResult, taxed
+from latentlm_evals.study.results import USED
 
 _SIDE_BY_SIDE = 3
 """Models that stand in columns; more of them stand in rows."""
+_ALWAYS = ("ELBO, bits/byte", "posterior cross-entropy, bits/byte", "KL, bits/token", "live units")
+"""Rows that are there also where no model has a latent."""
 
 
 def show(comparison: Comparison, *, console: Console) -> None:
@@ -27,7 +30,8 @@ def show(comparison: Comparison, *, console: Console) -> None:
     console.print(
         "[dim]bits/byte: honest likelihood of held-out documents (exact for vanilla, a lower bound on it for latent models): "
         f"{comparison.scored} ±: standard error clustered by document; difference paired with the first model, negative is "
-        "better. The posterior cross-entropy is no likelihood: its latents have seen the targets.[/dim]"
+        "better. The posterior cross-entropy is no likelihood: its latents have seen the targets. The tax: the difference of a "
+        "latent model from a first one that has no latent.[/dim]"
     )
     if any(model.tasks for model in comparison.models):
         console.print(_tasks(comparison.models, comparison.task_scoring))
@@ -39,7 +43,7 @@ def show(comparison: Comparison, *, console: Console) -> None:
 
 
 def _main(models: list[ModelResult], title: str) -> list[ReadableTable]:
-    """A few models: one table, one row per quantity. Many: one row per model, in four tables. All fit 80 columns."""
+    """A few models: one table, one row per quantity. Many: one row per model, in four tables or five. All fit 80 columns."""
     likelihood = {
         "bits/byte, honest": [f"[bold]{m.bits_per_byte}[/bold]{'' if m.converged else ' *'}" for m in models],
         "by": [model.method for model in models],
@@ -54,7 +58,10 @@ def _main(models: list[ModelResult], title: str) -> list[ReadableTable]:
         "posterior cross-entropy, bits/byte": [f"{m.posterior_bits_per_byte:.4f}" if m.has_latents else "–" for m in models],
         "KL, bits/token": [f"{m.kl_bits_per_token:.4f}" if m.has_latents else "–" for m in models],
         "live units": ["–" if m.live_units is None else f"{m.live_units} of {m.units}" for m in models],
+        "z used: another text's costs, bits/token": [_use(m) for m in models],
+        "the tax of z, bits/byte": [_signed(m.difference) if place in taxed(models) else "–" for place, m in enumerate(models)],
     }
+    latents = {label: cells for label, cells in latents.items() if label in _ALWAYS or set(cells) != {"–"}}
     cost = {
         "parameters": [f"{model.parameters:,}" for model in models],
         "operations per token, training": [f"{m.training_operations / 1e6:.1f}M" for m in models],
@@ -65,8 +72,9 @@ def _main(models: list[ModelResult], title: str) -> list[ReadableTable]:
     if len(models) > _SIDE_BY_SIDE:
         estimates = {label: likelihood.pop(label) for label in ("by", "error of the estimate", "converged")}
         likelihood["ELBO, bits/byte"] = latents.pop("ELBO, bits/byte")
-        groups = {title: likelihood, "estimates": estimates, "latents": latents, "cost": cost}
-        return [_model_rows(names, group, text) for text, group in groups.items()]
+        use = {label: latents.pop(label) for label in list(latents) if label not in _ALWAYS}
+        groups = {title: likelihood, "estimates": estimates, "latents": latents, "use of z": use, "cost": cost}
+        return [_model_rows(names, group, text) for text, group in groups.items() if group]
     table = ReadableTable(title=title, title_justify="left")
     table.add_column("")
     for name in names:
@@ -74,6 +82,13 @@ def _main(models: list[ModelResult], title: str) -> list[ReadableTable]:
     for label, cells in (likelihood | latents | cost).items():
         table.add_row(label, *cells)
     return [table]
+
+
+def _use(model: ModelResult) -> str:
+    """Whether the decoder uses z, and what another text's costs it."""
+    if model.another_costs is None:
+        return "–"
+    return f"{'yes' if model.another_costs >= USED else '[red]no[/red]'}, {model.another_costs:+.4f}"
 
 
 def _verdict(model: ModelResult) -> str:

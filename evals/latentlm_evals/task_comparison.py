@@ -40,7 +40,7 @@ def compare_tasks(models: Sequence[Model], only: Sequence[str] = ()) -> TaskComp
     tasks = _common_tasks([run for model in models for run in model.runs], only)
     for task in tasks:
         _check_items(models, task)
-    notes = _notes(models, tasks)
+    notes = [*_notes(models, tasks), *_unconverged(models, tasks)]
     scores, left_out = _scores(models, tasks)
     notes += [f"{task} {_label(metric)} is left out: its aggregation is not one of lm-eval's." for task, metric in left_out]
     found = TaskComparison({model.name: [run.name for run in model.runs] for model in models}, [], notes)
@@ -117,6 +117,7 @@ def _difference(
         only_first=answers[0] if answers else None,
         only_second=answers[1] if answers else None,
         mcnemar=mcnemar(*answers) if answers else None,
+        unconverged=sum(run.tasks[task].unconverged for model in (first, second) for run in model.runs for task in tasks),
     )
 
 
@@ -212,6 +213,19 @@ def _notes(models: Sequence[Model], tasks: Sequence[str]) -> list[str]:
     alone = [model.name for model in models if len(model.runs) == 1]
     if alone and len(alone) < len(models):
         found.append(f"Of {', '.join(alone)} one run is given: the spread over seeds is that of the other model alone.")
+    return found
+
+
+def _unconverged(models: Sequence[Model], tasks: Sequence[str]) -> list[str]:
+    """The tasks whose numbers rest on likelihoods that are not good to the tolerance."""
+    found = []
+    for run in (run for model in models for run in model.runs):
+        bad = {task: run.tasks[task] for task in tasks if run.tasks[task].unconverged}
+        if bad:
+            listed = "; ".join(f"{task}: {one.unconverged:,} of {one.likelihoods:,}" for task, one in bad.items())
+            found.append(
+                f"Likelihoods of {run.name} that are not good to the tolerance: {listed}. Differences there are not in bold."
+            )
     return found
 
 

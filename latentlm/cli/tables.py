@@ -2,8 +2,9 @@
 
     table = ReadableTable("model", "bits/byte", names=1)
 
-rich squeezes the columns that may wrap, down to nothing, and cuts words with an ellipsis; numbers of a model that diverged are
-wide enough to leave no name. Here columns give way in turn: text wraps between its words, names fold, then numbers fold.
+rich squeezes the columns that may wrap, down to nothing, and breaks words and numbers. Here text wraps between its words; where
+that is not enough, the columns are laid out in several tables, one below the other, each with the names. Names and numbers
+fold only where one column beside the names is too much.
 """
 
 from __future__ import annotations
@@ -20,37 +21,83 @@ from rich.table import Column, Table
 NAME_WIDTH = 13  # characters a line down to which names fold first
 _NUMBER_WIDTH = 10  # then numbers
 _NARROWEST = 5  # and then names again, before numbers fold to less
+_TEXT_WIDTH = 20  # below which lines of text that wrap are no pleasure
 _ENDLESS = 100_000
 
 
 class ReadableTable(Table):
-    """A `rich.table.Table` whose first `names` columns are names. A column that is `no_wrap` keeps its lines whole as long as
-    names can fold instead."""
+    """A `rich.table.Table` whose first `names` columns are names. Of a column that is `no_wrap` the cells keep their lines
+    whole; its header wraps between words."""
 
     def __init__(self, *headers: Column | str, names: int = 1, **options: Any) -> None:
         super().__init__(*headers, **options)
         self.names = names
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        fitted = copy.copy(self)
-        fitted.columns = self._fitted(console, options)
-        yield from Table.__rich_console__(fitted, console, options)
+        part = copy.copy(self)
+        if isinstance(self.title, str) and self.title_justify == "left":  # which rich wraps at the table's own width
+            yield console.render_str(self.title, style=self.title_style or "table.title", highlight=False)
+            part.title = None
+        for columns in self._parts(console, options):
+            part.columns = columns
+            part.columns = part._fitted(console, options)
+            yield from Table.__rich_console__(part, console, options)
+            part.title = None
+
+    def _parts(self, console: Console, options: ConsoleOptions) -> Iterator[list[Column]]:
+        """The columns of each table: as many as it holds without breaking a word or a line that is to stay whole."""
+        names, numbers = self.columns[: self.names], self.columns[self.names :]
+        part = copy.copy(self)
+        taken: list[Column] = []
+        for column in numbers:
+            part.columns = [*names, *taken, column]
+            if taken and part._excess(console, options) > sum(part._spare(console, options)):
+                yield [*names, *taken]
+                taken = []
+            taken.append(column)
+        yield [*names, *taken]
+
+    def _excess(self, console: Console, options: ConsoleOptions) -> int:
+        """Characters by which the table is too wide with every line whole."""
+        return Measurement.get(console, options.update(width=_ENDLESS), self).maximum - options.max_width
+
+    def _spare(self, console: Console, options: ConsoleOptions) -> list[int]:
+        """Characters that each column can do without before a word breaks, or a line that is to stay whole."""
+        longest = options.max_width * 2 // 5  # of a word or name that is never broken
+        found = []
+        for place, column in enumerate(self.columns):
+            line, word = self._needed(console, options, column)
+            if column.no_wrap and place >= self.names:
+                floor = word
+            else:
+                is_text = column.justify == "left" and place >= self.names
+                floor = max(min(word, longest), min(line, _TEXT_WIDTH) if is_text else 0)
+            found.append(line - floor)
+        return found
+
+    def _needed(self, console: Console, options: ConsoleOptions, column: Column) -> tuple[int, int]:
+        """The longest line of a column and what must not break of it, in characters: the cells' lines where they are to stay
+        whole, else the words."""
+        endless = options.update(width=_ENDLESS)
+        heads = [column.header] if self.show_header else []
+        (line, word), (head_line, head_word) = (_extent(console, endless, cells) for cells in (column.cells, heads))
+        return max(line, head_line), max(line if column.no_wrap else word, head_word)
 
     def _fitted(self, console: Console, options: ConsoleOptions) -> list[Column]:
         """The columns, with widths at which the table fits where rich would have to squeeze or cut it."""
-        endless = options.update(width=_ENDLESS)
-        excess = Measurement.get(console, endless, self).maximum - options.max_width
+        excess = self._excess(console, options)
         if excess <= 0:
             return self.columns
-        lines, words = map(list, zip(*(_needed(console, endless, self._said(column)) for column in self.columns), strict=True))
-        words[: self.names] = [max(word, min(line, NAME_WIDTH)) for line, word in zip(lines, words[: self.names], strict=False)]
-        whole = [line if column.no_wrap else word for column, line, word in zip(self.columns, lines, words, strict=True)]
+        lines, words = map(list, zip(*(self._needed(console, options, column) for column in self.columns), strict=True))
+        endless = options.update(width=_ENDLESS)
+        single = [_extent(console, endless, [column.header, *column.cells])[1] for column in self.columns]
+        spared = [line - spare for line, spare in zip(lines, self._spare(console, options), strict=True)]
         everything, names, numbers = range(len(lines)), range(self.names), range(self.names, len(lines))
         widths = list(lines)
         for places, floors in (
-            (everything, whole),
+            (everything, spared),
             (names, [min(NAME_WIDTH, word) for word in words]),
-            (numbers, words),
+            (numbers, single),
             (numbers, [min(_NUMBER_WIDTH, word) for word in words]),
             (names, [min(_NARROWEST, word) for word in words]),
             (numbers, [1] * len(words)),
@@ -61,14 +108,8 @@ class ReadableTable(Table):
             for column, width, line in zip(self.columns, widths, lines, strict=True)
         ]
 
-    def _said(self, column: Column) -> Iterator[Any]:
-        """All that stands in a column."""
-        if self.show_header:
-            yield column.header
-        yield from column.cells
 
-
-def _needed(console: Console, options: ConsoleOptions, cells: Iterable[Any]) -> tuple[int, int]:
+def _extent(console: Console, options: ConsoleOptions, cells: Iterable[Any]) -> tuple[int, int]:
     """The longest line and the longest word, in characters."""
     found = [Measurement.get(console, options, cell) for cell in cells]
     return max((one.maximum for one in found), default=1), max((one.minimum for one in found), default=1)

@@ -94,14 +94,27 @@ class Description:
         for name, value in self.card.scores.items():
             for number, one in enumerate(value if isinstance(value, list) else [value]):
                 yield ("" if number else name), _facts(one)
+                if isinstance(one, dict) and one.get("z_used") is False:
+                    yield "", "z is not used: the decoder does as well with another text's"
 
 
 def _facts(value: object) -> str:
-    """Numbers rounded, mappings as a list of facts, those in them in brackets."""
+    """Numbers rounded, yes and no in words, mappings as a list of facts, those in them in brackets; what lies deeper is left to
+    `as_json`."""
     if not isinstance(value, dict):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
-    said = ((key, _facts(item), isinstance(item, dict)) for key, item in value.items() if item is not None)
-    return ", ".join(f"{key} ({text})" if nested else f"{key} {text}" for key, text, nested in said)
+    said = []
+    for key, item in value.items():
+        if key == "z_used":  # where it is not, a line of its own says so
+            said += ["z is used"] * bool(item)
+        elif isinstance(item, bool):
+            said.append(key if item else f"not {key}")
+        elif isinstance(item, dict):
+            deep = any(isinstance(inner, dict) for inner in item.values())
+            said.append(f"{key} (see --json)" if deep else f"{key} ({_facts(item)})")
+        elif item is not None:
+            said.append(f"{key} {_facts(item)}")
+    return ", ".join(said)
 
 
 def _bytes(number: int) -> str:

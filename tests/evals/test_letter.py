@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from latentlm import zoo
@@ -16,18 +19,27 @@ from latentlm.errors import UserError
 from latentlm.generation import generate
 from latentlm.interface import Generation
 from latentlm.training.data.synthetic import Letter
-from latentlm_evals.figure4 import experiment
+from latentlm_evals.figure4 import experiment, table
 from latentlm_evals.figure4.arms import BUDGETS, KINDS, Seen, budget_of, kind_of, outcomes
 from latentlm_evals.figure4.figure import pictures
 from latentlm_evals.figures import svg
 from latentlm_evals.letter import groups
 from latentlm_evals.letter.groups import Agreement, Group, agreement
+from latentlm_evals.letter.measure import Generated
+from latentlm_evals.letter.resampling import intervals, resampled
 from latentlm_evals.reproduce_cli import app
 from latentlm_evals.study.plan import Study, runs_of
 
 LIKE_DATA = Agreement(
     near_within=0.12, near_across=0.12, spread_within=16.0, spread_across=16.0, masks=0.03, valid=0.9, noise=0.0625
 )
+
+
+def shown(drawn: dict[groups.Prefill, dict[str, list[Group]]]) -> experiment.Shown:
+    return experiment.Shown(
+        name="free-synthetic-additive-1", label="additive 1", budget=1.0, generated=Generated({}, {}), likelihoods=[],
+        outcome=[], intervals={}, judged=[], seeds=1, pictures=drawn,
+    )  # fmt: skip
 
 
 def text(start: int, noise: tuple[int, ...] = (), letter: str = "K") -> str:
@@ -138,6 +150,11 @@ def test_what_was_trained_is_shown_drawn_and_counted(
     assert likelihood["excess_nats"] > 0
     assert likelihood["method"].endswith("3 texts")
     assert (tmp_path / "figure4-full.svg").read_text(encoding="utf-8").count("full 1/64") == 2
+    assert (one["judged"], one["seeds"]) == ([0], 1)
+    assert all(outcome["low"] <= outcome["value"] <= outcome["high"] for outcome in one["outcome"] if not outcome["decided"])
+    low, high = one["intervals"]["shared"]["prior"]["near_within"]
+    assert 0 <= low <= high <= 1
+    assert found.stderr.count("Generating with") == 2, "by lines where no terminal is"
 
 
 def test_a_likelihood_that_is_good_to_nobody_knows_what_is_shown_as_such(tmp_path: Path) -> None:
@@ -145,6 +162,38 @@ def test_a_likelihood_that_is_good_to_nobody_knows_what_is_shown_as_such(tmp_pat
     found = CliRunner().invoke(app, ["synthetic", *only], catch_exceptions=False)
     assert found.exit_code == 0
     assert found.output.count("unknown, no") == 3
+    for words in ("prompt's z: prior", "prompt's z: encoder", "(seed 0, of 3)"):
+        assert words in found.output, words
+
+
+def test_both_sources_of_the_prompts_z_stand_side_by_side_where_there_is_room() -> None:
+    drawn = {kind: [Group("K", [text(3)])] for kind in ("z drawn for each", "one z")}
+    one = shown({"prior": drawn, "posterior": {kind: [Group("K", [text(9)])] for kind in drawn}})
+    for width, beside in ((80, False), (140, True)):
+        console = Console(record=True, width=width, file=io.StringIO())
+        table.show([one], console=console)
+        lines = console.export_text().splitlines()
+        assert any("prompt's z: prior" in line and "prompt's z: encoder" in line for line in lines) is beside
+        assert any(text(3) in line and text(9) in line for line in lines) is beside
+        assert sum(line.count(text(3)) for line in lines) == sum(line.count(text(9)) for line in lines) == 2
+
+
+def test_other_groups_say_how_far_a_verdict_can_be_trusted() -> None:
+    own = [Group("K", [text(20)] * 5 if number % 2 else [text(place) for place in (0, 10, 20, 30, 40)]) for number in range(26)]
+    others = resampled(own)
+    point = agreement(own)
+    found = intervals(others)
+    assert found["near_within"][0] < point.near_within == 0.5 < found["near_within"][1]
+    assert found["valid"] == (1.0, 1.0)
+    assert found["near_across"][0] < point.near_across < found["near_across"][1]
+    mean = sum(other.near_within for other in others) / len(others)
+    assert mean == pytest.approx(0.5, abs=0.02)
+    for near, decided in ((0.5, True), (0.59, False)):
+        moved = [replace(LIKE_DATA, near_within=other.near_within + near - 0.5) for other in others]
+        seen = [Seen(LIKE_DATA, one, LIKE_DATA) for one in (replace(LIKE_DATA, near_within=near - 0.2), *moved)]
+        first = outcomes("1-8", seen[0], [replace(one, shared=replace(one.shared, near_within=one.shared.near_within - 0.2))
+                                          if decided else one for one in seen[1:]])[0]  # fmt: skip
+        assert (first["met"], first["decided"]) == (False, decided)
 
 
 def test_a_shared_group_has_one_z_and_an_independent_one_has_not(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +222,14 @@ def test_a_shared_group_has_one_z_and_an_independent_one_has_not(shelf: Path, mo
         (["train.steps=3"], "add --train"),
         (["--ship", "somewhere"], "add --train"),
         (["--only", "free-synthetic-ful-1"], "free-synthetic-full-1"),
+        (["--jobs", "2"], "--jobs is about training"),
+        (["--runs", "somewhere"], "add --train"),
+        (["--train", "--score"], "--score is about what is shown"),
+        (["--train", "--groups", "4"], "--groups is about"),
+        (["--train", "--letter", "K"], "--letter is about"),
+        (["--train", "--shelf", "somewhere"], "--shelf is about"),
+        (["--train", "--out", "somewhere"], "--out is about"),
+        (["--train", "--seed", "0"], "--seed is about"),
         (["--shelf", "nowhere"], "nowhere has no trained vanilla-synthetic"),
     ],
 )
@@ -182,9 +239,11 @@ def test_what_cannot_be_meant_is_refused(arguments: list[str], message: str) -> 
 
 
 def test_pictures_are_the_same_for_the_same_groups() -> None:
-    shown = experiment.Shown(
-        "free-synthetic-additive-1", "additive 1", 1.0, None, [], [],  # type: ignore[arg-type]
-        {"prior": {"one z": [Group("K", [text(3)])]}},
-    )  # fmt: skip
-    assert svg(pictures([shown])["additive"]) == svg(pictures([shown])["additive"])
-    assert set(pictures([shown])) == {"additive"}
+    one = shown({"prior": {"one z": [Group("K", [text(3)])]}})
+    assert svg(pictures([one])["additive"]) == svg(pictures([one])["additive"])
+    assert set(pictures([one])) == {"additive"}
+
+
+def test_a_picture_says_what_its_columns_are() -> None:
+    made = svg(pictures([shown({"prior": {"one z": [Group("K", [text(3)])]}})])["additive"])
+    assert "Left: the prompt's z is drawn from the prior" in html.unescape(made)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from latentlm import zoo
@@ -23,6 +24,7 @@ from latentlm.interface import Batch, Context, Encoder, Gaussian, Noise, Objecti
 from latentlm.testing import PlantedEncoder
 from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.data.synthetic import Coin
+from latentlm_evals.diversity_cli import app as diversity_app
 from latentlm_evals.intervals import bootstrapped, share
 from latentlm_evals.probe import judges
 from latentlm_evals.probe.attributes import Attribute, read_attribute
@@ -364,3 +366,19 @@ def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:
 def test_what_cannot_be_probed_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (app, ["free-8b", "--attribute", "synthetic:coin"]),
+        (diversity_app, ["free-8b", "vanilla-8b", "--task", "synthetic:sums"]),
+    ],
+)
+def test_an_advice_names_only_options_of_the_command(command: typer.Typer, arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Name a trained model") as told:
+        CliRunner().invoke(command, [*arguments, "--out", str(tmp_path)], catch_exceptions=False)
+    options = {option for parameter in typer.main.get_command(command).params for option in parameter.opts}
+    assert {word.strip("().,;:`") for word in str(told.value).split() if word.strip("(").startswith("--")} <= options
+    assert "tokenizer=" not in str(told.value)
+    assert "allow_random" not in str(told.value)

@@ -94,11 +94,34 @@ def test_pictures_are_inside_the_page_as_images(comparison: Comparison, tmp_path
     page = report.page(comparison, [picture])
     assert "<script" not in page
     assert 'alt="a&lt;b&gt;" src="data:image/svg+xml;base64,' in page
+    assert "<h2>a&lt;b&gt;</h2>" in page
+    page = report.page(comparison, [picture], ["Figure <4>: Each block shares \"one\" z <b>. Left: the prior."])
+    assert "<h2>Figure &lt;4&gt;</h2><p>Each block shares &quot;one&quot; z &lt;b&gt;. Left: the prior.</p>" in page
+    assert 'alt="Each block shares &quot;one&quot; z &lt;b&gt;. Left: the prior."' in page
+    report.check_captions([picture], ["a"])
+    with pytest.raises(UserError, match="--caption is given 2 times and --picture 1 times"):
+        report.check_captions([picture], ["a", "b"])
     report.check_picture(picture)
     (tmp_path / "text.png").write_text("no picture")
     for wrong in ("nowhere.svg", "page.html", "text.png"):
         with pytest.raises(UserError, match="--picture"):
             report.check_picture(tmp_path / wrong)
+
+
+def test_the_use_of_z_is_called_alike_on_the_page_and_in_the_terminal(comparison: Comparison) -> None:
+    page = report.page(comparison)
+    assert "<th>another text&#x27;s z</th>" in page or "<th>another text's z</th>" in page
+    assert "shuffled" not in page
+    out = io.StringIO()
+    tables.show(comparison, console=Console(file=out, width=80))
+    text = " ".join(re.sub("[│\n]", " ", out.getvalue()).split())
+    assert "yes, +0.2000" in text
+    assert re.search(r"the tax of z, bits/byte – \+0\.0456 ± 0\.0007", text)
+    deaf = replace(comparison.models[1], cross_entropy_bits=dict.fromkeys(("posterior", "prior", "shuffled", "constant"), 2.1))
+    out = io.StringIO()
+    tables.show(replace(comparison, models=[comparison.models[1], deaf]), console=Console(file=out, width=80))
+    assert "no, +0.0000" in out.getvalue()
+    assert "the tax of z, bits/byte" not in out.getvalue(), "the first has a latent, too"
 
 
 def test_plain_models_alone_have_no_section_on_latents(comparison: Comparison) -> None:
@@ -123,7 +146,7 @@ def test_many_models_stand_in_rows_and_fit_eighty_columns(comparison: Comparison
     tables.show(replace(comparison, models=models), console=Console(file=out, width=80))
     text = out.getvalue()
     for name in names:
-        assert len(re.findall(rf"^│ {name} ", text, re.MULTILINE)) == 5, name  # likelihood, estimates, latents, cost, tasks
+        assert len(re.findall(rf"^│ {name} ", text, re.MULTILINE)) == 6, name  # with the tasks
     assert "8.0000 ± 0.0123" in text
     assert "3 of 8" in text
     assert max(map(len, text.splitlines())) <= 80

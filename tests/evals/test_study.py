@@ -23,10 +23,11 @@ from latentlm.training.setup import resolve
 from latentlm_evals.study.plan import Measures, read_study, runs_of
 from latentlm_evals.study.results import add_line, check_lines, estimate, finished, read_lines, tabulated
 from latentlm_evals.study.running import _training, likelihood_of
-from latentlm_evals.study.table import tables
+from latentlm_evals.study.table import LATENTS, SCORES, latents, notes, scores, tables
 from latentlm_evals.study_cli import app
 from zoo_models import edit_card, make_run
 
+STUDIES = Path(__file__).parents[2] / "studies"
 SMALL = {
     "train.steps": 2, "train.batch": 4, "data.max_documents": 200, "model.backbone.width": 16, "train.eval_documents": 2,
 }  # fmt: skip
@@ -58,7 +59,9 @@ def call(path: Path, *options: str) -> Any:
 def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> None:
     path = written(tmp_path)
     assert call(path, "--dry-run")["waiting"] == ["plain-0", "free-0", "plain-1"]
-    plain, free = call(path)
+    said = call(path)
+    plain, free = said["arms"]
+    assert (said["runs"], said["waiting"], said["one_seed"]) == (3, [], ["free"])
     lines = read_lines(tmp_path / "tiny.jsonl")
     assert free["means"]["peak_memory_mib"] > 50, "torch alone takes that"
     by_run = {(line["arm"], line["seed"]): line for line in lines}
@@ -81,7 +84,12 @@ def test_a_study_runs_keeps_its_lines_and_runs_nothing_twice(tmp_path: Path) -> 
     arms = {**STUDY["arms"], "free": {"recipe": "free-synthetic", "set": {"model.kl_schedule.bits": 1.0}, "seeds": 1}}
     changed = written(tmp_path, arms=arms)
     assert call(changed, "--dry-run")["waiting"] == ["free-0"], "an arm that changed is run anew"
-    assert [one["arm"] for one in call(changed, "--table")] == ["plain"]
+    shown = call(changed, "--table")
+    assert [one["arm"] for one in shown["arms"]] == ["plain"]
+    assert shown["waiting"] == ["free-0"]
+    found = CliRunner().invoke(app, [str(changed), "--table"], catch_exceptions=False)
+    assert "1 run has no result yet: free-0." in found.output
+    assert "What z carries" not in found.output, "only the plain arm is there"
 
 
 def test_a_dry_run_says_what_each_arm_is_before_anything_is_trained(tmp_path: Path) -> None:
@@ -152,6 +160,46 @@ def test_where_no_kl_was_spent_no_recovery_is_said(tmp_path: Path) -> None:
     assert free.recovery is None
 
 
+def test_no_recovery_is_said_where_no_run_uses_z(tmp_path: Path) -> None:
+    deaf = {"posterior": 0.5, "shuffled": 0.5, "prior": 0.9}
+    lines = {"plain-0": line("plain", 0, [-10.0]), "free-0": line("free", 0, [-10.0], cross_entropy=deaf)}
+    _, free = tabulated(read_study(written(tmp_path)), lines)
+    assert (free.awake, free.recovery) == (0, None)
+
+
+def test_below_the_tables_stands_what_is_missing_and_what_has_one_seed(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path))
+    (free,) = tabulated(study, {"free-0": line("free", 0, [-10.0])})
+    missing, baseline, alone = notes(study, ["plain-0", "plain-1"], [free])
+    assert missing == "2 runs have no result yet: plain-0, plain-1."
+    assert "plain, is not there yet" in baseline
+    assert alone == "One seed, so no ranking: free."
+    plain = tabulated(study, {f"plain-{seed}": line("plain", seed, [-10.0]) for seed in (0, 1)})
+    assert notes(study, [], plain) == []
+
+
+@pytest.mark.parametrize("name", ["controls", "controls.jsonl", "contrls.yaml"])
+def test_a_study_that_is_misspelt_or_its_results_is_told(name: str) -> None:
+    with pytest.raises(UserError, match=r'Did you mean "\S*controls\.yaml"'):
+        CliRunner().invoke(app, [str(STUDIES / name), "--table"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_at_a_terminals_width_no_word_and_no_number_is_broken(width: int) -> None:
+    study = read_study(STUDIES / "plans.yaml")
+    lines = finished(runs_of(study, STUDIES), read_lines(STUDIES / "plans.jsonl"))
+    found = tabulated(study, lines)
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(*tables(study, found), sep="\n")
+    shown = console.export_text()
+    for cells in (scores(found), latents(found)):
+        for cell in (cell for row in cells for cell in row):
+            assert cell in shown
+    assert {word for head in (SCORES, LATENTS[:11]) for text in head for word in text.split() if word != "above"} <= {
+        *shown.split(), "exact,", "nats", "a", "target"
+    }  # fmt: skip
+
+
 def test_an_arm_says_how_many_of_its_runs_use_z(tmp_path: Path) -> None:
     """By another text's z alone: one that differs from the prior's only is the same for every text."""
     deaf = {"posterior": 0.5, "shuffled": 0.5 + 0.009 * math.log(2), "prior": 0.9}
@@ -200,10 +248,22 @@ def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     keys = {"study": "tiny", "arm": "plain", "seed": 0}
     add_line(path, {**keys, "facts": "a"})
-    for cut in ('{"st', '{"study": "tiny", "arm": "pl'):
+    for cut, facts in (('{"st', "b"), ('{"study": "tiny", "arm": "pl', "c")):
         path.write_text(path.read_text(encoding="utf-8") + cut, encoding="utf-8")
-        add_line(path, {**keys, "facts": "c"})
-    assert [one["facts"] for one in read_lines(path)] == ["a", "c", "c"]
+        add_line(path, {**keys, "facts": facts})
+    assert [one["facts"] for one in read_lines(path)] == ["a", "b", "c"]
+
+
+def test_a_line_that_stands_there_twice_counts_once(tmp_path: Path) -> None:
+    for seed in (0, 1, 1):
+        add_line(tmp_path / "lines.jsonl", {"study": "tiny", "arm": "plain", "seed": seed, "facts": "f"})
+    assert [one["seed"] for one in read_lines(tmp_path / "lines.jsonl")] == [0, 1]
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.jsonl")), ids=lambda path: path.name)
+def test_no_results_of_the_repository_hold_a_line_twice(path: Path) -> None:
+    texts = path.read_text(encoding="utf-8").splitlines()
+    assert len(set(texts)) == len(texts)
 
 
 @pytest.mark.parametrize("text", ["notes", "[]", "null", '{"text": "a"}', '{"study": 1, "arm": "a", "seed": 0, "facts": "f"}'])
@@ -288,7 +348,7 @@ def test_a_faulty_study_is_refused_before_anything_is_trained(
         runs_of(read_study(written(tmp_path, **changes)), tmp_path)
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("studies/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_study_of_the_repository_can_be_run(path: Path) -> None:
     study = read_study(path)
     runs = runs_of(study, path.parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,20 @@ def test_an_interval_over_items_is_that_of_a_paired_test_from_the_logged_numbers
     values = [[sample["likelihood"] for sample in run["samples"]["own_large"]] for run in own]
     known = stats.ttest_rel(values[1], values[0]).confidence_interval(0.95)
     assert (one.low, one.high) == pytest.approx((known.low, known.high))
+
+
+def test_where_likelihoods_are_not_good_nothing_is_bold_and_a_note_says_it(results: list[dict[str, Any]]) -> None:
+    second = copy.deepcopy(results[1])
+    for sample in second["samples"]["latentlm_next_line"]:
+        sample["likelihoods"] = [{"value": -1.0, "converged": False}, {"value": -2.0, "converged": True}]
+    comparison = compare_tasks([model("a", results[0]), model("b", second)])
+    one = replace(found(comparison, "latentlm_next_line", "acc"), low=0.1, high=0.3)
+    assert (one.unconverged, one.verdict) == (10, "")
+    assert replace(one, unconverged=0).verdict == "better"
+    (note,) = [note for note in comparison.notes if "not good to the tolerance" in note]
+    assert "latentlm_next_line: 10 of 20" in note
+    for sample in second["samples"]["latentlm_next_line"]:
+        sample["likelihoods"][0]["converged"] = True
+    sure = compare_tasks([model("a", results[0]), model("b", second)])
+    assert found(sure, "latentlm_next_line", "acc").unconverged == 0
+    assert not any("tolerance" in note for note in sure.notes)

@@ -29,6 +29,7 @@ from latentlm_evals.diversity.sampling import Sampler, Sharing, Source, of_the_d
 from latentlm_evals.diversity.task import Prompt, Task, make_task, plan_source
 from latentlm_evals.intervals import Interval
 from latentlm_evals.loading import load_model
+from latentlm_evals.progress import Lines, status
 
 _SAMPLE = 2**10  # bytes of a continuation of a prompt, at least
 
@@ -131,10 +132,12 @@ def run(names: Sequence[str], settings: Settings, *, console: Console) -> Found:
     comparisons: list[Comparison] = []
     latent_only: dict[str, dict[str, Values]] = {}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
-        draw = _Drawing(bars)
+        draw, lines = _Drawing(bars), Lines(console)
 
         def cell(name: str, temperature: float, sharing: Sharing, matched_to: str | None = None) -> dict[str, Values]:
             sampler = ready.samplers[name]
+            lines(name, f"temperature {temperature:.2f}, z {sharing}" if sampler.model.has_latents else
+                  f"temperature {temperature:.2f}", now=True)  # fmt: skip
             values = measured(prompts, draw(name, sampler, prompts, temperature, sharing))
             latents = sharing if sampler.model.has_latents else None
             cells.append(Cell(name, temperature, latents, matched_to, _estimates(values, seed)))
@@ -228,8 +231,10 @@ def _ready(names: Sequence[str], settings: Settings, console: Console) -> _Ready
         plan_source(settings.task)  # refused before anything is loaded
     short = [Path(name).name or name for name in names]
     labels = short if len(set(short)) == len(short) else list(names)
-    with console.status("Loading"):
-        models = {label: load_model(name, device=settings.device) for label, name in zip(labels, names, strict=True)}
+    with status(console, "Loading"):
+        models = {
+            label: load_model(name, device=settings.device, advise=False) for label, name in zip(labels, names, strict=True)
+        }
         task = make_task(
             settings.task or _trained_on(models), prompts=settings.prompts,
             calibration=settings.calibration if len({model.has_latents for model in models.values()}) == 2 else 0,

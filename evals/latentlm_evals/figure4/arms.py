@@ -18,11 +18,12 @@ Outcomes (Fleuret 2025, section 4.1), by latents shared within a group:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latentlm_evals.letter.groups import Agreement
+from latentlm_evals.letter.resampling import interval
 
 BASELINE = "vanilla-synthetic"
 KINDS = ("full", "additive")
@@ -100,7 +101,17 @@ CRITERIA: Mapping[str, tuple[Criterion, ...]] = {
 """Fixed before the models were trained."""
 
 
-def outcomes(budget: str, seen: Seen) -> list[dict[str, Any]]:
-    """Each criterion of a budget with its value and whether it is met."""
-    found = [(criterion, criterion.value(seen)) for criterion in CRITERIA[budget]]
-    return [{"criterion": one.text, "value": value, "met": one.holds(value)} for one, value in found]
+def outcomes(budget: str, seen: Seen, others: Sequence[Seen] = ()) -> list[dict[str, Any]]:
+    """Each criterion of a budget with its value and whether it is met. With `others`, what would have been seen of other
+    groups: the interval of 95% of the value, and whether the verdict is decided, the same in 97.5% of them."""
+    found = []
+    for one in CRITERIA[budget]:
+        value = one.value(seen)
+        said = {"criterion": one.text, "value": value, "met": one.holds(value)}
+        if others:
+            values = [one.value(other) for other in others]
+            low, high = interval(values)
+            same = sum(one.holds(other) == said["met"] for other in values)
+            said |= {"low": low, "high": high, "decided": same >= 0.975 * len(values)}
+        found.append(said)
+    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from latentlm.config.writing import write_text
 from latentlm.errors import UserError
 from latentlm.zoo.shelves import CARD, add_run
 from latentlm_evals.figure4.arms import BASELINE, BUDGETS, Seen, budget_of, label, outcomes
-from latentlm_evals.letter.groups import Group, Prefill
-from latentlm_evals.letter.measure import GROUPS, PREFILLS, Generated, generated, pictured
+from latentlm_evals.letter.groups import Agreement, Group, Prefill
+from latentlm_evals.letter.measure import GROUPS, PREFILLS, Generated, Made, made, pictured
+from latentlm_evals.letter.resampling import Interval, intervals, resampled
+from latentlm_evals.progress import status
 from latentlm_evals.study.plan import Run, Study, chosen, read_study, runs_of
 from latentlm_evals.study.results import Line, estimate, finished, read_lines
 from latentlm_evals.study.running import likelihood_of, run_study
@@ -48,6 +50,14 @@ class Shown:
     likelihoods: list[dict[str, Any]]
     """One for each seed; empty where nothing was measured."""
     outcome: list[dict[str, Any]]
+    """Of the seed that is judged, each criterion with its value, an interval over groups, and whether it is met and decided;
+    `others`: the values of further seeds, where a card keeps them, and whether these meet it."""
+    intervals: dict[str, dict[Prefill, dict[str, Interval]]]
+    """Of 95%, over groups: of `generated`, by the same names."""
+    judged: list[int]
+    """The seeds of which the outcome is known: the card's own first."""
+    seeds: int
+    """How many there are of the arm."""
     pictures: dict[Prefill, dict[str, list[Group]]]
 
 
@@ -89,34 +99,53 @@ def show(patterns: Sequence[str], settings: Settings, *, console: Console) -> li
             "`latentlm reproduce synthetic --train`."
         )
     found: list[Shown] = []
-    with console.status("Generating") as status:
-        baseline = generated(zoo.load(models[BASELINE]), groups=settings.groups, seed=settings.seed)
+    with status(console, "Generating with the baseline") as update:
+        baseline = made(zoo.load(models[BASELINE]), groups=settings.groups, seed=settings.seed)
         for name in there:
-            status.update(f"Generating with {name}")
-            found.append(_shown(study, name, models[name], baseline, settings))
+            update(f"Generating with {name}")
+            found.append(_shown(study, name, models[name], baseline, settings, update))
     return found
 
 
-def _shown(study: Study, name: str, path: str, baseline: Generated, settings: Settings) -> Shown:
+def _shown(
+    study: Study, name: str, path: str, baseline: Made, settings: Settings, update: Callable[[str], None]
+) -> Shown:
     model, budget = zoo.load(path), budget_of(name)
     assert model.card is not None
-    own = baseline if budget is None else generated(model, groups=settings.groups, seed=settings.seed)
+    own = baseline if budget is None else made(model, groups=settings.groups, seed=settings.seed)
+    seed = model.card.training.get("seed", 0)
     likelihoods = model.card.scores.get(SCORES, [])
     if settings.score:
+        update(f"Measuring the likelihood of {name}")
         run = next(run for run in runs_of(study, HERE) if run.arm == name)
-        seed = model.card.training.get("seed", 0)
         likelihoods = [summary(study, {"seed": seed, **likelihood_of(model, run.resolved, study.measure)})]
-    outcome: list[dict[str, Any]] = []
+    draws = {
+        kind: {prefill: resampled(groups, seed=settings.seed) for prefill, groups in by_prefill.items()}
+        for kind, by_prefill in (("independent", own.independent), ("shared", own.shared))
+    }
+    outcome, further = [], []
     if budget is not None:
-        outcome = outcomes(budget, Seen(own.independent["prior"], own.shared["prior"], baseline.independent["prior"]))
+        vanilla = baseline.agreements.independent["prior"]
+        seen = Seen(own.agreements.independent["prior"], own.agreements.shared["prior"], vanilla)
+        plain = resampled(baseline.independent["prior"], seed=settings.seed)
+        others = zip(draws["independent"]["prior"], draws["shared"]["prior"], plain, strict=True)
+        outcome = outcomes(budget, seen, [Seen(*other) for other in others])
+        further = [row for row in likelihoods if row["seed"] != seed and row.get("groups", {}).get("shared")]
+        for row in further:
+            alone, same = (Agreement(**row["groups"][kind]["prior"]) for kind in ("independent", "shared"))
+            for one, other in zip(outcome, outcomes(budget, Seen(alone, same, vanilla)), strict=True):
+                one.setdefault("others", []).append({"seed": row["seed"], "value": other["value"], "met": other["met"]})
     prefills = PREFILLS if budget is not None else PREFILLS[:1]
     return Shown(
         name=name,
         label=label(name),
         budget=None if budget is None else BUDGETS[budget],
-        generated=own,
+        generated=own.agreements,
         likelihoods=likelihoods,
         outcome=outcome,
+        intervals={kind: {prefill: intervals(each) for prefill, each in own.items()} for kind, own in draws.items()},
+        judged=[seed, *(row["seed"] for row in further)] if outcome else [],
+        seeds=max(study.arms[name].seeds or study.seeds, len(likelihoods)),
         pictures={prefill: pictured(model, settings.letter, prefill=prefill, seed=settings.seed) for prefill in prefills},
     )
 
@@ -142,13 +171,13 @@ def summary(study: Study, line: Line) -> dict[str, Any]:
 
 def train(
     patterns: Sequence[str], overrides: Sequence[str], folder: Path, results: Path, *, texts: int, jobs: int, console: Console
-) -> tuple[Study, list[Run]]:
-    """Train and measure what has no line in `results`. Raises UserError."""
+) -> tuple[Study, list[Run], list[Line]]:
+    """Train and measure what has no line in `results`; the runs and their lines. Raises UserError."""
     study = _changed(the_study(texts), overrides)
     names = chosen(study, patterns)
     runs = [run for run in runs_of(study, HERE) if run.arm in names]
-    run_study(study, runs, folder, results, jobs=jobs, console=console)
-    return study, runs
+    lines = run_study(study, runs, folder, results, jobs=jobs, console=console)
+    return study, runs, list(lines.values())
 
 
 def _changed(study: Study, overrides: Sequence[str]) -> Study:

@@ -19,6 +19,11 @@ _LINE, _GAP = 1.0, 0.9  # heights, in lines
 
 
 _SOURCES = {"prior": "prompt's z: prior", "posterior": "prompt's z: encoder"}
+_WORDS = (
+    "Continuations of a letter, in groups of five: one group with z drawn for each text, then two whose texts share one z.\n"
+    "Left: the prompt's z is drawn from the prior, as in the paper. Right: the encoder infers it from the prompt.\n"
+    "Blue: the letter; orange: noise; red: what the data never holds."
+)
 
 
 def pictures(found: Sequence[Shown]) -> dict[str, Figure]:
@@ -39,9 +44,11 @@ def draw(columns: Mapping[str, Mapping[str, Sequence[Group]]], *, width: int = 2
     from matplotlib.figure import Figure
 
     rows = -(-len(columns) // width)
+    heading = 0.55
     groups = [[group for own in kinds.values() for group in own] for kinds in columns.values()]
     lines = max(sum(len(group.texts) * _LINE + _GAP for group in own) for own in groups)
-    figure = Figure(figsize=(3.7 * width, (0.14 * lines + 0.55) * rows), layout="constrained")
+    figure = Figure(figsize=(3.7 * width, (0.14 * lines + 0.55) * rows + heading), layout="constrained")
+    figure.suptitle(_WORDS, x=0.01, ha="left", fontsize=8, color="#333", linespacing=1.4)
     axes = figure.subplots(rows, width, squeeze=False).flat
     for panel, (title, kinds) in zip(axes, columns.items(), strict=False):
         _panel(panel, title, kinds, lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,36 +13,79 @@ from rich.text import Text
 from latentlm.cli.tables import ReadableTable
 from latentlm.cli.text import escaped
 from latentlm.likelihood.summary import in_words
+from latentlm.training.data.synthetic.letter import LENGTH
 from latentlm_evals.figure4.experiment import Shown
-from latentlm_evals.letter.groups import Agreement, Group
+from latentlm_evals.letter.groups import Agreement, Group, Prefill
+from latentlm_evals.letter.resampling import Interval
 
+SOURCES: dict[Prefill, str] = {"prior": "prior", "posterior": "encoder"}
+_GAP = "    "
 _STYLES = {"_": "bright_black", "!": "yellow"}
 
 
 def show(found: Sequence[Shown], *, console: Console) -> None:
     """Everything but the picture."""
     for one in found:
-        for kind, groups in one.pictures["prior"].items():
-            console.print(Text(f"{one.label}: {kind}", style="bold"))
-            for number, group in enumerate(groups):
-                console.print(Text("\n") if number else "", _lines(group), end="", sep="")
+        panels = [_panel(one, prefill, kinds) for prefill, kinds in one.pictures.items()]
+        if console.width >= len(panels) * LENGTH + (len(panels) - 1) * len(_GAP):
+            panels = [[_beside(lines) for lines in zip(*panels, strict=True)]]
+        for panel in panels:
+            console.print(*panel, sep="\n", soft_wrap=True)
     console.print(_agreements(found))
     console.print(_likelihoods(found))
     for one in found:
         for outcome in one.outcome:
-            verdict = "[green]met[/green]" if outcome["met"] else "[red]not met[/red]"
-            what = escaped(f"{one.label}: {outcome['criterion']}")
-            console.print(f"{what}: {outcome['value']:.2f}, {verdict}")
+            console.print(_verdict(one, outcome))
+    if any(one.outcome for one in found):
+        console.print("[dim]In brackets: 95% over the groups of five. Undecided: other groups could have said otherwise.[/dim]")
 
 
-def _lines(group: Group) -> Text:
-    """The continuations, one below the other; what should not be there in red."""
-    lines = Text()
+def _verdict(one: Shown, outcome: dict[str, Any]) -> str:
+    """An outcome in words, with its interval, and what further seeds show."""
+    met = "[green]met[/green]" if outcome["met"] else "[red]not met[/red]"
+    met += "" if outcome["decided"] else ", but undecided"
+    said = escaped(f"{one.label}: {outcome['criterion']}: {outcome['value']:.2f} {bracketed(outcome['low'], outcome['high'])}")
+    said += f", {met} (seed {one.judged[0]}, of {one.seeds})"
+    others = [f"seed {other['seed']}: {other['value']:.2f}, {'met' if other['met'] else 'not met'}"
+              for other in outcome.get("others", [])]  # fmt: skip
+    return "; ".join([said, *others])
+
+
+def bracketed(low: float, high: float) -> str:
+    """An interval."""
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def _panel(one: Shown, prefill: Prefill, kinds: Mapping[str, Sequence[Group]]) -> list[Text]:
+    """The groups of a model, a line each for what they are and for each text."""
+    source = "" if one.budget is None else f"; prompt's z: {SOURCES[prefill]}"
+    lines = [Text(f"{one.label}{source}", style="bold")]
+    for kind, groups in kinds.items():
+        for group in groups:
+            lines += [Text(kind, style="italic"), *_lines(group)]
+    return [*lines, Text("")]
+
+
+def _beside(lines: Sequence[Text]) -> Text:
+    """Lines of panels, side by side."""
+    whole = Text()
+    for number, line in enumerate(lines):
+        whole.append(_GAP if number else "")
+        whole.append_text(line)
+        if number + 1 < len(lines):
+            whole.append(" " * (LENGTH - len(line)))
+    return whole
+
+
+def _lines(group: Group) -> list[Text]:
+    """The continuations; what should not be there in red."""
+    found = []
     for text in group.printable:
+        line = Text()
         for character in text:
-            lines.append(character, style="bold blue" if character == group.letter else _STYLES.get(character, "red"))
-        lines.append("\n")
-    return lines
+            line.append(character, style="bold blue" if character == group.letter else _STYLES.get(character, "red"))
+        found.append(line)
+    return found
 
 
 def _agreements(found: Sequence[Shown]) -> ReadableTable:
@@ -51,20 +94,24 @@ def _agreements(found: Sequence[Shown]) -> ReadableTable:
                    ["model", "prompt's z", "near", "spread", "masks", "valid", "noise"])  # fmt: skip
     for one in found:
         for prefill, drawn in one.generated.independent.items():
-            source = "–" if one.budget is None else "prior" if prefill == "prior" else "encoder"
-            table.add_row(one.label, source, *cells(drawn, one.generated.shared.get(prefill)))
+            source = "–" if one.budget is None else SOURCES[prefill]
+            shared = one.intervals["shared"].get(prefill, {})
+            table.add_row(one.label, source, *map(escaped, cells(drawn, one.generated.shared.get(prefill), shared)))
     return table
 
 
-def cells(drawn: Agreement, same: Agreement | None) -> list[str]:
-    """A row of the table; without latents what is shared has no value."""
+def cells(drawn: Agreement, same: Agreement | None, intervals: Mapping[str, Interval]) -> list[str]:
+    """A row of the table, with the intervals of what is shared; without latents that has no value."""
     if same is None:
         return [f"– / {drawn.near_across:.2f}", f"– / {drawn.spread_across:.1f}", f"– / {drawn.masks:.2f}",
                 f"– / {drawn.valid:.2f}", f"{drawn.noise:.3f}"]  # fmt: skip
     return [
-        f"{same.near_within:.2f} / {same.near_across:.2f}", f"{same.spread_within:.1f} / {same.spread_across:.1f}",
-        f"{same.masks:.2f} / {drawn.masks:.2f}", f"{same.valid:.2f} / {drawn.valid:.2f}", f"{same.noise:.3f}",
-    ]  # fmt: skip
+        f"{same.near_within:.2f} {bracketed(*intervals['near_within'])} / {same.near_across:.2f}",
+        f"{same.spread_within:.1f} / {same.spread_across:.1f}",
+        f"{same.masks:.2f} {bracketed(*intervals['masks'])} / {drawn.masks:.2f}",
+        f"{same.valid:.2f} / {drawn.valid:.2f}",
+        f"{same.noise:.3f}",
+    ]
 
 
 def _likelihoods(found: Sequence[Shown]) -> ReadableTable:

@@ -21,15 +21,35 @@ class Generated:
     """Empty without latents."""
 
 
-def generated(model: LatentDecoder, *, groups: int, seed: int) -> Generated:
+@dataclass(frozen=True)
+class Made:
+    """The groups themselves, by how the prompt's latents were drawn."""
+
+    independent: dict[Prefill, list[Group]]
+    shared: dict[Prefill, list[Group]]
+    """Empty without latents."""
+
+    @property
+    def agreements(self) -> Generated:
+        """What they agree in."""
+        return Generated(
+            {prefill: agreement(own) for prefill, own in self.independent.items()},
+            {prefill: agreement(own) for prefill, own in self.shared.items()},
+        )
+
+
+def made(model: LatentDecoder, *, groups: int, seed: int) -> Made:
     """Groups of every kind."""
     prefills = PREFILLS if model.has_latents else PREFILLS[:1]
-    own = {prefill: agreement(independent(model, letters(groups), prefill=prefill, seed=seed)) for prefill in prefills}
+    own = {prefill: independent(model, letters(groups), prefill=prefill, seed=seed) for prefill in prefills}
     if not model.has_latents:
-        return Generated(own, {})
-    return Generated(
-        own, {prefill: agreement(shared(model, letters(groups), prefill=prefill, seed=seed)) for prefill in prefills}
-    )
+        return Made(own, {})
+    return Made(own, {prefill: shared(model, letters(groups), prefill=prefill, seed=seed) for prefill in prefills})
+
+
+def generated(model: LatentDecoder, *, groups: int, seed: int) -> Generated:
+    """What groups of every kind agree in."""
+    return made(model, groups=groups, seed=seed).agreements
 
 
 def pictured(model: LatentDecoder, letter: str, *, prefill: Prefill, seed: int) -> dict[str, list[Group]]:

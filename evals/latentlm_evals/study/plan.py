@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from fnmatch import filter as matching
@@ -117,6 +118,20 @@ class Run:
     def name(self) -> str:
         """Unique in a study."""
         return f"{self.arm}-{self.seed}"
+
+
+def study_file(path: Path) -> Path:
+    """The path of a study file. Raises UserError for its name without the ending, for its results, and where there is none."""
+    if path.suffix == ".jsonl":
+        beside = path.with_suffix(".yaml")
+        meant = f' Did you mean "{beside}"?' if beside.is_file() else ""
+        raise UserError(f"{path} holds results; a study is a YAML file.{meant}")
+    if not os.path.lexists(path):
+        there = {str(other): str(other) for pattern in ("*.yaml", "*.yml") for other in path.parent.glob(pattern)}
+        whole = f"{path}.yaml"
+        meant = f' Did you mean "{whole}"?' if whole in there else did_you_mean(str(path), there)
+        raise UserError(f"study {path} does not exist.{meant}")
+    return path
 
 
 def read_study(path: Path) -> Study:

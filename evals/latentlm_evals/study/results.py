@@ -41,17 +41,17 @@ SPENT = 0.001
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a results file, without what a crash cut short; none where there is no file. Raises UserError for a file
-    with a line of another kind."""
-    found = []
+    """The lines of a results file, without what a crash cut short, and each once however often it stands there; none where
+    there is no file. Raises UserError for a file with a line of another kind."""
+    found: dict[str, Line] = {}
     texts = read_text(path, most=2**28).split("\n") if os.path.lexists(path) else []
     for number, text in enumerate(texts, start=1):
         line = _read(text)
         if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in _KEYS.items()):
-            found.append({key: value for key, value in line.items() if value is not None})
+            found.setdefault(text, {key: value for key, value in line.items() if value is not None})
         elif text.strip() and not (line is None and (text.startswith(_FIRST) or _FIRST.startswith(text))):
             raise UserError(f"{path}, line {number}, is no line of a study: give another file with --results.")
-    return found
+    return list(found.values())
 
 
 def _read(text: str) -> Any:
@@ -190,7 +190,7 @@ class ArmResult:
     difference: Difference | None
     """From the baseline, bits per byte; the interval covers texts and, where there are several runs, seeds."""
     recovery: float | None
-    """Cross-entropy gained on the baseline under the posterior's z, per KL spent; None without a KL."""
+    """Cross-entropy gained on the baseline under the posterior's z, per KL spent; None without a KL, or where no run uses z."""
     means: dict[str, float]
     """Over runs: kl_bits, information_bits, live_bits, persistence, tokens_per_second, peak_memory_mib, and ce_* (nats per
     token)."""
@@ -230,7 +230,7 @@ def _result(study: Study, arm: str, runs: list[Line], baseline: list[Line]) -> A
         converged=all(one.converged(study.measure.tolerance) for one in estimates),
         excess_nats=float(np.mean([excess(line) for line in runs])) if "exact" in runs[0] else None,
         difference=_difference(baseline, runs) if baseline and arm != study.first else None,
-        recovery=_recovery(baseline, means),
+        recovery=_recovery(baseline, means) if _awake(runs) else None,
         means=means,
         machine=" and ".join(sorted({_kind(line) for line in runs} - {""})),
         parameters=runs[0]["training"]["parameters"],

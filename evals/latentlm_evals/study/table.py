@@ -12,8 +12,8 @@ from latentlm.likelihood.summary import in_words
 from latentlm_evals.study.plan import Study
 from latentlm_evals.study.results import ArmResult
 
-SCORES = ("arm", "seeds", "parameters", "honest, bits/byte", "good to", "from the baseline", "above exact, nats", "on",
-          "tokens/s", "memory, MiB")  # fmt: skip
+SCORES = ("arm", "seeds", "parameters", "honest, bits/byte", "good to", "from the baseline", "above exact, nats a target",
+          "on", "tokens/s", "memory, MiB")  # fmt: skip
 LATENTS = ("arm", "uses z", "KL, bits", "information", "live", "persistence", "own z", "another's", "prior's", "constant",
            "recovery", "near, one z / across", "masks, one z", "valid")  # fmt: skip
 
@@ -71,13 +71,25 @@ def _groups(found: dict[str, float] | None) -> list[str]:
 
 
 def tables(study: Study, found: Sequence[ArmResult]) -> list[ReadableTable]:
-    """For a terminal; the second only where some arm has a latent, or makes texts that are measured."""
+    """For a terminal; the second only where some arm has a latent."""
     title = f"{escaped(study.name)}: held-out texts"
     made = [_table(title, SCORES, scores(found))]
-    said = latents(found)
-    if any(cell != "–" for row in said for cell in row[1:]):
-        made.append(_table("What z carries; cross-entropies in nats per token", LATENTS, said))
+    if any("ce_posterior" in one.means for one in found):
+        made.append(_table("What z carries; cross-entropies in nats per token", LATENTS, latents(found)))
     return made
+
+
+def notes(study: Study, waiting: Sequence[str], found: Sequence[ArmResult]) -> list[str]:
+    """What a reader of the tables has to know: runs without a line (their names), arms of one seed."""
+    said = []
+    if waiting:
+        of = "run has" if len(waiting) == 1 else "runs have"
+        said.append(f"{len(waiting)} {of} no result yet: {', '.join(waiting)}.")
+    if all(one.arm != study.first for one in found):
+        said.append(f"The baseline, {study.first}, is not there yet: nothing is compared with it.")
+    if alone := [one.arm for one in found if one.runs == 1]:
+        said.append(f"One seed, so no ranking: {', '.join(alone)}.")
+    return said
 
 
 def _table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> ReadableTable:
@@ -85,7 +97,7 @@ def _table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> R
     made = ReadableTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     kept = [number for number in range(len(head)) if any(row[number] != "–" for row in cells)]
     for number in kept:
-        made.add_column(head[number], justify="right" if number else "left")
+        made.add_column(head[number], justify="right" if number else "left", no_wrap=bool(number))
     for row in cells:
         made.add_row(*(escaped(row[number]) for number in kept))
     return made
