@@ -270,7 +270,7 @@ def test_the_verdict_is_that_of_the_intervals(goal: float, first: float, last: f
 @pytest.fixture
 def models(deciding: LatentDecoder, plain: LatentDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted decoders, by name."""
-    monkeypatch.setattr(experiment, "load_model", lambda name, *, device: {"decides": deciding, "plain": plain}[name])
+    monkeypatch.setattr(experiment, "load_model", lambda name, **_: {"decides": deciding, "plain": plain}[name])
 
 
 SMALL = ["--task", "sums,length=4,shown=2", "--prompts", "6", "--calibration", "4", "--samples", "16"]
