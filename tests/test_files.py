@@ -79,7 +79,7 @@ def test_too_large_a_file_is_not_read(tmp_path: Path, read: Callable[[Path], obj
     path = tmp_path / "huge"
     with path.open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(UserError, match="larger than 512 MiB"):
+    with pytest.raises(UserError, match="larger than"):
         read(path)
 
 
