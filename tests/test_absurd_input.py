@@ -21,7 +21,7 @@ from hostile.base import recipe
 from hostile.lines import LINES
 from latentlm.cli import commands
 from latentlm.config import DataConfig
-from latentlm.config.reading import read_bytes, read_yaml
+from latentlm.config.reading import read_yaml
 from latentlm.errors import UserError
 from latentlm.generation.latents import edited, from_codes
 from latentlm.interface import Latent, LatentDecoder, Noise
@@ -84,14 +84,6 @@ def test_columns_of_parquet(name: str, tmp_path: Path) -> None:
     else:
         with pytest.raises(UserError, match=r'the column "text" holds .*, not text'):
             list(read_corpus(config))
-
-
-def test_a_file_without_end_is_not_read_whole(tmp_path: Path) -> None:
-    path = tmp_path / "long"
-    with path.open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(UserError, match="larger than 512 MiB"):
-        read_bytes(path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,13 @@ def test_a_pipe_is_no_file_of_settings_but_may_hold_a_text(tmp_path: Path) -> No
     closing.join()
 
 
-def test_too_large_a_text_is_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_text, read_bytes])
+def test_too_large_a_file_is_not_read(tmp_path: Path, read: Callable[[Path], object]) -> None:
     path = tmp_path / "huge"
     with path.open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(UserError, match="larger than"):
-        read_text(path)
+        read(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

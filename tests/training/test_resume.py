@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentlm import plugins
+from latentlm.composed import build
 from latentlm.config import Recipe, Strict
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import KLSchedule, LatentDecoder
 from latentlm.training import run as run_module
 from latentlm.training.loop import InterruptedRun, train
-from latentlm.training.record.checkpoint import Checkpoint, checkpoints
+from latentlm.training.record.checkpoint import Checkpoint, checkpoints, open_checkpoint
 from latentlm.training.record.metrics import read_metrics
 from latentlm.training.resuming import check_resumable
 
@@ -208,6 +210,23 @@ def test_what_is_exchanged_once_it_was_hashed_is_not_trained_on(
     train(recipe(), out=tmp_path / "run", resume=True, progress=False)
     assert not any(other.glob("*.safetensors"))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_checkpoint_without_a_file_or_with_a_schedule_of_words_is_none_to_go_on_from(
+    recipe: Make, tmp_path: Path, stop_at: Callable[..., None]
+) -> None:
+    stop_at(4)
+    with pytest.raises(InterruptedRun):
+        train(recipe(), out=tmp_path, progress=False)
+    found = open_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])
+    model = build(recipe().model)
+    check_resumable(found, model)
+    with pytest.raises(CheckpointError, match=r"has no optimizer\.safetensors"):
+        check_resumable(replace(found, files={"model": found.files["model"]}), model)
+    (schedule,) = model.kl_schedules.values()
+    schedule.state_dict = lambda: {"level": 0.5}  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="level should be a number"):
+        check_resumable(replace(found, state={**found.state, "schedule": {"level": "high"}}), model)
 
 
 def test_only_damaged_checkpoints_is_an_error(recipe: Make, tmp_path: Path, stop_at: Callable[..., None]) -> None:
