@@ -463,8 +463,11 @@ def test_an_energy_generates_and_its_posterior_cross_entropy_is_told(energy_run:
 def test_the_bar_of_a_comparison_shows_a_run_without_a_bound(energy_run: Path) -> None:
     with Progress(TextColumn("{task.fields[numbers]}"), console=Console(quiet=True)) as progress:
         bar = progress.add_task("energy", numbers="")
-        jobs._show(progress, bar, jobs.Job("energy", "recipe.yaml", energy_run, 4, []))
+        said: list[str] = []
+        job = jobs.Job("energy", "recipe.yaml", energy_run, 4, [])
+        jobs._show(progress, bar, job, lambda name, text: said.append(f"{name}: {text}"))  # type: ignore[arg-type]
         assert progress.tasks[0].fields["numbers"].startswith("no bound, ")
+        assert said[0].startswith("energy: step 4 of 4, no bound, ")
 
 
 # ------------------------------------------------------------------------------------------- a codebook that moves

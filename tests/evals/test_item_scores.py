@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_samples_of_before_without_scores_are_read_and_compared_as_ever(results:
     write_evaluation(copy.deepcopy(results), tmp_path / "new")
     write_evaluation(older, tmp_path / "old")
     new, old = (Evaluation.read("run", tmp_path / name) for name in ("new", "old"))
-    assert new.tasks == old.tasks
+    assert sum(task.likelihoods for task in new.tasks.values()) > 0
+    assert {name: replace(task, likelihoods=0, unconverged=0) for name, task in new.tasks.items()} == old.tasks
     differences = compare_tasks([Model("old", (old,)), Model("new", (new,))]).differences
     assert {one.difference for one in differences} == {0.0}
