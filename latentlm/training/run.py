@@ -251,7 +251,8 @@ class Run:
         )
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and take no further step."""
+        self.trainer.close()
         for file in (self._metrics, self._board):
             if file is not None:
                 file.close()
