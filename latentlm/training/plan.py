@@ -27,6 +27,7 @@ from latentlm.errors import UserError
 from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.setup import make_model, make_stream, parameters_by_socket, pick_device, resolve
 from latentlm.training.trainer import Trainer
+from latentlm.training.warm import check_source
 from latentlm.zoo.accounting import cost_of
 
 _LONGEST_TRIAL = 10.0  # seconds that a trial step may take by the operations' count
@@ -107,6 +108,8 @@ def make_plan(recipe: Recipe) -> Plan:
     """Plan a run of `recipe`; reads the data, writes nothing. Raises UserError for all that would stop the run at its start."""
     device = pick_device(recipe.train.device)
     resolve(recipe)
+    if recipe.train.init is not None:
+        check_source(recipe.train.init)
     prepared = prepare(recipe.data)
     recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
