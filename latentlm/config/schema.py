@@ -264,8 +264,8 @@ class ParallelConfig(Strict):
 class ProfileConfig(Strict):
     """Which steps are traced."""
 
-    start: int = Field(10, ge=0, description="the first step of the trace, counted from 0; compiling and warming up come before")
-    steps: int = Field(3, ge=1, le=100, description="how many; a step of a small model takes about 10 MB")
+    start: int = Field(10, ge=0, description="the first step of the trace, counted from 0; the first steps of all compile and warm up")
+    steps: int = Field(3, ge=1, le=100, description="how many; a step of a small model takes some MB")
 
     @property
     def last(self) -> int:
