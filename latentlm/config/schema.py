@@ -264,7 +264,7 @@ class ParallelConfig(Strict):
 class ProfileConfig(Strict):
     """Which steps are traced."""
 
-    start: int = Field(10, ge=0, description="the first step of the trace, counted from 0; the first steps of all compile and warm up")
+    start: int = Field(10, ge=0, description="the first step of the trace, counted from 0; the very first ones are slow")
     steps: int = Field(3, ge=1, le=100, description="how many; a step of a small model takes some MB")
 
     @property
