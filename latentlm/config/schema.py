@@ -290,11 +290,22 @@ class TrainConfig(Strict):
     prompts: float = Field(0.0, ge=0, le=1, description="share of rows that begin with a given prompt (data.packing=false)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")
+    recompute: bool = Field(
+        False,
+        exclude_if=lambda value: not value,  # recipes of before, and their hashes, stay what they were
+        description="compute blocks again on the way back instead of keeping what is in them: less memory, a third more work",
+    )
+    head_chunk: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda value: value is None,  # as above
+        description="positions whose logits are held at a time, computed twice; default: all at once",
+    )
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; default: torch's")
     parallel: ParallelConfig = Field(
         ParallelConfig(),
-        exclude_if=lambda value: value == ParallelConfig(),  # recipes of before, and their hashes, stay what they were
+        exclude_if=lambda value: value == ParallelConfig(),  # as above
         description="how several processes (torchrun) share the weights",
     )
     seed: int = Field(0, description="of weights, order of rows, and noise")

@@ -7,7 +7,8 @@ backward pass keeps, per token of a micro-batch
 
     (16 D + 6 F) per block,  4 V at the readout,  8 E at the latent
 
-in numbers of 4 bytes (2 with bfloat16; the readout's stay at 4). Time is measured, on two real steps, where a step is short;
+in numbers of 4 bytes (2 with bfloat16; the readout's stay at 4). Recomputed blocks keep D, and one of them all; with a chunked head
+the readout's are those of a chunk. Time is measured, on two real steps, where a step is short;
 else it follows from the operations (zoo/accounting.py) at half the speed of a large matrix product.
 
 Legend: D width, F feed-forward width, V vocabulary, E event dimensions.
@@ -144,10 +145,13 @@ def estimate_memory(recipe: Recipe) -> Memory:
     assert recipe.train.context is not None, "the recipe is resolved"
     latents = recipe.model.by_latent.values()
     blocks = backbone.blocks + sum(latent.encoder is not None for latent in latents)
-    kept = blocks * (16 * backbone.width + 6 * backbone.feed_forward) * (2 if recipe.train.dtype == "bfloat16" else 4)
-    ends = 4 * (4 * backbone.vocabulary + 8 * sum(latent.dims for latent in latents))
+    block = 16 * backbone.width + 6 * backbone.feed_forward
+    kept = block + blocks * backbone.width if recipe.train.recompute else blocks * block
     tokens = recipe.train.batch * recipe.train.context
-    return Memory(4 * parameters, 4 * parameters, 8 * parameters, tokens * (kept + ends))
+    logits = 4 * backbone.vocabulary * min(recipe.train.head_chunk or tokens, tokens)
+    numbers = tokens * kept * (2 if recipe.train.dtype == "bfloat16" else 4)
+    activations = numbers + 4 * (logits + 8 * tokens * sum(latent.dims for latent in latents))
+    return Memory(4 * parameters, 4 * parameters, 8 * parameters, activations)
 
 
 def check_memory(needed: Memory, device: torch.device) -> None:
@@ -157,7 +161,8 @@ def check_memory(needed: Memory, device: torch.device) -> None:
         raise UserError(
             f"training needs about {_gib(needed.total)} of memory ({_gib(needed.total - needed.activations)} for weights, "
             f"gradients and AdamW, {_gib(needed.activations)} for activations), and {_gib(free)} are free on {device}. Lower "
-            "train.batch (train.accumulate makes up for it) or train.context, or choose a smaller model."
+            "train.batch (train.accumulate makes up for it) or train.context, set train.recompute=true, or choose a smaller "
+            "model."
         )
 
 

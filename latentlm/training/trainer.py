@@ -31,6 +31,7 @@ from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prompted import with_prompts
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
 from latentlm.training.parallel import Ranks, shard
+from latentlm.training.recomputing import chunk_head, recompute_blocks
 from latentlm.zoo.weights import whole
 
 T = TypeVar("T")
@@ -86,6 +87,10 @@ class Trainer:
         self, model: LatentDecoder, config: TrainConfig, stream: PackedStream, ranks: Ranks | None = None
     ) -> None:
         self.model, self.config, self.stream, self.ranks = model, config, stream, ranks or Ranks()
+        if config.recompute:
+            recompute_blocks(model)
+        if config.head_chunk is not None:
+            chunk_head(model, config.head_chunk)
         if config.compile:
             compile_blocks(model)
         self._sharded = shard(model, config, self.ranks) if self.ranks.size > 1 else None
