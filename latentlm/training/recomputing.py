@@ -35,8 +35,8 @@ def recompute_blocks(model: LatentDecoder) -> None:
     ]
     if descending:
         raise UserError(
-            f"train.recompute does not go with the encoder of {descending[0]}, which descends through the decoder within a step. "
-            "Lower train.batch instead (train.accumulate makes up for it)."
+            f"train.recompute does not go with the encoder of {descending[0]}, which descends through the decoder within a "
+            "step. Lower train.batch instead (train.accumulate makes up for it)."
         )
     for module in model.modules():
         if isinstance(module, Block):
