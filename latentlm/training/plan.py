@@ -7,9 +7,9 @@ backward pass keeps, per token of a micro-batch
 
     (16 D + 6 F) per block,  4 V at the readout,  8 E at the latent
 
-in numbers of 4 bytes (2 with bfloat16; the readout's stay at 4). Recomputed blocks keep D, and one of them all; with a chunked head
-the readout's are those of a chunk. Time is measured, on two real steps, where a step is short;
-else it follows from the operations (zoo/accounting.py) at half the speed of a large matrix product.
+in numbers of 4 bytes (2 with bfloat16; the readout's stay at 4). Recomputed blocks keep D, and one of them all; with a chunked
+head the readout's are those of a chunk. Time is measured, on two real steps, where a step is short; else it follows from the
+operations (zoo/accounting.py) at half the speed of a large matrix product.
 
 Legend: D width, F feed-forward width, V vocabulary, E event dimensions.
 """
