@@ -81,25 +81,25 @@ class Plan:
     def text(self) -> str:
         """For people."""
         sockets = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items() if name != "total" and count)
-        needed, free = self.memory, "unknown" if self.available is None else _gib(self.available)
+        needed, free = self.memory, "unknown" if self.available is None else gib(self.available)
         how = "measured on real steps" if self.measured else "estimated from the operations"
         return "\n".join(
             (
                 f"{self.name}: dry run, nothing is written",
                 f"parameters  {self.parameters['total']:,} ({sockets})",
-                f"memory      about {_gib(needed.total)} (weights {_gib(needed.weights)}, gradients {_gib(needed.gradients)}, "
-                f"AdamW {_gib(needed.optimizer)}, activations {_gib(needed.activations)}); free on {self.device}: {free}",
+                f"memory      about {gib(needed.total)} (weights {gib(needed.weights)}, gradients {gib(needed.gradients)}, "
+                f"AdamW {gib(needed.optimizer)}, activations {gib(needed.activations)}); free on {self.device}: {free}",
                 f"data        {self.data['train_documents']:,} documents, {self.data['train_bytes']:,} bytes, "
                 f"{self.data['train_targets']:,} target tokens; held out: {self.data['held_out_documents']:,} documents",
                 f"steps       {self.steps:,} of {self.tokens_per_step:,} tokens: {self.steps * self.tokens_per_step:,} tokens, "
                 f"{self.epochs:.2f} epochs",
-                f"time        about {_duration(self.seconds)} ({self.seconds_per_step:.3g} s per step, {how}; "
+                f"time        about {duration(self.seconds)} ({self.seconds_per_step:.3g} s per step, {how}; "
                 "evaluation and saving come on top)",
             )
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """For people: a time that nobody lives to see in years."""
     years = seconds / (365.25 * 24 * 3600)
     return str(timedelta(seconds=round(seconds))) if years < 100 else f"{years:,.3g} years"
@@ -116,7 +116,7 @@ def make_plan(recipe: Recipe) -> Plan:
     stream = make_stream(recipe, prepared)
     needed, free = estimate_memory(recipe), memory.available(device)
     if needed.total > memory.ADDRESSABLE:
-        raise UserError(f"training needs about {_gib(needed.total)}, more than can be addressed: choose smaller sizes.")
+        raise UserError(f"training needs about {gib(needed.total)}, more than can be addressed: choose smaller sizes.")
     seconds, measured = _step_time(recipe, prepared, device, fits=free is None or needed.total < free)
     rows = recipe.train.batch * recipe.train.accumulate
     return Plan(
@@ -159,14 +159,14 @@ def check_memory(needed: Memory, device: torch.device) -> None:
     free = memory.available(device)
     if free is not None and needed.total > free:
         raise UserError(
-            f"training needs about {_gib(needed.total)} of memory ({_gib(needed.total - needed.activations)} for weights, "
-            f"gradients and AdamW, {_gib(needed.activations)} for activations), and {_gib(free)} are free on {device}. Lower "
+            f"training needs about {gib(needed.total)} of memory ({gib(needed.total - needed.activations)} for weights, "
+            f"gradients and AdamW, {gib(needed.activations)} for activations), and {gib(free)} are free on {device}. Lower "
             "train.batch (train.accumulate makes up for it) or train.context, set train.recompute=true, or choose a smaller "
             "model."
         )
 
 
-def _gib(count: int) -> str:
+def gib(count: float) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 

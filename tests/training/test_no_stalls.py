@@ -7,7 +7,6 @@ fails there, on any machine. That the loss of every decoder and its gradient rea
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +20,9 @@ from latentlm.training.data.prepared import prepare
 from latentlm.training.optimizer import make_optimizer
 from latentlm.training.setup import make_model, make_stream, resolve
 from latentlm.training.trainer import Trainer
+from latentlm.zoo.shelves import zoo_recipes
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "zoo" / "latentlm_zoo" / "recipes").glob("*.yaml"))
+RECIPES = sorted(name for name in zoo_recipes() if name.endswith("-tiny"))
 SMALL = ["data.path=synthetic:letter", "data.max_documents=40", "model.backbone.width=32", "model.backbone.context=32",
          "train.batch=4", "train.context=32", "train.warmup=1", "data.packing=true", "data.tokenizer=bytes"]  # fmt: skip
 
