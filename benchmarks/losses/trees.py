@@ -34,8 +34,9 @@ class Tree:
     root: Path
 
     def recipes(self, pattern: str) -> dict[str, Path]:
-        """Shipped recipes by name."""
-        found = {path.stem: path for path in sorted((self.root / RECIPES).glob("*.yaml"))}
+        """Shipped recipes by name, but those for GPUs."""
+        every = {path.stem: path for path in sorted((self.root / RECIPES).glob("*.yaml"))}
+        found = {name: path for name, path in every.items() if "device: cuda" not in path.read_text(encoding="utf-8")}
         return {name: path for name, path in found.items() if fnmatchcase(name, pattern)}
 
     def cards(self, pattern: str) -> dict[str, Path]:

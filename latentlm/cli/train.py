@@ -26,6 +26,8 @@ Examples:
 
   latentlm train my.yaml --dry-run
 
+  latentlm train free-8b --dry-run --processes 64 --gpu H100 train.parallel.replicate=8
+
   latentlm train runs/try --resume
 
   latentlm train runs/try --resume data.path=where/the/texts/are/now/
@@ -45,14 +47,24 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say parameters, memory and time, and write nothing.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --dry-run: count for so many GPUs, without reading the data.", show_default=False),
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="With --processes: A100, H100 or H200.")] = "H100",
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and the result only.")] = False,
 ) -> None:
     """Train, or plan, and print the result."""
     from latentlm.training.parallel import speaks
 
+    if processes is not None and not dry_run:
+        raise UserError("--processes counts what a run would need, with --dry-run; torchrun --nproc_per_node starts processes.")
     with _first_speaks(speaks()):
-        _train_or_plan(recipe, overrides, out, resume=resume, dry_run=dry_run, as_json=as_json, quiet=quiet)
+        if processes is not None:
+            _plan_of_many(recipe, overrides, processes, gpu, as_json=as_json)
+        else:
+            _train_or_plan(recipe, overrides, out, resume=resume, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 @contextmanager
@@ -81,6 +93,14 @@ def _train_or_plan(
         return
     result = _train(checked, out or default_out(recipe, checked, resume=resume), resume=resume, quiet=quiet)
     _say(_summary(result), result.to_dict() if as_json else None)
+
+
+def _plan_of_many(recipe: str, overrides: list[str] | None, processes: int, gpu: str, *, as_json: bool) -> None:
+    from latentlm.training.mesh_plan import make_mesh_plan
+    from latentlm.training.recipes import load_recipe
+
+    plan = make_mesh_plan(load_recipe(recipe, overrides), processes=processes, gpu=gpu)
+    _say(plan.text(), plan.to_dict() if as_json else None)
 
 
 def _say(text: str, data: dict[str, Any] | None) -> None:

@@ -48,6 +48,7 @@ from latentlm.interface import (
     Stems,
     StepSource,
     noise_of,
+    one_document_a_row,
 )
 
 
@@ -132,7 +133,7 @@ class ComposedDecoder(LatentDecoder):
         turn = rotation(self.config.backbone, batch.positions)
         if cache is not None:
             prompt = batch.given if self.prompt_both_ways else None
-            cache.extend(batch.documents, rotation=turn, plain=bool((batch.documents == 0).all()), given=prompt)
+            cache.extend(batch.documents, rotation=turn, plain=one_document_a_row(batch.documents), given=prompt)
         return stages.trunk(self, stages.unrun(self, batch), cache, self.token_conditions(batch, cache))
 
     def token_conditions(self, batch: Batch, cache: KVCache | None) -> Mapping[int, BlockCondition]:

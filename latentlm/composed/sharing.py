@@ -186,6 +186,7 @@ class _Part:
                 site_of=own.site_of,
                 site_mask=own.mask,
                 maps=maps if len(maps) > 1 else {},
+                single=None,
             ),
             bases,
             begins,
@@ -197,7 +198,7 @@ class _Part:
         own = Latents({name: Latent(self._values(name, latent.value, samples)) for name, latent in latents.items()})
         wide = stages.rows_like(self.context, own)
         turn = rotation(decoder.config.backbone, wide.positions)
-        cache.extend(wide.documents, rotation=turn, plain=bool((wide.documents == 0).all()))
+        cache.extend(wide.documents, rotation=turn, plain=wide.one_document_a_row())
         for name, begins in self.begins.items():
             cache.begin(name if len(self.begins) > 1 else "", _times(begins, samples))
         return decoder.hidden(wide, own, cache)

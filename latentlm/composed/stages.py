@@ -69,6 +69,7 @@ def unrun(decoder: Staged, batch: Batch) -> Context:
         site_mask=own.mask,
         given=given,
         maps=maps if len(maps) > 1 else {},
+        single=batch.single,
     )
 
 
@@ -127,7 +128,8 @@ def rows_like(context: Context, latents: Latents) -> Context:
     repeats = latents.rows // context.rows
     rows = torch.arange(context.rows, device=context.tokens.device).repeat_interleave(repeats)
     # The taps are the bulk of a context and most parts never read them again: repeat them on demand only.
-    return replace(replace(context, taps={}).select(rows), taps=SelectedTaps(context.taps, rows))
+    wide = replace(context, taps={}).select(rows)
+    return replace(wide, taps=SelectedTaps(context.taps, rows), single=context.single)
 
 
 class SelectedTaps(Mapping[int, Tensor]):
@@ -239,7 +241,6 @@ def _mask(decoder: Staged, context: Context, cache: KVCache | None) -> tuple[Mas
         assert cache.rotation is not None
         return cache.mask, cache.rotation
     # A single document without padding needs no document mask; `before` contexts have a mask of their own.
-    plain = bool((context.documents == 0).all())
     prompt = context.given if decoder.prompt_both_ways else None
-    mask = Mask(context.documents, context.documents, plain=plain, given=prompt)
+    mask = Mask(context.documents, context.documents, plain=context.one_document_a_row(), given=prompt)
     return mask, rotation(decoder.config.backbone, context.positions)

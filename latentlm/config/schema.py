@@ -261,6 +261,18 @@ class ParallelConfig(Strict):
     replicate: int = Field(1, ge=1, description="copies of the model, each spread over its share of the processes (HSDP)")
 
 
+class ProfileConfig(Strict):
+    """Which steps are traced."""
+
+    start: int = Field(10, ge=0, description="the first step of the trace, counted from 0; the very first ones are slow")
+    steps: int = Field(3, ge=1, le=100, description="how many; a step of a small model takes some MB")
+
+    @property
+    def last(self) -> int:
+        """The last step of the trace."""
+        return self.start + self.steps - 1
+
+
 class TrainConfig(Strict):
     """The optimiser, its schedule, and what is written when. Lengths are in optimiser steps."""
 
@@ -278,20 +290,42 @@ class TrainConfig(Strict):
     prompts: float = Field(0.0, ge=0, le=1, description="share of rows that begin with a given prompt (data.packing=false)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="compile the blocks with torch.compile, which pays on a GPU; rounding changes")
+    recompute: bool = Field(
+        False,
+        exclude_if=lambda value: not value,  # recipes of before, and their hashes, stay what they were
+        description="compute blocks again on the way back instead of keeping what is in them: less memory, a third more work",
+    )
+    head_chunk: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda value: value is None,  # as above
+        description="positions whose logits are held at a time, computed twice; default: all at once",
+    )
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; default: torch's")
     parallel: ParallelConfig = Field(
         ParallelConfig(),
-        exclude_if=lambda value: value == ParallelConfig(),  # recipes of before, and their hashes, stay what they were
+        exclude_if=lambda value: value == ParallelConfig(),  # as above
         description="how several processes (torchrun) share the weights",
     )
     seed: int = Field(0, description="of weights, order of rows, and noise")
+    init: str | None = Field(
+        None,
+        min_length=1,
+        exclude_if=lambda value: value is None,  # as above
+        description="a card, run or Hugging Face folder whose weights it begins with, where they fit; default: fresh ones",
+    )
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     eval_every: int = Field(200, ge=1, description="steps between scores of held-out documents")
     eval_documents: int = Field(16, ge=1, description="held-out documents (first window of each) scored during training")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     tensorboard: bool = Field(False, description="write event files too (needs the extra `tensorboard`)")
+    profile: ProfileConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # as above
+        description="steps whose operations are written as a trace that Perfetto opens; default: none",
+    )
 
 
 _NAME, _LONGEST_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 200

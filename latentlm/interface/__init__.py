@@ -18,7 +18,7 @@ consecutive positions of a document (`chunk:n`) or a whole document (`document`)
 tap 0 is the embedding.
 """
 
-from latentlm.interface.batches import PADDING, Batch, Context, SiteMap, Stems, site_mask
+from latentlm.interface.batches import PADDING, Batch, Context, SiteMap, Stems, one_document_a_row, site_mask
 from latentlm.interface.conditions import SLOTS, BlockCondition, Condition, Cross, Prefix, ValueMap, listed, merged, owned
 from latentlm.interface.decoder import (
     LatentDecoder,
@@ -131,6 +131,7 @@ __all__ = [
     "listed",
     "merged",
     "noise_of",
+    "one_document_a_row",
     "only",
     "owned",
     "pack_ids",

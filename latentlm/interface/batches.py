@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentlm.errors import UserError
 from latentlm.interface.conditions import Condition
+from latentlm.interface.moving import moved
 
 PADDING = -1
 """Document number of a padding position."""
@@ -43,6 +44,8 @@ class Batch:
     given: Tensor | None = None
     sites: Mapping[str, int] | None = None
     """S of each latent, where it was counted while the batch lay on the CPU (`LatentDecoder.counted`): a GPU would wait."""
+    single: bool | None = None
+    """Whether every row is one document without padding; None: not looked at. Known as `sites` is."""
 
     @classmethod
     def of(
@@ -74,11 +77,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: moved(tensor, device))
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows, in that order."""
-        return replace(self._map(lambda tensor: tensor.index_select(0, rows)), sites=None)
+        return replace(self._map(lambda tensor: tensor.index_select(0, rows)), sites=None, single=self.single or None)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor changed alike."""
@@ -90,6 +93,7 @@ class Batch:
             target_mask=change(self.target_mask),
             given=None if self.given is None else change(self.given),
             sites=self.sites,
+            single=self.single,
         )
 
 
@@ -182,6 +186,8 @@ class Context:
     it at its own first position (`at_first_positions`); an encoder may read all of it."""
     maps: Mapping[str, SiteMap] = field(default_factory=dict)
     """The sites of every latent, in a decoder of several."""
+    single: bool | None = None
+    """Whether every row is one document without padding, where the batch knew; `one_document_a_row` asks."""
     reach: int | None = None
     """The block whose incoming stream is the last that was computed; None: the end of the trunk. The frame's own."""
     made: Mapping[str, Condition] = field(default_factory=dict)
@@ -206,6 +212,10 @@ class Context:
     def sites(self) -> int:
         """S."""
         return self.site_mask.shape[1]
+
+    def one_document_a_row(self) -> bool:
+        """Whether every row is one document without padding, and attention needs no mask of documents."""
+        return one_document_a_row(self.documents) if self.single is None else self.single
 
     def first_positions(self) -> Tensor:
         """(B, S) long: index in the row of the first position that each site conditions (T where none does)."""
@@ -254,7 +264,7 @@ class Context:
         documents = self.documents.masked_fill(hidden, PADDING)
         own = self.site_mask if self.sites == 0 else site_mask(self.site_of, documents, self.sites)
         maps = {name: sites.before(documents) for name, sites in self.maps.items()}
-        return replace(self, documents=documents, site_mask=own, maps=maps)
+        return replace(self, documents=documents, site_mask=own, maps=maps, single=None)
 
     def select(self, rows: Tensor) -> Context:
         """The given rows, in that order; rows may repeat. What was made for the old rows is not kept."""
@@ -269,7 +279,13 @@ class Context:
             above={name: value.index_select(0, rows) for name, value in self.above.items()},
             maps={name: sites.select(rows) for name, sites in self.maps.items()},
             reach=self.reach,
+            single=self.single or None,
         )
+
+
+def one_document_a_row(documents: Tensor) -> bool:
+    """Whether documents (B, T) are one in each row, without padding. On a GPU, the processor waits for the answer."""
+    return bool((documents == 0).all())
 
 
 def site_mask(site_of: Tensor, documents: Tensor, sites: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from latentlm.config import Strict
 from latentlm.errors import UserError, unknown_name
-from latentlm.interface.batches import Batch, Context, Stems
+from latentlm.interface.batches import Batch, Context, Stems, one_document_a_row
 from latentlm.interface.distributions import Distribution, Latent
 from latentlm.interface.generation import Continued, Generation, OnToken, Wanted
 from latentlm.interface.granularity import Granularity, assign_sites
@@ -190,12 +190,13 @@ class LatentDecoder(nn.Module, ABC):
         """Set every parameter (after a build on the meta device nothing may stay unset)."""
 
     def counted(self, batch: Batch) -> Batch:
-        """The batch with the number of sites of each latent, counted where the batch lies: on the CPU, before it is moved."""
+        """The batch with what a pass would have to wait for on a GPU: the number of sites of each latent, and whether rows are
+        whole documents. Asked where the batch lies: on the CPU, before it is moved."""
         counts = {
             name: assign_sites(latent.granularity, batch.inputs, batch.documents, batch.positions)[1]
             for name, latent in self.latents.items()
         }
-        return replace(batch, sites=counts)
+        return replace(batch, sites=counts, single=one_document_a_row(batch.documents))
 
     @abstractmethod
     def context(self, batch: Batch, cache: Any = None) -> Context:

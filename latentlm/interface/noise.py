@@ -20,6 +20,7 @@ from torch import Tensor
 
 from latentlm.config import memory
 from latentlm.config.checking import several, whole
+from latentlm.interface.moving import moved
 
 _WORDS_PER_COUNT = 4  # Philox-4x64 makes four 64-bit words per counter value
 _RESOLUTION = 2.0**-23  # (k + 1/2) * 2^-23 is exact in float32 and lies strictly inside (0, 1)
@@ -111,11 +112,11 @@ class Noise:
                 out[row] = _run(key, run, events)[place]
             else:
                 out[row] = _uniform(key, offset, sites, events)
-        return torch.from_numpy(out).to(device or "cpu")
+        return moved(torch.from_numpy(out), device)
 
     def normal(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """Standard normal numbers by the inverse CDF of `uniform`, float32 (B, S, E)."""
-        return torch.special.ndtri(self.uniform(sites, events).double()).float().to(device or "cpu")
+        return moved(torch.special.ndtri(self.uniform(sites, events).double()).float(), device)
 
 
 def _uniform(key: int, first: int, sites: int, events: int) -> np.ndarray:

@@ -30,7 +30,9 @@ from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.parallel import Ranks, check_ranks, joined
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
+from latentlm.training.record.checkpoint import checkpoints
 from latentlm.training.record.folder import (
+    CHECKPOINTS,
     begin_anew,
     check_free,
     check_places,
@@ -46,6 +48,7 @@ from latentlm.training.record.result import RunResult, read_result
 from latentlm.training.run import Run
 from latentlm.training.setup import make_model, make_stream, pick_device, resolve
 from latentlm.training.trainer import DivergedError, Trainer
+from latentlm.training.warm import begin_with, check_source
 
 
 class InterruptedRun(KeyboardInterrupt):
@@ -117,6 +120,9 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> R
         if said := changes(before):
             reporter.warn(f"since {out} was started, {'; '.join(said)}: what follows may not continue what came before.")
     resolve(recipe)  # wrong parts and settings are found before the data are read
+    source = None if checkpoints(out / CHECKPOINTS) else recipe.train.init
+    if source is not None:
+        check_source(source)
     reporter.note("reading the data")
     if is_started(out):
         prepared, recipe = _prepared_again(recipe, out, reporter)
@@ -127,8 +133,9 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> R
     check_memory(estimate_memory(recipe), device)
     if recipe.train.dtype == "bfloat16" and device.type == "cpu":
         reporter.warn("bfloat16 is many times slower than float32 on a CPU; set train.dtype=float32.")
-    trainer = Trainer(make_model(recipe, device), recipe.train, stream, ranks)
-    return Run(recipe, trainer, prepared, out=out, reporter=reporter)
+    model = make_model(recipe, device)
+    begun = None if source is None else begin_with(model, source, prepared.tokenizer, reporter)
+    return Run(recipe, Trainer(model, recipe.train, stream, ranks), prepared, out=out, reporter=reporter, begun=begun)
 
 
 def _prepared_again(recipe: Recipe, out: Path, reporter: Reporter) -> tuple[Prepared, Recipe]:

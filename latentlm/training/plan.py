@@ -7,8 +7,9 @@ backward pass keeps, per token of a micro-batch
 
     (16 D + 6 F) per block,  4 V at the readout,  8 E at the latent
 
-in numbers of 4 bytes (2 with bfloat16; the readout's stay at 4). Time is measured, on two real steps, where a step is short;
-else it follows from the operations (zoo/accounting.py) at half the speed of a large matrix product.
+in numbers of 4 bytes (2 with bfloat16; the readout's stay at 4). Recomputed blocks keep D, and one of them all; with a chunked
+head the readout's are those of a chunk. Time is measured, on two real steps, where a step is short; else it follows from the
+operations (zoo/accounting.py) at half the speed of a large matrix product.
 
 Legend: D width, F feed-forward width, V vocabulary, E event dimensions.
 """
@@ -27,6 +28,7 @@ from latentlm.errors import UserError
 from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.setup import make_model, make_stream, parameters_by_socket, pick_device, resolve
 from latentlm.training.trainer import Trainer
+from latentlm.training.warm import check_source
 from latentlm.zoo.accounting import cost_of
 
 _LONGEST_TRIAL = 10.0  # seconds that a trial step may take by the operations' count
@@ -79,25 +81,25 @@ class Plan:
     def text(self) -> str:
         """For people."""
         sockets = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items() if name != "total" and count)
-        needed, free = self.memory, "unknown" if self.available is None else _gib(self.available)
+        needed, free = self.memory, "unknown" if self.available is None else gib(self.available)
         how = "measured on real steps" if self.measured else "estimated from the operations"
         return "\n".join(
             (
                 f"{self.name}: dry run, nothing is written",
                 f"parameters  {self.parameters['total']:,} ({sockets})",
-                f"memory      about {_gib(needed.total)} (weights {_gib(needed.weights)}, gradients {_gib(needed.gradients)}, "
-                f"AdamW {_gib(needed.optimizer)}, activations {_gib(needed.activations)}); free on {self.device}: {free}",
+                f"memory      about {gib(needed.total)} (weights {gib(needed.weights)}, gradients {gib(needed.gradients)}, "
+                f"AdamW {gib(needed.optimizer)}, activations {gib(needed.activations)}); free on {self.device}: {free}",
                 f"data        {self.data['train_documents']:,} documents, {self.data['train_bytes']:,} bytes, "
                 f"{self.data['train_targets']:,} target tokens; held out: {self.data['held_out_documents']:,} documents",
                 f"steps       {self.steps:,} of {self.tokens_per_step:,} tokens: {self.steps * self.tokens_per_step:,} tokens, "
                 f"{self.epochs:.2f} epochs",
-                f"time        about {_duration(self.seconds)} ({self.seconds_per_step:.3g} s per step, {how}; "
+                f"time        about {duration(self.seconds)} ({self.seconds_per_step:.3g} s per step, {how}; "
                 "evaluation and saving come on top)",
             )
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """For people: a time that nobody lives to see in years."""
     years = seconds / (365.25 * 24 * 3600)
     return str(timedelta(seconds=round(seconds))) if years < 100 else f"{years:,.3g} years"
@@ -107,12 +109,14 @@ def make_plan(recipe: Recipe) -> Plan:
     """Plan a run of `recipe`; reads the data, writes nothing. Raises UserError for all that would stop the run at its start."""
     device = pick_device(recipe.train.device)
     resolve(recipe)
+    if recipe.train.init is not None:
+        check_source(recipe.train.init)
     prepared = prepare(recipe.data)
     recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
     needed, free = estimate_memory(recipe), memory.available(device)
     if needed.total > memory.ADDRESSABLE:
-        raise UserError(f"training needs about {_gib(needed.total)}, more than can be addressed: choose smaller sizes.")
+        raise UserError(f"training needs about {gib(needed.total)}, more than can be addressed: choose smaller sizes.")
     seconds, measured = _step_time(recipe, prepared, device, fits=free is None or needed.total < free)
     rows = recipe.train.batch * recipe.train.accumulate
     return Plan(
@@ -141,10 +145,13 @@ def estimate_memory(recipe: Recipe) -> Memory:
     assert recipe.train.context is not None, "the recipe is resolved"
     latents = recipe.model.by_latent.values()
     blocks = backbone.blocks + sum(latent.encoder is not None for latent in latents)
-    kept = blocks * (16 * backbone.width + 6 * backbone.feed_forward) * (2 if recipe.train.dtype == "bfloat16" else 4)
-    ends = 4 * (4 * backbone.vocabulary + 8 * sum(latent.dims for latent in latents))
+    block = 16 * backbone.width + 6 * backbone.feed_forward
+    kept = block + blocks * backbone.width if recipe.train.recompute else blocks * block
     tokens = recipe.train.batch * recipe.train.context
-    return Memory(4 * parameters, 4 * parameters, 8 * parameters, tokens * (kept + ends))
+    logits = 4 * backbone.vocabulary * min(recipe.train.head_chunk or tokens, tokens)
+    numbers = tokens * kept * (2 if recipe.train.dtype == "bfloat16" else 4)
+    activations = numbers + 4 * (logits + 8 * tokens * sum(latent.dims for latent in latents))
+    return Memory(4 * parameters, 4 * parameters, 8 * parameters, activations)
 
 
 def check_memory(needed: Memory, device: torch.device) -> None:
@@ -152,13 +159,14 @@ def check_memory(needed: Memory, device: torch.device) -> None:
     free = memory.available(device)
     if free is not None and needed.total > free:
         raise UserError(
-            f"training needs about {_gib(needed.total)} of memory ({_gib(needed.total - needed.activations)} for weights, "
-            f"gradients and AdamW, {_gib(needed.activations)} for activations), and {_gib(free)} are free on {device}. Lower "
-            "train.batch (train.accumulate makes up for it) or train.context, or choose a smaller model."
+            f"training needs about {gib(needed.total)} of memory ({gib(needed.total - needed.activations)} for weights, "
+            f"gradients and AdamW, {gib(needed.activations)} for activations), and {gib(free)} are free on {device}. Lower "
+            "train.batch (train.accumulate makes up for it) or train.context, set train.recompute=true, or choose a smaller "
+            "model."
         )
 
 
-def _gib(count: int) -> str:
+def gib(count: float) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 

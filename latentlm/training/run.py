@@ -17,6 +17,7 @@ from latentlm.training.data.prepared import Prepared
 from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
 from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from latentlm.training.plan import parameters_by_socket
+from latentlm.training.profiling import StepProfiler
 from latentlm.training.record.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -32,14 +33,26 @@ from latentlm.training.record.reporting import Reporter, TensorBoard
 from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
 from latentlm.training.resuming import check_resumable, schedule_states
 from latentlm.training.trainer import StepFacts, Trainer
+from latentlm.training.warm import WarmStart
 from latentlm.zoo.weights import load_into, weights_of, whole
 
 
 class Run:
     """One training run in its folder. `recipe` is resolved."""
 
-    def __init__(self, recipe: Recipe, trainer: Trainer, prepared: Prepared, *, out: Path, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        trainer: Trainer,
+        prepared: Prepared,
+        *,
+        out: Path,
+        reporter: Reporter,
+        begun: WarmStart | None = None,
+    ) -> None:
         self.recipe, self.trainer, self.prepared, self.out, self.reporter = recipe, trainer, prepared, out, reporter
+        self._begun = begun
+        self._profiler = StepProfiler(recipe.train.profile if trainer.ranks.first else None, out)
         self.tokens, self.seconds = 0, 0.0
         self.tally, self.watch = Tally(), CollapseWatch()
         self.saved_step: int | None = None
@@ -83,6 +96,8 @@ class Run:
             command=command,
         )
         manifest["processes"] = self.ranks.size
+        if self._begun is not None:
+            manifest["init"] = self._begun.facts()
         write_manifest(self.out, manifest)
         write_recipe(self.out, self.recipe)
 
@@ -138,9 +153,12 @@ class Run:
     def step(self) -> None:
         """One optimiser step and whatever is due after it: a metrics line, an evaluation, a checkpoint."""
         config = self.recipe.train
+        self._profiler.before(self.trainer.step)
         started = time.perf_counter()
         facts = self.trainer.advance()
         self._count(facts, seconds=time.perf_counter() - started)
+        if (trace := self._profiler.after(self.trainer.step - 1)) is not None:
+            self.reporter.note(f"wrote {trace}, which https://ui.perfetto.dev opens")
         step, last = self.trainer.step, self.trainer.step == config.steps
         if step % config.log_every == 0 or last:
             self._log()
@@ -227,15 +245,18 @@ class Run:
     def finish(self) -> RunResult:
         """Write the model and its card."""
         self.close()
-        facts = {
+        manifest = read_manifest(self.out)
+        facts: dict[str, Any] = {
             "parameters": sum(parameter.numel() for parameter in self.trainer.model.parameters()),
             "steps": self.trainer.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "peak_memory_mib": round(peak_mib(self.trainer.model.device), 1),
             "finished": now(),
-            "device": read_manifest(self.out).get("device", {}).get("name", self.trainer.model.device.type),
+            "device": manifest.get("device", {}).get("name", self.trainer.model.device.type),
         }
+        if "init" in manifest:
+            facts["init"] = {key: manifest["init"].get(key) for key in ("source", "sha256", "taken")}
         weights = self._in_full(weights_of(self.trainer.model))
         self.ranks.from_first(lambda: self._write_model(weights, facts))
         return read_result(self.out)
@@ -251,7 +272,9 @@ class Run:
         )
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and take no further step."""
+        self.trainer.close()
+        self._profiler.close()
         for file in (self._metrics, self._board):
             if file is not None:
                 file.close()

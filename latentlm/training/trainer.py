@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -25,10 +26,12 @@ from latentlm.config import TrainConfig
 from latentlm.errors import UserError
 from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise, gathered
 from latentlm.training.compiling import compile_blocks, compiling
+from latentlm.training.data.ahead import Ahead
 from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prompted import with_prompts
 from latentlm.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
 from latentlm.training.parallel import Ranks, shard
+from latentlm.training.recomputing import chunk_head, recompute_blocks
 from latentlm.zoo.weights import whole
 
 T = TypeVar("T")
@@ -84,6 +87,10 @@ class Trainer:
         self, model: LatentDecoder, config: TrainConfig, stream: PackedStream, ranks: Ranks | None = None
     ) -> None:
         self.model, self.config, self.stream, self.ranks = model, config, stream, ranks or Ranks()
+        if config.recompute:
+            recompute_blocks(model)
+        if config.head_chunk is not None:
+            chunk_head(model, config.head_chunk)
         if config.compile:
             compile_blocks(model)
         self._sharded = shard(model, config, self.ranks) if self.ranks.size > 1 else None
@@ -91,29 +98,36 @@ class Trainer:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.step = 0
         """Finished optimiser steps; also the number of the next one, counted from 0."""
+        self._ahead = Ahead(self._batches)
 
     def advance(self) -> StepFacts:
         """Take one optimiser step. Raises DivergedError, with the weights as they were, where a number is not finite."""
         self.model.train()
-        first = self.step * self.config.accumulate
-        batches = [self._batch(first + index) for index in range(self.config.accumulate)]
-        facts = StepFacts(
-            targets=sum(int(batch.target_mask.sum()) for batch in batches),
-            learning_rate=learning_rate_at(self.step, self.config),
-        )
+        targets, batches = self._ahead.take(self.step)
+        facts = StepFacts(targets=targets, learning_rate=learning_rate_at(self.step, self.config))
         self.optimizer.zero_grad(set_to_none=True)
-        for number, batch in enumerate(batches, start=first):
+        found = []
+        for number, batch in enumerate(batches, start=self.step * self.config.accumulate):
             with compiling():
-                self._accumulate(self._own(batch), number, facts)
+                found.append(self._accumulate(batch, number, targets))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        *read, [facts.gradient_norm] = _on_cpu([*(each.values for each in found), norm.double()[None]])
+        for each, values in zip(found, read, strict=True):
+            each.add_to(facts, values)
         facts = reduce(StepFacts.plus, gathered(facts))
         self._check("loss", facts.cross_entropy + facts.penalty + facts.auxiliary)
-        facts.gradient_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)))
         self._check("gradient norm", facts.gradient_norm)
         set_learning_rate(self.optimizer, facts.learning_rate)
         self.optimizer.step()
         self.model.advance(self.step)
         self.step += 1
         return facts
+
+    def _batches(self, step: int) -> tuple[int, list[Batch]]:
+        """The targets of a step, and of each of its micro-batches the rows that this process takes."""
+        first, count = step * self.config.accumulate, self.config.accumulate
+        batches = [self._batch(number) for number in range(first, first + count)]
+        return sum(int(batch.target_mask.sum()) for batch in batches), [self._own(batch) for batch in batches]
 
     def _batch(self, number: int) -> Batch:
         """Micro-batch `number` of the stream, some of its rows with a prompt where the recipe says so."""
@@ -126,6 +140,10 @@ class Trainer:
         rows = self.ranks.rows(len(batch.inputs))
         return self.model.counted(batch if self.ranks.size == 1 else batch.select(torch.tensor(rows)))
 
+    def close(self) -> None:
+        """No further step will be taken."""
+        self._ahead.close()
+
     def within(self, work: Callable[[], T]) -> T:
         """Do something with the model beside the steps: its weights may be spread over processes, and are again afterwards.
         Every process must."""
@@ -135,8 +153,9 @@ class Trainer:
         self._sharded.scatter()
         return result
 
-    def _accumulate(self, batch: Batch, number: int, facts: StepFacts) -> None:
-        """Add the gradient of micro-batch `number`, weighted by its share of the step's targets, and note its facts."""
+    def _accumulate(self, batch: Batch, number: int, of: int) -> _Found:
+        """Add the gradient of micro-batch `number`, weighted by its share of the step's targets, `of`: what it found, not read
+        yet."""
         targets = int(batch.target_mask.sum())
         first = number * self.stream.rows_per_batch
         rows = self.ranks.rows(self.stream.rows_per_batch)
@@ -150,22 +169,11 @@ class Trainer:
 
         with autocast(self.model, self.config):
             descending = forward() if self._sharded is None else self._sharded(forward)
-        loss = found[0]
-        total, cross_entropy, kl, auxiliary, logs = _read(loss)
-        facts.normalised = all(own.normalised for own in loss.latents.values())
-        share = targets / facts.targets * self.ranks.size  # gradients are averaged over the processes
+        share = targets / of * self.ranks.size  # gradients are averaged over the processes
         (descending * share).backward()
         if self._sharded is not None:
             self._sharded.scatter()
-        facts.cross_entropy += cross_entropy
-        facts.kl += sum(kl.values())
-        if len(kl) > 1:
-            facts.kl_of = {name: facts.kl_of.get(name, 0.0) + nats for name, nats in kl.items()}
-        if loss.latents:
-            facts.penalty += (total - auxiliary) * targets - cross_entropy
-            facts.auxiliary += auxiliary * targets
-        for name, value in logs.items():
-            facts.schedule[name] = facts.schedule.get(name, 0.0) + value * targets / facts.targets
+        return _Found.of(found[0], targets)
 
     def _check(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -185,16 +193,49 @@ def autocast(model: LatentDecoder, config: TrainConfig) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.dtype == "bfloat16")
 
 
-def _read(loss: Loss) -> tuple[float, float, dict[str, float], float, dict[str, float]]:
-    """Total, summed cross-entropy, summed KL by latent, auxiliary losses, logs: brought to the CPU in one transfer."""
-    cross_entropy = loss.reconstruction.detach().double().sum()
-    kl = [full_kl(own).sum() for own in loss.latents.values()]
-    logs = {name: value.detach().double().mean() for name, value in loss.logs.items()}
-    total = loss.total.detach().double()
-    auxiliary = torch.zeros_like(total) if loss.auxiliary is None else loss.auxiliary.detach().double()
-    values = torch.stack([total, cross_entropy, auxiliary, *kl, *logs.values()]).tolist()
-    by_latent = dict(zip(loss.latents, values[3:], strict=False))
-    return values[0], values[1], by_latent, values[2], dict(zip(logs, values[3 + len(kl) :], strict=True))
+@dataclass(frozen=True)
+class _Found:
+    """What a micro-batch found, as it lies on the device: reading it would wait for all that was asked of a GPU."""
+
+    values: Tensor
+    """Total, summed cross-entropy, auxiliary losses, summed KL of each latent, each log; float64."""
+    targets: int
+    latents: tuple[str, ...]
+    logs: tuple[str, ...]
+    normalised: bool
+
+    @classmethod
+    def of(cls, loss: Loss, targets: int) -> _Found:
+        """Of a micro-batch with so many targets."""
+        total = loss.total.detach().double()
+        auxiliary = torch.zeros_like(total) if loss.auxiliary is None else loss.auxiliary.detach().double()
+        kl = [full_kl(own).sum() for own in loss.latents.values()]
+        logs = [value.detach().double().mean() for value in loss.logs.values()]
+        values = torch.stack([total, loss.reconstruction.detach().double().sum(), auxiliary, *kl, *logs])
+        normalised = all(own.normalised for own in loss.latents.values())
+        return cls(values, targets, tuple(loss.latents), tuple(loss.logs), normalised)
+
+    def add_to(self, facts: StepFacts, values: list[float]) -> None:
+        """Add it to what the step did, from `values` as they were read."""
+        total, cross_entropy, auxiliary, *rest = values
+        kl = dict(zip(self.latents, rest, strict=False))
+        facts.normalised = self.normalised
+        facts.cross_entropy += cross_entropy
+        facts.kl += sum(kl.values())
+        if len(kl) > 1:
+            facts.kl_of = {name: facts.kl_of.get(name, 0.0) + nats for name, nats in kl.items()}
+        if self.latents:
+            facts.penalty += (total - auxiliary) * self.targets - cross_entropy
+            facts.auxiliary += auxiliary * self.targets
+        for name, value in zip(self.logs, rest[len(kl) :], strict=True):
+            facts.schedule[name] = facts.schedule.get(name, 0.0) + value * self.targets / facts.targets
+
+
+def _on_cpu(tensors: list[Tensor]) -> list[list[float]]:
+    """Vectors as numbers, brought to the CPU in one transfer: the one wait of a step."""
+    every = torch.cat(tensors).tolist()
+    ends = list(accumulate(len(tensor) for tensor in tensors))
+    return [every[end - len(tensor) : end] for end, tensor in zip(ends, tensors, strict=True)]
 
 
 def full_kl(latent: LatentLoss) -> Tensor:

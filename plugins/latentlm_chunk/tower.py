@@ -55,8 +55,7 @@ class ChunkEncoder(Encoder):
 
     def pooled(self, context: Context) -> Tensor:
         """(B, S, D) float32 or wider; zero at sites without a position."""
-        plain = bool((context.documents == 0).all())
-        mask = Mask(context.documents, context.documents, causal=False, plain=plain)
+        mask = Mask(context.documents, context.documents, causal=False, plain=context.one_document_a_row())
         turn = rotation(self.shape.backbone, context.positions)
         x = self.norm(self.block(context.taps[self.taps[0]], mask=mask, rotation=turn))
         x = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -66,8 +66,7 @@ class DellaEncoder(Encoder):
 
     def forward(self, context: Context, objective: Objective | None = None) -> Chain:
         """Posterior of every site, (B, S, E)."""
-        plain = bool((context.documents == 0).all())
-        mask = Mask(context.documents, context.documents, causal=False, plain=plain)
+        mask = Mask(context.documents, context.documents, causal=False, plain=context.one_document_a_row())
         turn = rotation(self.shape.backbone, context.positions)
         x = context.taps[0]  # (B, T, D)
         offsets = []

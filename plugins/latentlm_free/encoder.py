@@ -64,8 +64,7 @@ class FreeEncoder(Encoder):
         trunk = context.taps[self.taps[0]]  # (B, T, D)
         queries = self.zeta.expand_as(trunk)
         turn = rotation(self.shape.backbone, context.positions) if self.config.rope else None
-        plain = bool((context.documents == 0).all())
-        mask = Mask(context.documents, context.documents, causal=False, plain=plain)
+        mask = Mask(context.documents, context.documents, causal=False, plain=context.one_document_a_row())
         unskipped = None if self.config.zeta_residual else BlockCondition(skip=-queries)
         x = self.block(queries, source=trunk, mask=mask, rotation=turn, condition=unskipped)
         normed = self.norm(x)

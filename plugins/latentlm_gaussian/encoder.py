@@ -68,7 +68,8 @@ class GaussianTower(Encoder):
 
     def read(self, stream: Tensor, context: Context) -> Gaussian:
         """The posterior for token embeddings `stream` (B, T, D) in the place of the context's own: (B, S, E)."""
-        x = self.tower(stream, documents=context.documents, positions=context.positions)
+        single = context.one_document_a_row()
+        x = self.tower(stream, documents=context.documents, positions=context.positions, single=single)
         visible = context.documents >= 0
         vector = pooled(x, visible=visible, site_of=context.site_of, sites=context.sites, how=self.config.pooling)
         gaussian: Gaussian = self.head(vector)

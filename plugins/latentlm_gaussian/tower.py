@@ -35,10 +35,10 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(blocks))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, *, documents: Tensor, positions: Tensor) -> Tensor:
-        """x (B, T, D), documents (B, T) with -1 where nothing is to be seen, positions (B, T): (B, T, D)."""
-        plain = bool((documents == 0).all())
-        mask = Mask(documents, documents, causal=self.causal, plain=plain)
+    def forward(self, x: Tensor, *, documents: Tensor, positions: Tensor, single: bool = False) -> Tensor:
+        """x (B, T, D), documents (B, T) with -1 where nothing is to be seen, positions (B, T): (B, T, D). `single`: every row
+        is one document, seen whole, and attention needs no mask."""
+        mask = Mask(documents, documents, causal=self.causal, plain=single)
         turn = rotation(self.config, positions)
         for block in self.blocks:
             x = block(x, mask=mask, rotation=turn)

@@ -96,6 +96,24 @@ def noise_alone_decides_training(subject: Subject) -> None:
 
 
 @check("engine")
+def no_value_is_read_in_a_step(subject: Subject) -> None:
+    """The way forward and back of a training step reads no value of a tensor (`.item()`, `.tolist()`, `nonzero`, a boolean
+    index, `bool(...)`): on a GPU the processor would wait for each. Asked on the meta device, where there are none."""
+    model = copy.deepcopy(subject.model).to("meta").train()
+    batch = model.counted(pack(TEXTS, vocabulary=subject.config.backbone.vocabulary))
+    with mock.patch("torch.autocast", _autocast):
+        model.loss(batch.to("meta"), step=0, noise=noise(2)).total.backward()
+
+
+def _autocast(kind: str, **options: Any) -> torch.autocast:
+    """As on the CPU for meta tensors, which have none of their own."""
+    return _AUTOCAST("cpu" if kind == "meta" else kind, **options)
+
+
+_AUTOCAST = torch.autocast
+
+
+@check("engine")
 def resume_exact(subject: Subject) -> None:
     """A training run that crashed and resumed ends at the weights of one that did not, bit for bit."""
     with tempfile.TemporaryDirectory() as folder:

@@ -22,14 +22,14 @@ from latentlm.training.recipes import RECIPE
 from latentlm.zoo.shelves import CARD
 from latentlm.zoo.weights import refuse_bytes
 
-METRICS, CHECKPOINTS, WEIGHTS = "metrics.jsonl", "checkpoints", "model.safetensors"
+METRICS, CHECKPOINTS, WEIGHTS, PROFILE = "metrics.jsonl", "checkpoints", "model.safetensors", "profile"
 _LOCK = ".lock"
 _MARK = "a run of latentlm\n"
 """What the lock says from the moment a run writes its first file: it alone tells the files of a run that has saved nothing from
 those of someone else who happens to call theirs so."""
 MANIFEST = "manifest.json"
 _BEGUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", MANIFEST}
-_FILES, _FOLDERS = sorted({*_BEGUN, WEIGHTS, CARD}), ("tensorboard", CHECKPOINTS)
+_FILES, _FOLDERS = sorted({*_BEGUN, WEIGHTS, CARD}), ("tensorboard", PROFILE, CHECKPOINTS)
 _OF_A_RUN = {*_BEGUN, *_FOLDERS}
 """What a run writes ahead of its first checkpoint, beside its lock; _FILES: all that it writes in the end."""
 
@@ -39,6 +39,7 @@ _FREE_TO_CHANGE = {
     "name", "description", "data.path",
     "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
     "train.device", "train.threads", "train.parallel.replicate", "train.tensorboard",
+    "train.profile", "train.profile.start", "train.profile.steps",
 }  # fmt: skip
 """Settings that a resumed run may change: they decide what is written, where the data lie and where it is computed, not what
 is learned. (That the data are the same, their fingerprint says.)"""

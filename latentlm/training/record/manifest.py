@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = read_json(folder / MANIFEST)
     except UserError:
         return {}
-    types = {"resumed": list, "device": dict, "data": dict, "plugins": dict}
+    types = {"resumed": list, "device": dict, "data": dict, "plugins": dict, "init": dict}
     items = found.items() if isinstance(found, dict) else ()
     kept: dict[str, Any] = {key: value for key, value in items if isinstance(value, types.get(key, object))}
     if not all(isinstance(plugin, dict) for plugin in kept.get("plugins", {}).values()):

@@ -1,0 +1,162 @@
+"""What a run on many GPUs would need, counted on paper: nothing is trained, and no data are read.
+
+    latentlm train RECIPE --dry-run --processes 64 --gpu H100 train.parallel.replicate=8
+
+N processes hold R copies of the model (`train.parallel.replicate`), each spread over S = N / R of them (parallel.py). Bytes of
+one process, of P parameters of which P_b lie in blocks, P_1 in one block, and P_r = P - P_b in none; b bytes a number where
+blocks compute (2 in bfloat16):
+
+    kept     4 P / S weights + 4 P / S gradients + 8 P / S moments
+    whole    4 P_r + 4 P_r: what belongs to no block, and its gradient, during the step
+    passing  3 b P_1: a block, the next one, and the gradient of one
+    kept for the way back: activations of this process's rows (plan.py)
+
+It receives, of every micro-batch, (S - 1) / S of 2 b P_b (blocks, on the way forward and back), of 4 P_r, and of 4 P of
+gradients; between copies, 8 P / S (R - 1) / R. Speeds of a GPU and its links are those of NVIDIA's data sheets; how much of the
+peak is reached is what was measured (docs/gpu.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from latentlm.backbone.block import Block
+from latentlm.config import Recipe
+from latentlm.errors import UserError, unknown_name
+from latentlm.training.parallel import Ranks, check_ranks
+from latentlm.training.plan import duration, estimate_memory, gib
+from latentlm.training.setup import make_model, resolve
+from latentlm.zoo.accounting import cost_of, count
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A machine's GPUs: of each, dense bfloat16 operations a second, bytes of memory, bytes a second that it receives from
+    others of its machine and from other machines."""
+
+    peak: float
+    memory: float
+    near: float
+    far: float
+    a_machine: int = 8
+
+
+GPUS = {
+    "A100": GPU(312e12, 80e9, 300e9, 25e9),
+    "H100": GPU(989.4e12, 80e9, 450e9, 50e9),
+    "H200": GPU(989.4e12, 141e9, 450e9, 50e9),
+}
+"""DGX A100, H100 and H200: NVLink in one direction; 200 or 400 Gb/s of InfiniBand to each GPU."""
+REACHED = 0.37
+"""Share of the peak that a compiled step of the 8B shape reached on one H100 (docs/gpu.md)."""
+
+
+@dataclass(frozen=True)
+class MeshPlan:
+    """What a dry run says of many GPUs. Bytes and seconds of one process and one step."""
+
+    name: str
+    processes: int
+    replicate: int
+    gpu: str
+    parameters: int
+    kept: float
+    whole: float
+    passing: float
+    activations: float
+    available: float
+    received: float
+    computing_seconds: float
+    receiving_seconds: float
+    tokens_per_step: int
+    steps: int
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return self.kept + self.whole + self.passing + self.activations
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, if all that is received is received while something is computed; at least that of the longer one."""
+        return max(self.computing_seconds, self.receiving_seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one GPU."""
+        return self.tokens_per_step / self.seconds / self.processes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        own = ("total", "seconds", "tokens_per_second")
+        return {**asdict(self), **{name: getattr(self, name) for name in own}, "share_of_peak": REACHED}
+
+    def text(self) -> str:
+        """For people."""
+        spread = self.processes // self.replicate
+        copies = "one copy," if self.replicate == 1 else f"{self.replicate} copies, each"
+        remedy = "more processes, a smaller train.batch (train.accumulate makes up for it), or train.recompute=true"
+        fits = "fits" if self.total < self.available else f"DOES NOT FIT ({remedy})"
+        tokens = self.tokens_per_step * self.steps
+        return "\n".join(
+            (
+                f"{self.name} on {self.processes} {self.gpu}: counted on paper, nothing is measured, no data are read",
+                f"parameters  {self.parameters:,}; {copies} spread over {spread}",
+                f"memory      {gib(self.total)} of each GPU's {gib(self.available)}: {fits}",
+                f"            weights, gradients, AdamW {gib(self.kept)}; whole during a step {gib(self.whole)}; "
+                f"passing blocks {gib(self.passing)}; activations {gib(self.activations)}",
+                f"a step      {self.computing_seconds:.3g} s of computing at {REACHED:.0%} of the peak; {gib(self.received)} "
+                f"received, {self.receiving_seconds:.3g} s on the slowest link",
+                f"speed       at most {self.tokens_per_second:,.0f} tokens/s a GPU, "
+                f"{self.tokens_per_second * self.processes:,.0f} in all",
+                f"time        at least {duration(self.seconds * self.steps)} for {tokens:,} tokens ({self.steps:,} steps of "
+                f"{self.tokens_per_step:,})",
+            )
+        )
+
+
+def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
+    """Plan a run of `recipe` on so many GPUs of a kind. Raises UserError for what could not run."""
+    if gpu not in GPUS:
+        raise unknown_name("GPU", gpu, GPUS)
+    card, train = GPUS[gpu], recipe.train
+    check_ranks(train, Ranks(0, processes))
+    if train.batch % processes:
+        raise UserError(
+            f"train.batch is {train.batch}, which {processes} processes do not share evenly: the fullest sets the pace. "
+            "Choose a multiple."
+        )
+    recipe = resolve(recipe)
+    train, model = recipe.train, make_model(recipe, "meta")
+    blocks = [count(module) for module in model.modules() if isinstance(module, Block)]
+    everything, inside, largest = count(model), sum(blocks), max(blocks, default=0)
+    outside, each = everything - inside, 2 if train.dtype == "bfloat16" else 4
+    copies, spread = train.parallel.replicate, processes // train.parallel.replicate
+    rows = recipe.model_copy(update={"train": train.model_copy(update={"batch": train.batch // processes})})
+    assert train.context is not None, "the recipe is resolved"
+    tokens = train.batch * train.accumulate * train.context
+    within = (spread - 1) / spread * train.accumulate * (2 * each * inside + 4 * outside + 4 * everything)
+    between = 8 * everything / spread * (copies - 1) / copies
+    near = card.near if spread <= card.a_machine else card.far
+    counted = cost_of(model, dtype=torch.bfloat16 if each == 2 else torch.float32).training_flops_per_token
+    operations = counted * (4 / 3 if train.recompute else 1)
+    return MeshPlan(
+        name=recipe.name,
+        processes=processes,
+        replicate=copies,
+        gpu=gpu,
+        parameters=everything,
+        kept=16 * everything / spread,
+        whole=8 * outside if spread > 1 else 0,
+        passing=3 * each * largest if spread > 1 else 0,
+        activations=estimate_memory(rows).activations,
+        available=card.memory,
+        received=within + between,
+        computing_seconds=tokens / processes * operations / (card.peak * REACHED),
+        receiving_seconds=within / near + between / (card.far if processes > card.a_machine else card.near),
+        tokens_per_step=tokens,
+        steps=train.steps,
+    )

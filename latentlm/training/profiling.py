@@ -1,0 +1,46 @@
+"""A trace of some steps (`train.profile`), for Perfetto (https://ui.perfetto.dev) or chrome://tracing.
+
+    latentlm train free-tiny train.profile.start=20 train.profile.steps=3      # runs/free-tiny/profile/steps-20-22.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from latentlm.config import ProfileConfig
+from latentlm.config.writing import write_atomically
+from latentlm.training.record.folder import PROFILE
+
+
+class StepProfiler:
+    """Records the steps that the recipe names; without a recipe's word, nothing. Steps are counted from 0, as noise is."""
+
+    def __init__(self, config: ProfileConfig | None, out: Path) -> None:
+        self._config, self._out = config, out
+        self._running: profile | None = None
+
+    def before(self, step: int) -> None:
+        """Step `step` is about to begin."""
+        if self._config is not None and step == self._config.start:
+            kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            self._running = profile(activities=kinds, record_shapes=True, profile_memory=True)
+            self._running.start()
+
+    def after(self, step: int) -> Path | None:
+        """Step `step` is done; the file, where it was the last to record. Raises CheckpointError where the disk refuses it."""
+        if self._running is None or self._config is None or step < self._config.last:
+            return None
+        trace, self._running = self._running, None
+        trace.stop()
+        path = self._out / PROFILE / f"steps-{self._config.start}-{self._config.last}.json"
+        write_atomically(path, lambda temporary: trace.export_chrome_trace(str(temporary)))
+        return path
+
+    def close(self) -> None:
+        """Nothing more will come: what was not finished is not written."""
+        if self._running is not None:
+            self._running.stop()
+            self._running = None

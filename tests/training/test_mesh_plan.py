@@ -1,0 +1,83 @@
+"""`--dry-run --processes N`: what many GPUs would need, counted on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from latentlm.backbone.block import Block
+from latentlm.cli import main
+from latentlm.config import Recipe
+from latentlm.errors import UserError
+from latentlm.training import load_recipe
+from latentlm.training.mesh_plan import GPUS, MeshPlan, make_mesh_plan
+from latentlm.training.setup import make_model, resolve
+from latentlm.zoo.shelves import zoo_recipes
+
+Make = Callable[..., Recipe]
+LARGE = {"free-8b": 200e9, "free-1.5b": 47e9, "vanilla-1.5b": 47e9, "free-124m": 9e9, "vanilla-124m": 9e9}
+
+
+def plan(recipe: Recipe, processes: int) -> MeshPlan:
+    return make_mesh_plan(recipe, processes=processes, gpu="H100")
+
+
+def test_the_count_is_that_of_the_formulas(recipe: Make) -> None:
+    mine = recipe("train.batch=8", "train.accumulate=2", "train.parallel.replicate=2")
+    found = plan(mine, 8)
+    model = make_model(resolve(mine), "meta")
+    every = sum(parameter.numel() for parameter in model.parameters())
+    blocks = [sum(p.numel() for p in module.parameters()) for module in model.modules() if isinstance(module, Block)]
+    outside = every - sum(blocks)
+    assert len(blocks) == 3  # two, and the encoder's
+    assert found.kept == 16 * every / 4
+    assert found.whole == 8 * outside
+    assert found.passing == 3 * 4 * max(blocks)
+    assert found.received == 2 * 3 / 4 * (8 * sum(blocks) + 4 * outside + 4 * every) + 8 * every / 4 / 2
+    assert found.tokens_per_step == 8 * 2 * 32
+
+
+def test_one_process_receives_nothing_and_more_keep_less(recipe: Make) -> None:
+    mine = recipe("train.batch=16")
+    one, two, sixteen = (plan(mine, count) for count in (1, 2, 16))
+    assert one.received == one.whole == one.passing == 0
+    assert one.kept == 2 * two.kept == 16 * sixteen.kept
+    assert one.activations == 16 * sixteen.activations
+    assert sixteen.receiving_seconds == pytest.approx(sixteen.received / GPUS["H100"].far)
+    assert two.receiving_seconds == pytest.approx(two.received / GPUS["H100"].near)
+
+
+def test_what_does_not_fit_is_said(recipe: Make) -> None:
+    found = plan(recipe(), 1)
+    assert "fits" in found.text()
+    assert "DOES NOT FIT" in replace(found, available=1.0).text()
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_large_recipes_see_their_tokens(name: str) -> None:
+    found = plan(load_recipe(name), 1 if name.endswith("124m") else 64)
+    assert LARGE[name] <= found.tokens_per_step * found.steps < 1.06 * LARGE[name]
+    assert found.total < found.available
+    assert name in zoo_recipes()
+
+
+def test_what_cannot_be_planned_is_refused(recipe: Make) -> None:
+    with pytest.raises(UserError, match="which 3 processes do not share evenly"):
+        plan(recipe("train.batch=4"), 3)
+    with pytest.raises(UserError, match="do not divide"):
+        plan(recipe("train.batch=3", "train.parallel.replicate=2"), 3)
+    with pytest.raises(UserError, match="H100"):
+        make_mesh_plan(recipe(), processes=1, gpu="H10")
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["latentlm", "train", "free-8b", "--dry-run", "--processes", "64", "--json"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert '"processes": 64' in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["latentlm", "train", "free-8b", "--processes", "64"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "with --dry-run" in capsys.readouterr().err
