@@ -47,7 +47,8 @@ class Tasks(TaskManager):
             super().__init__(**given)
         except Exception as error:  # of names of tasks that are no texts, say; which file has them is not said
             where = ", ".join(map(str, given.get("include_path") or ()))
-            raise UserError(f"the task files in {where} cannot be indexed ({_reason(error)}). Mend or remove that file.") from None
+            said = f"the task files in {where} cannot be indexed ({_reason(error)})"
+            raise UserError(f"{said}. Mend or remove the one that is at fault.") from None
         self._building: str | None = None
         build = self._factory.build  # no public place says which task of a group could not be built
 
