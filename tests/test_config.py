@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from latentlm.composed import build, complete
-from latentlm.config import ModelConfig, PartSpec, Strict, apply_overrides, parse, read_yaml, yaml_data
+from latentlm.config import ModelConfig, PartSpec, Strict, apply_overrides, parse, read_json, read_yaml, yaml_data
 from latentlm.errors import UnknownNameError, UserError, did_you_mean
 from latentlm.training.recipes import load_recipe
 
@@ -100,6 +101,22 @@ def test_yes_is_no_number() -> None:
         with pytest.raises(UserError, match="a number is needed"):
             parse(Outer, data, source="test")
     assert parse(Outer, {"flag": True, "either": True}, source="test").either is True
+
+
+@pytest.mark.parametrize("before", ["train=5", "train=[1]", "train=true", "model.event_dims=4"])
+def test_a_setting_of_what_has_none_is_refused_and_not_put_in_its_place(before: str) -> None:
+    key = before.partition("=")[0]
+    with pytest.raises(UserError, match=rf"{key}\.steps=3.* changes a setting of {key.split('.')[-1]}, which is .*it has none"):
+        load_recipe("vanilla-tiny", [before, f"{key}.steps=3"])
+    assert load_recipe("vanilla-tiny", ["train=null", "train.steps=3"]).train.steps == 3
+
+
+def test_a_key_twice_among_very_many_is_found_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{" + ", ".join(f'"k{number}": 1' for number in range(200_000)) + ', "k199999": 2}')
+    start = time.process_time()
+    with pytest.raises(UserError, match='the key "k199999" is there twice'):
+        read_json(tmp_path / "a.json")
+    assert time.process_time() - start < 20
 
 
 # -------------------------------------------------------------------------------------------------- without a latent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -102,3 +103,10 @@ def test_tied_weights_may_be_saved_once_or_twice(folder: Path, absent: str | Non
     ours = load_llama(folder)
     assert ours.config.backbone.tie_embeddings
     assert (our_logits(ours, TOKENS) - their_logits(folder, TOKENS)).abs().max() < 1e-4
+
+
+def test_weights_that_are_a_pipe_are_refused_and_not_waited_for(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no plain file but a pipe"):
+        load_llama(folder)

@@ -172,6 +172,7 @@ def test_forwards_writes_the_same_secrets_before_their_consequences() -> None:
         ("coin,lenght=3", 'Did you mean "length"'),
         ("coin,length=x", "no whole number"),
         ("coin,flip=2", "0 < flip < 1"),
+        ("coin,length=3,length=4", "length is there twice"),
         ("sums,length=99", "4 to 24"),
         ("letter,length=3", "letter"),
         ("sums,shown=9", "1 to 8 sums"),
@@ -182,3 +183,9 @@ def test_forwards_writes_the_same_secrets_before_their_consequences() -> None:
 def test_a_faulty_setting_of_a_source_is_refused(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         synthetic.source(spec)
+
+
+@pytest.mark.parametrize("name", list(synthetic.SOURCES))
+def test_more_texts_than_memory_holds_are_refused_before_any_is_drawn(name: str) -> None:
+    with pytest.raises(UserError, match=r"synthetic texts=1,099,511,627,776 takes .*Choose fewer"):
+        synthetic.source(name).texts(2**40, seed=0)

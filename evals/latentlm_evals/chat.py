@@ -11,7 +11,7 @@ from typing import Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
-from latentlm.errors import UserError, unknown_name
+from latentlm.errors import UserError, short, unknown_name
 from latentlm_evals.options import flag
 
 
@@ -30,6 +30,8 @@ class Templates:
         self._check()
         known = self._tokenizer.chat_template
         known = known if isinstance(known, dict) else {"default": known}
+        if odd := [template for template in known.values() if not isinstance(template, str)]:
+            raise UserError(f"this model's tokenizer has the chat template {short(repr(odd[0]))}, which is no text: mend it.")
         if (name or "default") not in known:
             raise unknown_name("chat template", name or "default", known, remedy="Say --apply_chat_template NAME.")
         self._chosen = str(known[name or "default"])
@@ -53,13 +55,17 @@ class Templates:
         import jinja2
 
         self._check()
+        rest = [turn for turn in history if turn["role"] != "system"]
         try:
-            return self._rendered(history, add_generation_prompt)
-        except jinja2.exceptions.TemplateError as error:
-            rest = [turn for turn in history if turn["role"] != "system"]
-            if len(rest) == len(history):
-                raise UserError(f"the chat template cannot take this conversation: {error}") from None
-            return self._rendered(rest, add_generation_prompt)
+            try:
+                return self._rendered(history, add_generation_prompt)
+            except jinja2.exceptions.TemplateError:
+                if len(rest) == len(history):
+                    raise
+                return self._rendered(rest, add_generation_prompt)
+        except Exception as error:  # a template is a program, which raises what it runs into
+            said = short(str(error) or type(error).__name__)
+            raise UserError(f"the chat template cannot take this conversation: {said}") from None
 
     def _rendered(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
         rendered = self._tokenizer.apply_chat_template(

@@ -20,7 +20,7 @@ import lm_eval
 from lm_eval.evaluator_utils import print_writeout
 from lm_eval.tasks import TaskManager
 
-from latentlm.errors import UserError, path_of, unknown_name
+from latentlm.errors import UserError, path_of, short, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method
 from latentlm_evals.adapter import LatentLM
@@ -43,7 +43,12 @@ class Tasks(TaskManager):
     """What `--num-fewshot` says; of tasks whose file says 0, lm-eval takes no notice of it."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+        try:
+            super().__init__(**given)
+        except Exception as error:  # of names of tasks that are no texts, say; which file has them is not said
+            where = ", ".join(map(str, given.get("include_path") or ()))
+            said = f"the task files in {where} cannot be indexed ({_reason(error)})"
+            raise UserError(f"{said}. Mend or remove the one that is at fault.") from None
         self._building: str | None = None
         build = self._factory.build  # no public place says which task of a group could not be built
 
@@ -72,6 +77,12 @@ class Tasks(TaskManager):
             raise UserError(
                 f"task {unsafe[0]} runs code that the model writes: say --confirm-run-unsafe-code if this machine may run it."
             )
+        for name, task in loaded["tasks"].items():
+            odd = [metric for metric, function in task.aggregation().items() if not callable(function)]
+            if odd:  # lm-eval would find that out after the work
+                raise UserError(f"task {name}: lm-eval knows no such aggregation of {odd[0]}. Mend its metric_list.")
+            if not isinstance(repeats := task.get_config("repeats"), int | None) or (repeats is not None and repeats < 1):
+                raise UserError(f"task {name}: repeats is {short(repr(repeats))}, and should be 1 or more. Mend its file.")
         fixed = [name for name, task in loaded["tasks"].items() if task.get_config("num_fewshot") == 0]
         if self.shots and fixed:
             _log.warning(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +21,7 @@ import torch
 from torch import distributed
 
 from latentlm.errors import UserError
+from latentlm.interface.ranks import place
 
 _PATIENCE = timedelta(weeks=52)  # the fastest process waits for the slowest, however long that takes
 _NOTHING = object()
@@ -39,14 +39,13 @@ class Ranks:
     @classmethod
     def join(cls) -> Ranks:
         """Meet the other processes that a launcher started; alone where there was none."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1 or "RANK" not in os.environ:
+        _, count, local = place()
+        if count == 1:
             return cls()
         if not distributed.is_initialized():
             distributed.init_process_group("gloo", timeout=_PATIENCE)
             atexit.register(_leave)
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-        local = int(os.environ.get("LOCAL_RANK", "0"))
         return cls(rank=distributed.get_rank(), local_rank=local, count=count, group=group)
 
     def device(self, wanted: str | None) -> str | None:

@@ -20,7 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from latentlm.config import read_json
-from latentlm.errors import UserError
+from latentlm.errors import UserError, short
 from latentlm.likelihood import fit_to_context
 from latentlm.tokenizer import PromptReader, Tokenizer, as_bytes, tokens_before
 from latentlm_evals.generation_settings import GenerationSettings
@@ -88,10 +88,7 @@ def _of_transformers(tokenizer: Tokenizer, folder: Path, add_bos_token: bool | N
             "tokenizer=PATH of a tokenizer.json that does without."
         )
     ruled = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
-    try:
-        theirs = AutoTokenizer.from_pretrained(folder, **ruled)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"transformers cannot read the tokenizer in {folder}: {error}") from None
+    theirs = _loaded(AutoTokenizer, folder, **ruled)
 
     def plain(text: str) -> list[int]:
         return list(theirs.encode(as_bytes(text).decode("utf-8", errors="replace"), add_special_tokens=False))
@@ -109,7 +106,16 @@ def _templates(folder: Path | None) -> Any:
         return None
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return _loaded(PreTrainedTokenizerFast, folder)
+
+
+def _loaded(kind: Any, folder: Path, **ruled: bool) -> Any:
+    """A tokenizer as a class of transformers reads it. Raises UserError."""
+    try:
+        return kind.from_pretrained(folder, **ruled)
+    except Exception as error:  # files of another form make it raise whatever its code runs into
+        said = short(str(error) or type(error).__name__)
+        raise UserError(f"transformers cannot read the tokenizer in {folder}: {said}") from None
 
 
 def _has_template(folder: Path) -> bool:

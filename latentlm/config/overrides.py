@@ -21,7 +21,10 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             child = node.get(parent)
             if isinstance(child, str):  # `encoder: free` grows into `{name: free, ...}`
                 child = {"name": child}
-            node[parent] = dict(child) if isinstance(child, dict) else {}
+            if not isinstance(child, dict | None):  # what it says would be lost, and nobody told
+                found = f"{parent}, which is {short(repr(child))}"
+                raise UserError(f'"{short(override)}" changes a setting of {found}: it has none.')
+            node[parent] = dict(child or {})
             node = node[parent]
         remedy = "Put quotes around text with special characters."
         value = yaml_data(text, source=f'the value in "{short(override)}"', remedy=remedy)

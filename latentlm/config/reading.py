@@ -227,21 +227,21 @@ def read_json(path: Path) -> Any:
     return json_data(read_text(path), source=str(path))
 
 
-def json_data(text: str, *, source: str) -> Any:
-    """What a JSON text says, no key twice. Raises UserError that names `source`."""
+def json_data(text: str | bytes, *, source: str, remedy: str = "") -> Any:
+    """What a JSON text says, no key twice. Raises UserError, which names `source` and ends with the remedy."""
     try:
         return json.loads(text, object_pairs_hook=_no_key_twice)
     except RecursionError:
         reason = "it is nested too deep"
     except ValueError as error:
         reason = short(str(error))
-    raise UserError(f"{source} is not readable as JSON: {reason}.")
+    raise UserError(f"{source} is not readable as JSON: {reason}. {remedy}".rstrip())
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f'the key "{short(twice)}" is there twice')
     return found

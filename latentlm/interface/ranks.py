@@ -7,6 +7,8 @@ In a run of one process, and outside of a training step, these give back what th
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,10 +16,29 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from latentlm.errors import UserError, short
+
 T = TypeVar("T")
 
 _groups: list[dist.ProcessGroup] = []
 """The processes that share the batch at hand; none but this one where it is empty."""
+
+
+def place() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this machine, as torchrun or another launcher says in the environment; alone where
+    none does. Raises UserError for what are no such numbers."""
+    found = []
+    for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
+        text = os.environ.get(name, str(alone))
+        if not re.fullmatch("[0-9]{1,9}", text):
+            raise UserError(f"{name}={short(text)} in the environment is no number: start with torchrun, or unset it.")
+        found.append(int(text))
+    rank, size, local = found
+    if "RANK" not in os.environ or size == 1:
+        return 0, 1, 0
+    if rank >= size:
+        raise UserError(f"RANK={rank} in the environment is none of WORLD_SIZE={size}: start with torchrun, or unset them.")
+    return rank, size, local
 
 
 @contextmanager

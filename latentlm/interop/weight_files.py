@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentlm.config import read_json
-from latentlm.config.tensor_files import finite
+from latentlm.config.tensor_files import finite, held
 from latentlm.errors import CheckpointError, UserError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -56,26 +55,20 @@ def _indexed(folder: Path) -> list[Path]:
 
 def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a file, one in memory at a time. Raises CheckpointError where it is damaged or holds no floats."""
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                tensor = opened.get_tensor(name)
-                if not tensor.is_floating_point():
-                    raise CheckpointError(f'{file}: "{name}" holds {tensor.dtype} numbers; quantised weights are not read.')
-                yield name, finite(tensor, name, file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); download it again.") from None
+    with held(file) as plain, plain.tensors() as opened:
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            tensor = opened.get_tensor(name)
+            if not tensor.is_floating_point():
+                raise CheckpointError(f'{file}: "{name}" holds {tensor.dtype} numbers; quantised weights are not read.')
+            yield name, finite(tensor, name, file)
 
 
 def tensor_of(files: list[Path], name: str) -> Tensor | None:
     """One tensor by its name, None where no file has it. Raises CheckpointError."""
     for file in files:
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                if name in opened.keys():  # noqa: SIM118 - not a mapping
-                    return opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}); download it again.") from None
+        with held(file) as plain, plain.tensors() as opened:
+            if name in opened.keys():  # noqa: SIM118 - not a mapping
+                return opened.get_tensor(name)
     return None
 
 

@@ -12,7 +12,6 @@ by the devices' own way (NCCL on GPUs).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from latentlm.backbone.block import Block
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
-from latentlm.interface.ranks import gathered, shared_by
+from latentlm.interface.ranks import gathered, place, shared_by
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -41,7 +40,7 @@ class ElsewhereError(UserError):
 
 def speaks() -> bool:
     """Whether this process is the one of a run that speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return place()[0] == 0
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ class Ranks:
 def joined() -> Iterator[Ranks]:
     """The processes that torchrun has started, this one among them; within the block they share their batches. Raises UserError
     where they do not find each other."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    _, size, local = place()
+    if size == 1:
         yield Ranks()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -102,7 +101,7 @@ def joined() -> Iterator[Ranks]:
         raise UserError(f"the {size} processes did not find each other: {error}. Start them with torchrun.") from None
     try:
         with shared_by(dist.group.WORLD):
-            yield Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+            yield Ranks(dist.get_rank(), size, local)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise

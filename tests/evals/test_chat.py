@@ -101,6 +101,31 @@ def test_the_named_template_is_the_one_that_is_applied(tmp_path: Path) -> None:
         lm.chat_template("shrot")
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{% include 'x' %}", "{{ raise_exception('no') }}", "{% for",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("roles", [("user",), ("system", "user")])
+def test_a_template_that_raises_is_one_message(tmp_path: Path, template: str, roles: tuple[str, ...]) -> None:
+    lm = LatentLM(str(llama_folder(tmp_path, chat_template=template)))
+    with pytest.raises(UserError, match="the chat template cannot take this conversation: "):
+        lm.apply_chat_template([{"role": role, "content": "Hi"} for role in roles])
+
+
+def test_templates_that_are_no_texts_are_refused(tmp_path: Path) -> None:
+    path = llama_folder(tmp_path) / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "chat_template": 5}))
+    with pytest.raises(UserError, match="chat template 5, which is no text"):
+        LatentLM(str(tmp_path)).chat_template(True)
+    path.write_text(json.dumps({**said, "chat_template": [5]}))
+    with pytest.raises(UserError, match="transformers cannot read the tokenizer"):
+        LatentLM(str(tmp_path))
+
+
 def test_no_template_is_one_message_before_any_work(tmp_path: Path) -> None:
     for lm in (LatentLM(str(llama_folder(tmp_path))), LatentLM(byte_decoder("vanilla"))):
         with pytest.raises(UserError, match="no chat template"):

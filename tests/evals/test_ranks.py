@@ -14,6 +14,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from latentlm.errors import UserError
+from latentlm.interface.ranks import place
 from latentlm_evals.ranks import Ranks, build_own_requests, emptied, in_document_order
 
 SCRIPT = Path(__file__).parent / "sharing.py"
@@ -23,6 +24,20 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     alone = Ranks.join()
     assert (alone.rank, alone.count, alone.gather("x"), alone.device("cuda:1")) == (0, 1, ["x"], "cuda:1")
+
+
+@pytest.mark.parametrize(
+    "said", [{"RANK": "x"}, {"WORLD_SIZE": "-1", "RANK": "0"}, {"RANK": ""}, {"WORLD_SIZE": "2", "RANK": "5"}]
+)
+def test_what_a_launcher_cannot_have_said_is_refused(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in said.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match="in the environment is no"):
+        place()
+    with pytest.raises(UserError, match="in the environment is no"):
+        Ranks.join()
 
 
 def test_each_process_has_a_device_of_its_own_unless_another_kind_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

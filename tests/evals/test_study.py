@@ -125,7 +125,7 @@ def test_the_tables_show_every_control_and_leave_out_what_nothing_has(tmp_path: 
 def line(arm: str, seed: int, scores: list[float], **more: Any) -> dict[str, Any]:
     """A line of texts of ten bytes each."""
     latent = arm != "plain"
-    entropy = {"posterior": 0.5, "shuffled": 0.9, "prior": 0.8} if latent else {"exact": 0.7}
+    entropy = {"posterior": 0.5, "shuffled": 0.9, "prior": 0.8, "constant": 0.9} if latent else {"exact": 0.7}
     return {
         "arm": arm, "seed": seed, "facts": f"{arm}{seed}", "scores": scores, "standard_errors": [0.0] * len(scores),
         "quarters": scores, "sixteenths": scores, "freedoms": [None] * len(scores), "bytes": [10] * len(scores),
@@ -202,7 +202,7 @@ def test_at_a_terminals_width_no_word_and_no_number_is_broken(width: int) -> Non
 
 def test_an_arm_says_how_many_of_its_runs_use_z(tmp_path: Path) -> None:
     """By another text's z alone: one that differs from the prior's only is the same for every text."""
-    deaf = {"posterior": 0.5, "shuffled": 0.5 + 0.009 * math.log(2), "prior": 0.9}
+    deaf = {"posterior": 0.5, "shuffled": 0.5 + 0.009 * math.log(2), "prior": 0.9, "constant": 0.9}
     lines = {
         "plain-0": line("plain", 0, [-10.0]),
         "free-0": line("free", 0, [-10.0]),
@@ -310,6 +310,20 @@ _LETTERS = {"prior": {"valid": 1.0, "near_within": 0.5, "near_across": 0.1, "mas
         {"training": 5},
         {"kl_bits": None},
         {"scores": []},
+        {"islands": [[0.0]]},
+        {"islands": [[]]},
+        {"bytes": [0]},
+        {"bytes": [10**400]},
+        {"targets": [0]},
+        {"freedoms": [0.0]},
+        {"standard_errors": [-1.0]},
+        {"scores": [1e300]},
+        {"samples": -1},
+        {"training": {"tokens_per_second": 1.0, "parameters": 10**400}},
+        {"cross_entropy": {}},
+        {"cross_entropy": {"posterior": 1.0}},
+        {"arm": "free"},
+        {"seed": 7},
         {"groups": 5},
         {"groups": {"independent": {}, "shared": {}}},
         {"groups": {"independent": _LETTERS, "shared": {"posterior": _LETTERS["prior"]}}},
@@ -320,6 +334,25 @@ def test_a_damaged_line_is_told_before_any_work(tmp_path: Path, change: dict[str
     run = runs_of(read_study(written(tmp_path)), tmp_path)[0]
     with pytest.raises(UserError, match=r"line of plain-0 .* damaged.*Remove the line"):
         finished([run], [{**line("plain", 0, [-10.0], facts=run.facts), **change}])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bytes": [11, 10]}, {"exact": [-9.0, -9.0]}, {"cross_entropy": {"exact": 0.7, "more": 0.8}}, "a text more"],
+)
+def test_lines_of_an_arm_that_are_not_alike_are_told(tmp_path: Path, change: Any) -> None:
+    runs = [run for run in runs_of(read_study(written(tmp_path)), tmp_path) if run.arm == "plain"]
+    lines = [line("plain", run.seed, [-10.0, -9.0], facts=run.facts) for run in runs]
+    assert len(finished(runs, lines)) == 2
+    lines[1] = line("plain", 1, [-1.0] * 3, facts=runs[1].facts) if isinstance(change, str) else {**lines[1], **change}
+    with pytest.raises(UserError, match=r"lines of plain-0 and plain-1 .* not of the same texts.*Remove it"):
+        finished(runs, lines)
+
+
+def test_arms_of_other_texts_are_not_subtracted_from_each_other(tmp_path: Path) -> None:
+    lines = {"plain-0": line("plain", 0, [-10.0, -20.0]), "free-0": line("free", 0, [-10.5, -20.5, -3.0])}
+    plain, free = tabulated(read_study(written(tmp_path)), lines)
+    assert [one.difference for one in (plain, free)] == [None, None]
 
 
 @pytest.mark.parametrize("changes", [{"seeds": 10**12}, {"seeds": 600}, {"measure": {"texts": 10**12}}])
@@ -337,6 +370,8 @@ def test_a_study_has_no_more_runs_and_texts_than_can_be_planned(tmp_path: Path, 
         ({"arms": {"a": {"recipe": "vanila-synthetic"}}}, "vanilla-synthetic"),
         ({"arms": {"../a": {"recipe": "vanilla-synthetic"}}}, "no name for an arm"),
         ({"sedes": 3}, "sedes"),
+        ({"set": {"train.seed": 3}}, "set: each run has a train.seed of its own"),
+        ({"arms": {"a": {"recipe": "vanilla-synthetic", "set": {"name": "x"}}}}, "each run has a name of its own"),
         ({"measure": {"bytes": 64, "given": 64}}, "nothing is left to score"),
         ({"measure": {"given": 3}}, "density of synthetic:letter is that of whole texts"),
     ],

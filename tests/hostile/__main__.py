@@ -20,7 +20,8 @@ from rich.progress import track
 from hostile.harness import Case, Outcome, run
 from latentlm.errors import shown
 
-KINDS = ("writers", "isolation", "readers", "sizes", "values", "terminals", "streams", "records", "large", "token_shards")
+KINDS = ("writers", "isolation", "readers", "sizes", "values", "terminals", "streams", "records", "large", "token_shards",
+         "lines_of_studies", "tasks")  # fmt: skip
 
 
 def every(kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[str, Case]]:

@@ -235,6 +235,13 @@ def test_a_missing_column_names_the_nearest_in_every_kind_of_file(tmp_path: Path
             found(tmp_path / name, text_field="contents")
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    columns = [pyarrow.array(TEXTS), pyarrow.array(TEXTS)]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r'a\.parquet has 2 columns called "text": rename one'):
+        found(tmp_path / "a.parquet")
+
+
 def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
     with pytest.raises(UserError, match=r'a\.jsonl:1: "text" holds int'):
@@ -244,14 +251,15 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not JSON"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "line 1: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not readable as JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "line 1 is not readable as JSON"),
+        ("a.jsonl", b'{"text": "x", "text": "y"}\n', 'line 1 is not readable as JSON: the key "text" is there twice'),
         ("a.jsonl", b'"x"\n', "line 1: a str where an object"),
         ("a.jsonl.gz", b"not gzip", "cannot be read after line 0"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9, mtime=0)[:-12], "cannot be read after line"),
         ("a.parquet", b"not parquet", "not readable as Parquet"),
     ],
-    ids=["cut line", "not UTF-8", "not an object", "not gzip", "cut gzip", "not Parquet"],
+    ids=["cut line", "not UTF-8", "a key twice", "not an object", "not gzip", "cut gzip", "not Parquet"],
 )
 def test_a_damaged_file_is_refused_with_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)

@@ -10,7 +10,6 @@ A rating above `threshold` is positive, one below negative, one equal to it is l
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentlm.config.reading import json_data
 from latentlm.errors import UserError, did_you_mean, short, typed_path
 from latentlm.tokenizer import as_bytes
 from latentlm.training.data import numbered_lines
@@ -128,10 +128,7 @@ def _rated(name: str, rows: Iterable[tuple[str, float]], threshold: float | None
 
 def _json_lines(path: Path, text_field: str, rating_field: str) -> Iterator[tuple[str, float]]:
     for where, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {short(str(error))}. A .jsonl file holds one JSON object per line.") from None
+        row = json_data(line, source=where, remedy="A .jsonl file holds one JSON object per line.")
         if not isinstance(row, dict):
             raise UserError(f'{where}: a {type(row).__name__} where an object such as {{"text": ..., "rating": ...}} belongs.')
         for field, option in ((text_field, "--text-field"), (rating_field, "--rating-field")):

@@ -41,6 +41,8 @@ MOST_RUNS = 1_000
 """Of a study: each is resolved before the first is trained, and has its line in a table of progress."""
 MOST_TEXTS = 10**6
 """That runs are measured on: a synthetic source makes as many as it is asked for."""
+_OWN = ("name", "train.seed")
+"""Settings that a study makes for each run."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -93,6 +95,9 @@ class Study(Strict):
             raise ValueError("a study needs an arm: name one under `arms`.")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f'baseline "{self.baseline}" is none of the arms.{did_you_mean(self.baseline, self.arms)}')
+        for where, settings in (("set", self.set), *((f"arms.{name}.set", arm.set) for name, arm in self.arms.items())):
+            if own := [key for key in _OWN if key in settings]:
+                raise ValueError(f"{where}: each run has a {own[0]} of its own: leave it out.")
         if (runs := sum(arm.seeds or self.seeds for arm in self.arms.values())) > MOST_RUNS:
             raise ValueError(f"arms and seeds make {runs:,} runs; a study has at most {MOST_RUNS:,}: part it into several.")
         return self

@@ -15,15 +15,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from latentlm.config import read_text
+from latentlm.config.reading import json_data
 from latentlm.config.writing import open_to_append
 from latentlm.errors import UserError, invalid
 from latentlm.likelihood import Estimate, Score, bits_per_byte
@@ -36,6 +37,8 @@ _FIRST = '{"study": "'
 """What a line begins with, and so does what a crash has left of one."""
 USED = 0.01
 """Bits per token by which another text's z has to be worse for a latent to count as used."""
+_SOURCES = ("posterior", "shuffled", "prior", "constant")
+"""Where the z of cross-entropies is from, of a decoder with latents."""
 SPENT = 0.001
 """Bits per token of KL below which nothing was spent, and no recovery of it can be said."""
 
@@ -57,8 +60,8 @@ def read_lines(path: Path) -> list[Line]:
 def _read(text: str) -> Any:
     """The value of a line; None for one that is no JSON."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_data(text, source="a line")
+    except UserError:
         return None
 
 
@@ -81,17 +84,47 @@ def add_line(path: Path, line: Line) -> None:
         file.write("\n" * (last != b"\n") + json.dumps(line, allow_nan=False) + "\n")
 
 
-def finished(runs: Iterable[Run], lines: Iterable[Line]) -> dict[str, Line]:
-    """The newest line of each run that has one of its present facts, by the run's name. Raises UserError for a damaged one."""
+def finished(runs: Sequence[Run], lines: Iterable[Line]) -> dict[str, Line]:
+    """The newest line of each run that has one of its present facts, by the run's name. Raises UserError for a damaged one, and
+    for runs of an arm whose lines are not of the same texts."""
     by_facts = {line.get("facts"): line for line in lines}
     found = {run.name: by_facts[run.facts] for run in runs if run.facts in by_facts}
-    for name, line in found.items():
-        try:
-            Measured.model_validate(line)
-        except ValidationError as error:
-            said = invalid(error, Measured, source=f"the line of {name} in the results is damaged")
-            raise UserError(f"{said}. Remove the line, and the run is measured anew.") from None
+    first: dict[str, str] = {}
+    for run in (run for run in runs if run.name in found):
+        line = found[run.name]
+        _check(run, line)
+        other = first.setdefault(run.arm, run.name)
+        if _measures(line) != _measures(found[other]):
+            said = f"the lines of {other} and {run.name} in the results are not of the same texts: one is damaged"
+            raise UserError(f"{said}. Remove it, and its run is measured anew.")
     return found
+
+
+def _check(run: Run, line: Line) -> None:
+    """Raise UserError where the line is not what `measured` says of the run."""
+    said = f"the line of {run.name} in the results is damaged"
+    try:
+        Measured.model_validate(line)
+    except ValidationError as error:
+        said = str(invalid(error, Measured, source=said))
+    else:
+        if (line.get("arm"), line.get("seed")) == (run.arm, run.seed):
+            return
+        said += ": it says that it is of another"
+    raise UserError(f"{said}. Remove the line, and the run is measured anew.")
+
+
+def _measures(line: Line) -> tuple[Any, ...]:
+    """What the lines of all runs of an arm have in common."""
+    return line["bytes"], line["targets"], line["cross_entropy"].keys(), "exact" in line
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(ge=-1e50, le=1e50, allow_inf_nan=False)]
+"""A measurement, of which squares of squares are numbers too."""
+Positive = Annotated[Number, Field(ge=0)]
+Many = Annotated[int, Field(ge=1, lt=2**50)]
+"""Bytes or targets of a text."""
 
 
 class Training(BaseModel):
@@ -99,9 +132,9 @@ class Training(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    tokens_per_second: FiniteFloat
-    parameters: int
-    peak_memory_mib: FiniteFloat | None = None
+    tokens_per_second: Positive
+    parameters: Count
+    peak_memory_mib: Positive | None = None
 
 
 class Machine(BaseModel):
@@ -117,10 +150,10 @@ class Agreement(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    valid: FiniteFloat
-    near_within: FiniteFloat
-    near_across: FiniteFloat
-    masks: FiniteFloat
+    valid: Number
+    near_within: Number
+    near_across: Number
+    masks: Number
 
 
 class Groups(BaseModel):
@@ -145,22 +178,22 @@ class Measured(BaseModel):
 
     training: Training
     method: str
-    samples: int
-    scores: list[FiniteFloat]
-    standard_errors: list[FiniteFloat]
-    quarters: list[FiniteFloat | None]
-    sixteenths: list[FiniteFloat | None]
-    freedoms: list[FiniteFloat | None]
-    bytes: list[int]
-    targets: list[int]
-    kl_bits: FiniteFloat
-    information_bits: FiniteFloat
-    live_bits: FiniteFloat
-    persistence: list[FiniteFloat]
-    cross_entropy: dict[str, FiniteFloat]
-    settled: list[FiniteFloat] | None = None
-    islands: list[list[FiniteFloat | None]] | None = None
-    exact: list[FiniteFloat] | None = None
+    samples: Count
+    scores: list[Number]
+    standard_errors: list[Positive]
+    quarters: list[Number | None]
+    sixteenths: list[Number | None]
+    freedoms: list[Annotated[Number, Field(gt=0)] | None]
+    bytes: list[Many]
+    targets: list[Many]
+    kl_bits: Number
+    information_bits: Number
+    live_bits: Number
+    persistence: list[Number]
+    cross_entropy: dict[str, Number]
+    settled: list[Annotated[float, Field(ge=-1e-6, le=1 + 1e-6)]] | None = None
+    islands: list[Annotated[list[Number | None], Field(min_length=2, max_length=2)]] | None = None
+    exact: list[Number] | None = None
     groups: Groups | None = None
     machine: Machine | None = None
 
@@ -170,6 +203,8 @@ class Measured(BaseModel):
                 self.islands, self.exact)  # fmt: skip
         if not self.scores or any(values is not None and len(values) != len(self.scores) for values in each):
             raise ValueError("it should say as much of one text as of another.")
+        if not ({"exact"} <= self.cross_entropy.keys() or set(_SOURCES) <= self.cross_entropy.keys()):
+            raise ValueError(f'cross_entropy should say "exact", or {", ".join(_SOURCES)}.')
         return self
 
 
@@ -284,8 +319,11 @@ def excess(line: Line) -> float:
     return sum(exact - value for exact, value in zip(line["exact"], line["scores"], strict=True)) / sum(line["targets"])
 
 
-def _difference(first: list[Line], second: list[Line]) -> Difference:
-    """Bits per byte of the second arm minus the first's, on the same texts, each weighted by its size."""
+def _difference(first: list[Line], second: list[Line]) -> Difference | None:
+    """Bits per byte of the second arm minus the first's, on the same texts, each weighted by its size; None where the
+    texts differ, as their data do."""
+    if first[0]["bytes"] != second[0]["bytes"]:
+        return None
     sizes = np.array(first[0]["bytes"])
     scale = -len(sizes) / sizes.sum() / math.log(2)
     return crossed_difference([Stratum(*(np.array([line["scores"] for line in runs]) * scale for runs in (first, second)))])

@@ -20,7 +20,6 @@ Text columns are taken as UTF-8; files are taken byte for byte, whatever their e
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import sysconfig
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlm.config import DataConfig
-from latentlm.config.reading import MOST_LINE, lines_of, no_file
+from latentlm.config.reading import MOST_LINE, json_data, lines_of, no_file
 from latentlm.errors import UserError, did_you_mean, short, typed_path, unknown_name
 from latentlm.tokenizer import END_OF_TEXT, as_bytes
 from latentlm.training.data.left_out import ROW_FILES, say_what_is_left_out
@@ -241,10 +240,7 @@ def _json_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value of the field) of each line that is not blank."""
     for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {short(str(error))}. A .jsonl file holds one JSON object per line.") from None
+        row = json_data(line, source=where, remedy="A .jsonl file holds one JSON object per line.")
         yield number, _field(row, field, where=where)
 
 
@@ -267,6 +263,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
             columns = list(file.schema_arrow.names)
             if field not in columns:
                 raise _missing_column(str(path), field, columns)
+            if (count := columns.count(field)) > 1:
+                raise UserError(f'{path} has {count} columns called "{field}": rename one, or set data.text_field to another.')
             _check_type(path, field, file.schema_arrow.field(field).type)
             for group in range(file.metadata.num_row_groups):
                 together = _rows_together(path, file.metadata.row_group(group), field)

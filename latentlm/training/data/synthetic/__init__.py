@@ -44,6 +44,8 @@ def source(spec: str) -> Source:
         key, equals, text = setting.partition("=")
         if not equals or key not in fields:
             raise unknown_name(f"setting of synthetic:{name}", key, fields, remedy="Settings are key=value, behind commas.")
+        if key in given:
+            raise UserError(f"synthetic:{name}: {key} is there twice. Give it once.")
         kind = type(fields[key].default)
         try:
             given[key] = kind(text)

@@ -8,8 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from latentlm.config import memory
+
 _BLOCK = 4096
 """Texts that are drawn at a time."""
+_EACH = 256
+"""Bytes that a text takes at least, with its name and its tokens."""
 
 
 class Source(ABC):
@@ -53,7 +57,8 @@ class Decided(Source):
 
 def uniform(count: int, width: int, *, seed: int) -> Iterator[np.ndarray]:
     """At least `count` rows of `width` uniform numbers in [0, 1), in blocks: a function of the seed alone. numpy promises the
-    words of its counter-based generator, not what it makes of them."""
+    words of its counter-based generator, not what it makes of them. Raises UserError for more texts than memory holds."""
+    memory.check_count("synthetic texts", count, each=_EACH)
     for block in range(-(-count // _BLOCK)):
         words = np.random.Philox(key=(seed << 64) + block).random_raw(_BLOCK * width).reshape(_BLOCK, width)
         yield (words >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,28 @@
+"""Task files of lm-eval that say what it cannot take: found before the work, by one message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hostile.harness import Case
+
+_TASK = (
+    "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: t.jsonl}}\ntest_split: test\n"
+    "output_type: loglikelihood\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+    "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\nmetadata: {version: 1}\n"
+)
+_CHANGES = {
+    "an aggregation that is none": ("aggregation: mean", "aggregation: nope", "no such aggregation"),
+    "a number for a name": ("task: mine", "task: 5", "cannot be indexed"),
+    "repeats below one": ("task: mine\n", "task: mine\nrepeats: -1\n", "repeats is -1"),
+    "a text for repeats": ("task: mine\n", "task: mine\nrepeats: x\n", "repeats"),
+}
+
+
+def cases() -> Iterator[Case]:
+    """Of one task that is asked for."""
+    command = ("eval", "run", "--tasks", "mine", "--include-path", "tasks", "--limit", "2", "--samples", "2")
+    rows = {"t.jsonl": '{"q": "a b", "a": " c"}\n{"q": "d e", "a": " f"}\n'}
+    yield Case("task: as it should be", command, files={**rows, "tasks/mine.yaml": _TASK}, good=True)
+    for what, (said, odd, says) in _CHANGES.items():
+        yield Case(f"task: {what}", command, files={**rows, "tasks/mine.yaml": _TASK.replace(said, odd)}, says=says)
