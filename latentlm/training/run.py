@@ -95,7 +95,7 @@ class Run:
         write_recipe(self.out, self.recipe)
 
     def _last_checkpoint(self) -> Checkpoint | None:
-        """The newest from which this run can go on: one process looks for it, each opens it."""
+        """The newest from which this run can go on: one process looks for it and hashes all, each other what it reads."""
         found: list[Checkpoint] = []
 
         def look() -> Path | None:
@@ -110,7 +110,7 @@ class Run:
             return None if good is None else good.path
 
         path = self.ranks.from_first(look)
-        return None if path is None else self.ranks.agreed(lambda: found[0] if found else open_checkpoint(path))
+        return None if path is None else self.ranks.agreed(lambda: found[0] if found else open_checkpoint(path, compare=False))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Weights, moments, schedule and counts of a checkpoint. Raises UserError where the data are not the run's."""

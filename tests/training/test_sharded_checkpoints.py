@@ -151,6 +151,23 @@ def test_a_damaged_shard_falls_back_to_the_one_before(two: Path, tmp_path: Path,
     assert file.name in warnings[0]
 
 
+def test_what_is_read_is_hashed_before_and_nothing_else(two: Path, tmp_path: Path) -> None:
+    """By a process that looks after another has hashed all."""
+    path = shutil.copytree(two / "checkpoints" / "step-00000004", tmp_path / "step-00000004")
+    file = path / "shard-00002-model-00001-of-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    opened, target = open_checkpoint(path, compare=False), next(iter(load_file(file)))
+    with sharded._reader(opened) as reader:
+        found = reader.read_metadata().state_dict_metadata
+        first = {name: torch.empty(each.size) for name, each in found.items() if name.startswith("step/")}
+        dcp.load(first, storage_reader=reader, no_dist=True)  # of the first file alone
+    assert list(opened.promised) == [file.stem]
+    with pytest.raises(CheckpointError, match=rf"hash of {file.name} is not"), sharded._reader(opened) as reader:
+        dcp.load({target: torch.empty(found[target].size)}, storage_reader=reader, no_dist=True)
+
+
 def test_right_hashes_of_a_part_alone_are_none_to_go_on_from(two: Path, tmp_path: Path) -> None:
     path = shutil.copytree(two / "checkpoints" / "step-00000004", tmp_path / "step-00000004")
     model = build(saved_recipe(two).model)

@@ -21,7 +21,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,10 +50,19 @@ class Checkpoint:
     files: Mapping[str, TensorFile]
     """By name: "model" and "optimizer", or the shards of each process."""
     sharded: bool = False
+    promised: dict[str, str] = field(default_factory=dict)
+    """Hashes that are yet to be compared, each before its file is read."""
 
     def __post_init__(self) -> None:
         for file in self.files.values():
             weakref.finalize(self, file.file.close)
+
+    def compare(self, name: str) -> None:
+        """Hash a file, unless that was done. Raises CheckpointError where it is not the one that was saved."""
+        promised, file = self.promised.pop(name, None), self.files[name]
+        if promised is not None and file.sha256() != promised:
+            damage = f"the SHA-256 hash of {file.path.name} is not the recorded one"
+            raise CheckpointError(f"the checkpoint {self.path} is damaged: {damage}.")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of its files, on the CPU. Raises CheckpointError where the file is none."""
@@ -183,8 +192,9 @@ def latest_checkpoint(
     return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's state and compare every hash. Raises CheckpointError with what is damaged."""
+def open_checkpoint(path: Path, *, compare: bool = True) -> Checkpoint:
+    """Read a checkpoint's state and compare every hash; without `compare`, each when its file is going to be read. Raises
+    CheckpointError with what is damaged."""
     try:
         record = read_json(path / _STATE)
         promised = record.pop("sha256")
@@ -202,21 +212,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path != path_of_step(path.parent, said.step):
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is that of step {said.step}.")
     with ExitStack() as opened:
-        files = {name.partition(".")[0]: _intact(path, name, facts, opened) for name, facts in said.files.items()}
+        files = {name.partition(".")[0]: _of_size(path, name, facts.size, opened) for name, facts in said.files.items()}
+        promised = {name.partition(".")[0]: facts.sha256 for name, facts in said.files.items()}
+        checkpoint = Checkpoint(path, said.step, said.state, files, said.format == SHARDED, promised)
         opened.pop_all()  # from here on the checkpoint closes them
-    return Checkpoint(path, said.step, said.state, files, sharded=said.format == SHARDED)
+    for name in files if compare else ():
+        checkpoint.compare(name)
+    return checkpoint
 
 
-def _intact(path: Path, name: str, promised: _File, until: ExitStack) -> TensorFile:
-    """A file of a checkpoint, open until then. Raises CheckpointError where it is not the one that was saved."""
+def _of_size(path: Path, name: str, promised: int, until: ExitStack) -> TensorFile:
+    """A file of a checkpoint, open until then. Raises CheckpointError where it is not there, or has another size."""
     if not (path / name).is_file():
         raise CheckpointError(f"the checkpoint {path} is damaged: {name} is missing.")
     file = open_file(path / name)
     until.callback(file.file.close)
-    if (size := file.size) != promised.size:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {promised.size}.")
-    if file.sha256() != promised.sha256:
-        raise CheckpointError(f"the checkpoint {path} is damaged: the SHA-256 hash of {name} is not the recorded one.")
+    if (size := file.size) != promised:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {promised}.")
     return file
 
 

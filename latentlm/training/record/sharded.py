@@ -29,14 +29,15 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.futures import Future as TorchFuture
 
 from latentlm.config.tensor_files import finite
 from latentlm.config.writing import explained
-from latentlm.errors import CheckpointError
+from latentlm.errors import CheckpointError, sentence, short
 from latentlm.training.optimizer import make_room, optimizer_shapes
 from latentlm.training.parallel import Ranks
 from latentlm.training.record.checkpoint import SHARDED, Checkpoint, facts_of, new_checkpoint, path_of_step, write_state
@@ -70,7 +71,8 @@ class Background:
             self._unfinished.close()
 
         self._path = path_of_step(self._folder, step)
-        future = dcp.async_save(tensors, storage_writer=_Writer(temporary, publish), process_group=self._group)
+        writer, planner = _Writer(temporary, publish), DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+        future = dcp.async_save(tensors, storage_writer=writer, planner=planner, process_group=self._group)
         assert isinstance(future, Future), "its writer copies before it returns"
         self._future = future
 
@@ -98,8 +100,12 @@ class Background:
             try:
                 future.result()
             except CheckpointException as error:
-                first = next(iter(error.failures.values()))
-                raise first[0] from error
+                raise _cause(error) from error
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """What failed in the first of the processes in which something did."""
+    return next(iter(error.failures.values()))[0]
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -159,14 +165,31 @@ def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimi
         finite(tensor.to_local() if hasattr(tensor, "to_local") else tensor, name, checkpoint.path)
 
 
+class _Reader(HuggingFaceStorageReader):
+    """Hashes the files of a checkpoint that it reads from, if nobody has."""
+
+    def __init__(self, folder: str, checkpoint: Checkpoint) -> None:
+        super().__init__(folder)
+        self._checkpoint = checkpoint
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> TorchFuture[None]:
+        """Into the tensors of the planner."""
+        for path in {self.storage_data[item.storage_index].relative_path for item in plan.items}:
+            self._checkpoint.compare(Path(path).stem)
+        return super().read_data(plan, planner)
+
+
 @contextmanager
-def _reader(checkpoint: Checkpoint) -> Iterator[HuggingFaceStorageReader]:
+def _reader(checkpoint: Checkpoint) -> Iterator[_Reader]:
     """A reader of the files of a checkpoint as they were opened, and hashed. It opens names alone: each gets one that leads to
     the open file."""
     with tempfile.TemporaryDirectory(prefix="latentlm-") as folder:
         for name, file in checkpoint.files.items():
             Path(folder, f"{name}.safetensors").symlink_to(file.name)
         try:
-            yield HuggingFaceStorageReader(folder)
+            yield _Reader(folder, checkpoint)
         except (CheckpointException, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint {checkpoint.path} is damaged: {error}") from None
+            cause = _cause(error) if isinstance(error, CheckpointException) else error
+            if isinstance(cause, CheckpointError):
+                raise cause from None
+            raise CheckpointError(f"the checkpoint {checkpoint.path} is damaged: {sentence(short(str(cause)))}") from None
