@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentlm.composed import build
+from latentlm.config.tensor_files import save_one_by_one
 from latentlm.errors import CheckpointError
 from latentlm.zoo import weights as _weights
 from latentlm.zoo.weights import weights_of
@@ -47,6 +48,17 @@ def test_a_file_is_cast_to_the_models_type(file: Path) -> None:
     name, tensor = next(iter(weights_of(model).items()))
     assert tensor.dtype == torch.bfloat16
     assert torch.equal(tensor, load_file(file)[name].to(torch.bfloat16))
+
+
+def test_tensors_saved_one_by_one_make_the_file_of_all_at_once(tmp_path: Path) -> None:
+    """Byte for byte, in whatever order they come: of every type, without dimensions, without elements, not contiguous."""
+    types = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.uint8]
+    tensors = {f"b.{dtype}": torch.arange(7).to(dtype) for dtype in types}
+    tensors |= {"a": torch.tensor(2.5), "c": torch.tensor([True, False]), "é": torch.empty(0, 3), "d": torch.rand(3, 5)}
+    save_file(tensors, tmp_path / "at once")
+    shuffled = sorted({**tensors, "d": tensors["d"].t().contiguous().t()}.items(), key=lambda each: each[0][::-1])
+    save_one_by_one(tmp_path / "one by one", tensors, shuffled)
+    assert (tmp_path / "one by one").read_bytes() == (tmp_path / "at once").read_bytes()
 
 
 def test_the_right_file_passes(file: Path) -> None:

@@ -69,12 +69,14 @@ def train(
 
 @contextmanager
 def _first_speaks(first: bool) -> Iterator[None]:
-    """Of several processes one says what the user can mend, and the result."""
+    """Of several processes one says what the user can mend, and the result; that one is lost, only one of the others knows."""
     try:
         with nullcontext() if first else redirect_stdout(io.StringIO()):
             yield
-    except UserError:
-        if first:
+    except UserError as error:
+        from latentlm.training.parallel import ElsewhereError, LostError
+
+        if isinstance(error, LostError) or (first and not isinstance(error, ElsewhereError)):
             raise
         sys.exit(1)
 

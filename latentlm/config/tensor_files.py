@@ -11,9 +11,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latentlm.config.reading import open_plain, why_not
@@ -55,12 +57,17 @@ class TensorFile:
         with path.open("xb") as copy:
             shutil.copyfileobj(self.file, copy, 2**24)
 
+    @property
+    def name(self) -> Path:
+        """One of the open file, for libraries that open names alone; the path where the system has none."""
+        own = Path(f"/proc/self/fd/{self.file.fileno()}")
+        return own if own.exists() else self.path.absolute()
+
     @contextmanager
     def tensors(self) -> Iterator[Any]:
         """What safetensors' `safe_open` gives, mapped. Raises CheckpointError where the file is none."""
-        own = Path(f"/proc/self/fd/{self.file.fileno()}")  # the library opens names alone, and this is one of the open file
         try:
-            with safe_open(own if own.exists() else self.path, framework="pt") as opened:
+            with safe_open(self.name, framework="pt") as opened:
                 yield opened
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self} is no readable safetensors file ({error}): damaged, or of another kind.") from None
@@ -83,6 +90,19 @@ def open_file(path: Path) -> TensorFile:
         return TensorFile(path, open_plain(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(why_not(path, error)) from None
+
+
+def save_one_by_one(path: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write the file that `save_file` writes, byte for byte, with one tensor at a time in memory. `like`: their shapes and
+    types, by name; `tensors`: all of them, in any order."""
+    # The library lays the file out, from memory that is never touched and so takes none; then each has its place.
+    save_file({name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in like.items()}, path)
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        for name, tensor in tensors:
+            file.seek(8 + size + header[name]["data_offsets"][0])
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def finite(tensor: Tensor, name: str, source: Path | TensorFile) -> Tensor:

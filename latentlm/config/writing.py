@@ -44,7 +44,7 @@ def write_atomically(
 ) -> None:
     """Call `write` with a temporary path and put the result at `path`. `ours`: what an older file there must be, `kind`, to
     give way; None: any plain file. Raises CheckpointError where the disk refuses, or what is there is something else."""
-    with _explained(path):
+    with explained(path):
         check_replaceable(path, ours, kind=kind)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _private(path) as temporary:
@@ -63,7 +63,7 @@ def write_text(path: Path, text: str, *, ours: Ours | None = None, kind: str = "
 def atomic_folder(path: Path, *, ours: Ours, kind: str) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends without an error, in the place of an older `path` that is
     `ours`: of a folder, whatever lies in it goes with it, so that the caller must say. Raises CheckpointError."""
-    with _explained(path):
+    with explained(path):
         check_replaceable(path, ours, kind=kind, folder=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         _bring_back(path)
@@ -86,7 +86,7 @@ def atomic_folder(path: Path, *, ours: Ours, kind: str) -> Iterator[Path]:
 def open_to_append(path: Path) -> TextIO:
     """A plain file (UTF-8) opened for appending, made where there is none: never through a link, and never waiting for whoever
     reads a pipe. Raises CheckpointError."""
-    with _explained(path):
+    with explained(path):
         _check_kind(path, None, kind="")
         # Read as well, since a pipe that is opened for writing alone waits for its reader, or fails without a reason.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -119,7 +119,7 @@ def check_replaceable(path: Path, ours: Ours | None, *, kind: str, folder: bool 
 
 def check_writable(path: Path) -> None:
     """Raise CheckpointError unless a new file can be made beside `path`, or in the first folder above that is there."""
-    with _explained(path):
+    with explained(path):
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if folder.is_dir():  # rights alone do not tell: /proc says to root that it can be written to
             with tempfile.TemporaryDirectory(prefix=".check.", suffix=".latentlm", dir=folder):
@@ -226,7 +226,7 @@ def _mode_of_new_files(folder: Path) -> int:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Say what to do about errors of the disk."""
     try:
         yield

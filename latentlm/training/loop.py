@@ -27,7 +27,7 @@ from latentlm.plugins.provenance import changes, explained
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data.prepared import Prepared, prepare
-from latentlm.training.parallel import Ranks, check_ranks, joined
+from latentlm.training.parallel import Ranks, check_ranks, heard, joined
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
 from latentlm.training.record.checkpoint import checkpoints
@@ -173,15 +173,17 @@ def _resumed(recipe: Recipe, out: Path) -> Recipe:
 
 def _steps(run: Run) -> None:
     """Step until the end, or until asked to stop."""
-    with StopRequest() as stop, run.reporter.start(run.trainer.step):
+    with StopRequest() as stop, heard(run.ranks), run.reporter.start(run.trainer.step):
         while run.trainer.step < run.recipe.train.steps:
             try:
                 run.step()
             except DivergedError as error:
+                run.wait()
                 kept = "none" if run.saved_step is None else f"step {run.saved_step}"
                 raise DivergedError(f"{error} Last checkpoint in {run.out}: {kept}.") from None
-            if run.ranks.any(stop.requested) and run.trainer.step < run.recipe.train.steps:
+            if run.ranks.any(stop.requested or run.failed) and run.trainer.step < run.recipe.train.steps:
                 run.save()
+                run.wait()
                 raise InterruptedRun(_how_to_go_on(run))
 
 
@@ -217,7 +219,8 @@ class StopRequest:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._ask:  # else someone has decided otherwise since
+                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

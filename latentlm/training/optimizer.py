@@ -10,13 +10,13 @@ that no text touches would only shrink) are left out, and so is a Linear that sh
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latentlm.config import TrainConfig
-from latentlm.zoo.weights import spread_as
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -58,7 +58,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state as plain tensors, named `kind/parameter`; parameters that never had a gradient have none."""
+    """The optimiser's own state, named `kind/parameter`, scalars with one dimension; parameters that never had a gradient have
+    none."""
     return {
         f"{kind}/{name}": value.reshape(-1) if value.dim() == 0 else value
         for name, parameter in model.named_parameters()
@@ -66,14 +67,28 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-@torch.no_grad()
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Take over what `optimizer_tensors` gave. Values are copied into fresh memory, aligned as in an unbroken run."""
+def optimizer_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """The shape of everything that `optimizer_tensors` can give."""
+    shapes: dict[str, torch.Size] = {}
+    for name, parameter in model.named_parameters():
+        shapes |= {f"step/{name}": torch.Size([1]), f"exp_avg/{name}": parameter.shape, f"exp_avg_sq/{name}": parameter.shape}
+    return shapes
+
+
+def make_room(optimizer: torch.optim.Optimizer, model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """`optimizer_tensors` of these names, zero, to be filled in place: fresh memory, aligned as in an unbroken run."""
     parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
+    for key in names:
         kind, _, name = key.partition("/")
         parameter = parameters[name]
-        if kind == "step":
-            optimizer.state[parameter][kind] = value.reshape(()).clone().to(parameter.device)
-        else:
-            optimizer.state[parameter][kind] = torch.zeros_like(parameter, dtype=value.dtype).copy_(spread_as(value, parameter))
+        zero = torch.zeros((), device=parameter.device) if kind == "step" else torch.zeros_like(parameter.detach())
+        optimizer.state[parameter][kind] = zero
+    return optimizer_tensors(optimizer, model)
+
+
+@torch.no_grad()
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Take over what `optimizer_tensors` gave."""
+    room = make_room(optimizer, model, tensors)
+    for name, value in tensors.items():
+        room[name].copy_(value)

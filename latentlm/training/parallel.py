@@ -12,6 +12,8 @@ by the devices' own way (NCCL on GPUs).
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,10 @@ T = TypeVar("T")
 
 class ElsewhereError(UserError):
     """Another process of this run failed, and says why."""
+
+
+class LostError(UserError):
+    """Another process of this run has ended, and has said nothing; of those that notice, one says so."""
 
 
 def speaks() -> bool:
@@ -96,19 +102,45 @@ def joined() -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        store, rank, size = next(dist.rendezvous("env://"))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the {size} processes did not find each other: {error}. Start them with torchrun.") from None
     try:
-        with shared_by(dist.group.WORLD):
-            yield Ranks(dist.get_rank(), size, local)
+        ranks = Ranks(rank, size, local)
+        with shared_by(dist.group.WORLD), heard(ranks):
+            yield ranks
     except RuntimeError as error:
+        first = _first_to_end(store)
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         reason = "another process of this run has ended, or cannot be reached any more. What was saved before is intact"
-        raise UserError(f"{reason}: go on with --resume.") from error
+        raise (LostError if first else ElsewhereError)(f"{reason}: go on with --resume.") from error
+    except BaseException:
+        _first_to_end(store)  # what this process says will do
+        raise
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def heard(ranks: Ranks) -> Iterator[None]:
+    """Where the block ends because another process was lost, torchrun asks this one to end at the same moment (SIGTERM): it
+    ends by itself, and says why first."""
+    try:
+        yield
+    except RuntimeError:
+        if ranks.size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+
+
+def _first_to_end(store: dist.Store) -> bool:
+    """Whether no process of this run has ended with an error before this one. The store is torchrun's, which outlives them."""
+    try:
+        return int(store.add("latentlm/ended", 1)) == 1
+    except RuntimeError:
+        return speaks()
 
 
 def check_ranks(config: TrainConfig, ranks: Ranks) -> None:

@@ -56,7 +56,11 @@ def schedule_states(checkpoint: Checkpoint, model: LatentDecoder) -> dict[str, d
 def check_resumable(checkpoint: Checkpoint, model: LatentDecoder) -> None:
     """Raise CheckpointError unless `model` can go on from a checkpoint: files and state are those of a run, and the schedules
     take what they have saved. Nothing is changed."""
-    if missing := [name for name in FILES if name not in checkpoint.files]:
+    if checkpoint.sharded:
+        from latentlm.training.record.sharded import check_shards  # a run of one process needs none of it
+
+        check_shards(checkpoint, model)
+    elif missing := [name for name in FILES if name not in checkpoint.files]:
         raise CheckpointError(f"the checkpoint {checkpoint.path} is damaged: it has no {missing[0]}.safetensors.")
     for name, state in schedule_states(checkpoint, model).items():
         schedule = copy.deepcopy(model.kl_schedules[name])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from latentlm.config import Recipe
 from latentlm.errors import UserError
@@ -36,6 +35,9 @@ from latentlm.training.trainer import StepFacts, Trainer
 from latentlm.training.warm import WarmStart
 from latentlm.zoo.weights import load_into, weights_of, whole
 
+if TYPE_CHECKING:
+    from latentlm.training.record.sharded import Background
+
 
 class Run:
     """One training run in its folder. `recipe` is resolved."""
@@ -61,6 +63,12 @@ class Run:
             prepared.held_out, prepared.tokenizer, context=recipe.train.context, count=recipe.train.eval_documents
         )
         self.ranks = trainer.ranks
+        self._background: Background | None = None
+        """Writes the checkpoints of several processes."""
+        if self.ranks.size > 1:
+            from latentlm.training.record.sharded import Background  # a run of one process needs none of it
+
+            self._background = Background(out / CHECKPOINTS, self.ranks)
         self._metrics: MetricsFile | None = None
         self._board: TensorBoard | None = None
 
@@ -70,7 +78,7 @@ class Run:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
         checkpoint = self._last_checkpoint()
         if checkpoint is not None:
-            self._restore(checkpoint)
+            self.ranks.agreed(lambda: self._restore(checkpoint))
         self.ranks.from_first(lambda: self._open(command, checkpoint))
 
     def _open(self, command: Sequence[str] | None, checkpoint: Checkpoint | None) -> None:
@@ -102,7 +110,7 @@ class Run:
         write_recipe(self.out, self.recipe)
 
     def _last_checkpoint(self) -> Checkpoint | None:
-        """The newest from which this run can go on: one process looks for it, each opens it."""
+        """The newest from which this run can go on: one process looks for it and hashes all, each other what it reads."""
         found: list[Checkpoint] = []
 
         def look() -> Path | None:
@@ -117,7 +125,7 @@ class Run:
             return None if good is None else good.path
 
         path = self.ranks.from_first(look)
-        return found[0] if found else None if path is None else open_checkpoint(path)
+        return None if path is None else self.ranks.agreed(lambda: found[0] if found else open_checkpoint(path, compare=False))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Weights, moments, schedule and counts of a checkpoint. Raises UserError where the data are not the run's."""
@@ -127,8 +135,13 @@ class Run:
                 f"the data have changed since {self.out} was started (their fingerprint differs). Bring the old data back, "
                 "or train into another folder with --out."
             )
-        load_into(model, checkpoint.files["model"])
-        load_optimizer_tensors(self.trainer.optimizer, model, checkpoint.tensors("optimizer"))
+        if checkpoint.sharded or self.ranks.size > 1:
+            from latentlm.training.record import sharded
+
+            sharded.load(checkpoint, model, self.trainer.optimizer)
+        else:
+            load_into(model, checkpoint.files["model"])
+            load_optimizer_tensors(self.trainer.optimizer, model, checkpoint.tensors("optimizer"))
         for name, saved in schedule_states(checkpoint, model).items():
             model.kl_schedules[name].load_state_dict(saved)
         self.trainer.step = self.saved_step = checkpoint.step
@@ -209,10 +222,10 @@ class Run:
     # ------------------------------------------------------------------------------------------------- save and end
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one."""
+        """Write a checkpoint of this step, unless there is one. Several processes only begin to: see `wait`."""
         if self.saved_step == self.trainer.step:
             return
-        model = self.trainer.model
+        model, step, keep = self.trainer.model, self.trainer.step, self.recipe.train.keep
         schedules = {name: schedule.state_dict() for name, schedule in model.kl_schedules.items()}
         state = {
             "tokens": self.tokens,
@@ -223,27 +236,27 @@ class Run:
             "watch": self.watch.state_dict(),
             "data": self.prepared.fingerprint,
         }
-        tensors = {
-            "model": self._in_full(weights_of(model)),
-            "optimizer": self._in_full(optimizer_tensors(self.trainer.optimizer, model)),
-        }
-        folder, step, keep = self.out / CHECKPOINTS, self.trainer.step, self.recipe.train.keep
-        self.ranks.from_first(lambda: save_checkpoint(folder, step=step, tensors=tensors, state=state, keep=keep))
+        weights, moments = weights_of(model), optimizer_tensors(self.trainer.optimizer, model)
+        if self._background is None:
+            tensors = {"model": weights, "optimizer": moments}
+            save_checkpoint(self.out / CHECKPOINTS, step=step, tensors=tensors, state=state, keep=keep)
+        else:
+            self._background.save(step=step, tensors={**weights, **moments}, state=state, keep=keep)
         self.saved_step = step
 
-    def _in_full(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors that are spread over processes, brought to the one that writes, one after another."""
-        if self.ranks.size == 1:
-            return dict(tensors)
-        full: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            gathered = whole(tensor)  # by every process, whoever keeps it
-            if self.ranks.first:
-                full[name] = gathered.cpu()
-        return full
+    def wait(self) -> None:
+        """Until the checkpoint that was begun is there. Raises CheckpointError where it could not be written."""
+        if self._background is not None:
+            self._background.wait()
+
+    @property
+    def failed(self) -> bool:
+        """Whether this process knows already that `wait` will raise."""
+        return self._background is not None and self._background.failed
 
     def finish(self) -> RunResult:
         """Write the model and its card."""
+        self.wait()
         self.close()
         manifest = read_manifest(self.out)
         facts: dict[str, Any] = {
@@ -257,24 +270,34 @@ class Run:
         }
         if "init" in manifest:
             facts["init"] = {key: manifest["init"].get(key) for key in ("source", "sha256", "taken")}
-        weights = self._in_full(weights_of(self.trainer.model))
-        self.ranks.from_first(lambda: self._write_model(weights, facts))
+        self.ranks.agreed(lambda: self._write_model(facts))
         return read_result(self.out)
 
-    def _write_model(self, weights: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-        write_model(
-            self.out,
-            recipe=self.recipe,
-            weights=weights,
-            tokenizer=self.prepared.tokenizer.save(self.out),
-            training=training_facts(self.recipe, data=self.prepared.summary(), facts=facts),
-            scores=held_out_scores(last_line(read_metrics(self.out / METRICS), "held_out")),
-        )
+    def _write_model(self, facts: dict[str, Any]) -> None:
+        """By one process, to which the others bring their parts, one tensor after another."""
+        weights = weights_of(self.trainer.model)
+        tensors = ((name, whole(tensor)) for name, tensor in weights.items())
+        try:
+            if self.ranks.first:
+                write_model(
+                    self.out,
+                    recipe=self.recipe,
+                    weights=weights,
+                    tensors=tensors,
+                    tokenizer=self.prepared.tokenizer.save(self.out),
+                    training=training_facts(self.recipe, data=self.prepared.summary(), facts=facts),
+                    scores=held_out_scores(last_line(read_metrics(self.out / METRICS), "held_out")),
+                )
+        finally:
+            for _ in tensors:  # where the one could not write them, the others still bring theirs
+                pass
 
     def close(self) -> None:
-        """Close the files, and take no further step."""
+        """Close the files, and take no further step. A checkpoint that was begun comes to its end, whatever it is."""
         self.trainer.close()
         self._profiler.close()
+        if self._background is not None:
+            self._background.abandon()
         for file in (self._metrics, self._board):
             if file is not None:
                 file.close()

@@ -37,23 +37,9 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over processes, in full: every one of them must ask. Any other one as it is."""
-    return tensor.full_tensor() if _is_spread(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def spread_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a full tensor, spread as `like`; the full one where that one is not spread."""
-    if not _is_spread(like):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
-
-
-def _is_spread(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose module takes time to import, and is not in every build of torch."""
-    return hasattr(tensor, "full_tensor")
+    """A tensor that is spread over processes (a DTensor, whose module takes time to import, and is not in every build of torch)
+    in full: every one of them must ask. Any other one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def refuse_pickle(path: Path) -> None:
@@ -156,7 +142,7 @@ def load_into(model: nn.Module, path: Path | TensorFile) -> None:
     wanted = weights_of(model)
     with _opened(path) as file:
         for name, tensor in wanted.items():
-            tensor.copy_(spread_as(finite(file.get_tensor(name), name, path), tensor))
+            tensor.copy_(finite(file.get_tensor(name), name, path))
 
 
 def check_finite(file: TensorFile) -> None:

@@ -4,6 +4,10 @@
                               optimizer.safetensors    AdamW's moments and step counts
                               state.json               step, schedule, metrics in progress, and the hashes of all three
 
+Of a run of several processes each has written its own part of both (shards.py), and the format is 2:
+
+    checkpoints/step-00000200/shard-00001-model-00001-of-00001.safetensors, shard-00002-..., state.json
+
 A folder appears under its name only when everything in it is on the disk. There is no random state to save: noise is keyed
 (interface/noise.py), and batches are numbered (data/packing.py).
 """
@@ -15,9 +19,9 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +35,8 @@ from latentlm.config.writing import atomic_folder, remove_folder, remove_leftove
 from latentlm.errors import CheckpointError, UserError, invalid
 from latentlm.zoo.weights import sha256
 
-FORMAT = 1
+FORMAT, SHARDED = 1, 2
+"""Of a run of one process, and of several."""
 _STATE = "state.json"
 
 
@@ -43,11 +48,21 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     files: Mapping[str, TensorFile]
-    """By name: "model" and "optimizer"."""
+    """By name: "model" and "optimizer", or the shards of each process."""
+    sharded: bool = False
+    promised: dict[str, str] = field(default_factory=dict)
+    """Hashes that are yet to be compared, each before its file is read."""
 
     def __post_init__(self) -> None:
         for file in self.files.values():
             weakref.finalize(self, file.file.close)
+
+    def compare(self, name: str) -> None:
+        """Hash a file, unless that was done. Raises CheckpointError where it is not the one that was saved."""
+        promised, file = self.promised.pop(name, None), self.files[name]
+        if promised is not None and file.sha256() != promised:
+            damage = f"the SHA-256 hash of {file.path.name} is not the recorded one"
+            raise CheckpointError(f"the checkpoint {self.path} is damaged: {damage}.")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of its files, on the CPU. Raises CheckpointError where the file is none."""
@@ -83,19 +98,44 @@ def save_checkpoint(
 
     Raises CheckpointError where the disk refuses; what was there before stays.
     """
-    path = folder / f"step-{step:08d}"
-    with atomic_folder(path, ours=is_ours, kind="a checkpoint") as temporary:
+    with new_checkpoint(folder, step=step, keep=keep) as temporary:
         files = {}
         for name, content in tensors.items():
             file = temporary / f"{name}.safetensors"
             save_file({key: tensor.detach().contiguous().cpu() for key, tensor in content.items()}, file)
-            files[file.name] = {"sha256": sha256(file), "size": file.stat().st_size}
-        record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
-        (temporary / _STATE).write_text(json.dumps({**record, "sha256": _hash_record(record)}, indent=1), encoding="utf-8")
+            files[file.name] = facts_of(file)
+        write_state(temporary, format=FORMAT, step=step, files=files, state=state)
+    return path_of_step(folder, step)
+
+
+def path_of_step(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+@contextmanager
+def new_checkpoint(folder: Path, *, step: int, keep: int) -> Iterator[Path]:
+    """A temporary folder for the files of a checkpoint, which it becomes when the block ends without an error; of the others
+    the newest `keep` - 1 stay. Raises CheckpointError where the disk refuses."""
+    path = path_of_step(folder, step)
+    with atomic_folder(path, ours=is_ours, kind="a checkpoint") as temporary:
+        yield temporary
     others = [other for other in checkpoints(folder) if other != path and is_ours(other)]
     for old in others[: max(0, len(others) + 1 - keep)]:
         remove_folder(old)
-    return path
+
+
+def facts_of(file: Path) -> dict[str, Any]:
+    """What state.json says of a file."""
+    return {"sha256": sha256(file), "size": file.stat().st_size}
+
+
+def write_state(
+    folder: Path, *, format: int, step: int, files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
+) -> None:
+    """Write state.json, the last file of a checkpoint; `files` are `facts_of` each by its name."""
+    record = {"format": format, "step": step, "files": dict(files), "state": dict(state)}
+    (folder / _STATE).write_text(json.dumps({**record, "sha256": _hash_record(record)}, indent=1), encoding="utf-8")
 
 
 def set_aside_newer(folder: Path, *, step: int) -> None:
@@ -152,8 +192,9 @@ def latest_checkpoint(
     return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's state and compare every hash. Raises CheckpointError with what is damaged."""
+def open_checkpoint(path: Path, *, compare: bool = True) -> Checkpoint:
+    """Read a checkpoint's state and compare every hash; without `compare`, each when its file is going to be read. Raises
+    CheckpointError with what is damaged."""
     try:
         record = read_json(path / _STATE)
         promised = record.pop("sha256")
@@ -162,30 +203,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is not readable ({error}).") from None
     if not intact:
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} has been changed.")
-    if record.get("format") != FORMAT:
-        raise CheckpointError(f"the checkpoint {path} has format {record.get('format')}; this version reads format {FORMAT}.")
+    if record.get("format") not in (FORMAT, SHARDED):
+        raise CheckpointError(f"the checkpoint {path} has format {record.get('format')}; this version reads formats 1 and 2.")
     try:
         said = _Record.model_validate(record)
     except ValidationError as error:
         raise CheckpointError(f"the checkpoint {invalid(error, _Record, source=f'{path} is damaged: {_STATE}')}.") from None
-    if path.name != f"step-{said.step:08d}":
+    if path != path_of_step(path.parent, said.step):
         raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is that of step {said.step}.")
     with ExitStack() as opened:
-        files = {name.partition(".")[0]: _intact(path, name, facts, opened) for name, facts in said.files.items()}
+        files = {name.partition(".")[0]: _of_size(path, name, facts.size, opened) for name, facts in said.files.items()}
+        promised = {name.partition(".")[0]: facts.sha256 for name, facts in said.files.items()}
+        checkpoint = Checkpoint(path, said.step, said.state, files, said.format == SHARDED, promised)
         opened.pop_all()  # from here on the checkpoint closes them
-    return Checkpoint(path, said.step, said.state, files)
+    for name in files if compare else ():
+        checkpoint.compare(name)
+    return checkpoint
 
 
-def _intact(path: Path, name: str, promised: _File, until: ExitStack) -> TensorFile:
-    """A file of a checkpoint, open until then. Raises CheckpointError where it is not the one that was saved."""
+def _of_size(path: Path, name: str, promised: int, until: ExitStack) -> TensorFile:
+    """A file of a checkpoint, open until then. Raises CheckpointError where it is not there, or has another size."""
     if not (path / name).is_file():
         raise CheckpointError(f"the checkpoint {path} is damaged: {name} is missing.")
     file = open_file(path / name)
     until.callback(file.file.close)
-    if (size := file.size) != promised.size:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {promised.size}.")
-    if file.sha256() != promised.sha256:
-        raise CheckpointError(f"the checkpoint {path} is damaged: the SHA-256 hash of {name} is not the recorded one.")
+    if (size := file.size) != promised:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {promised}.")
     return file
 
 

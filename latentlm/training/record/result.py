@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latentlm.config import Card, Recipe, WeightsSpec, as_yaml, parse, read_yaml
+from latentlm.config.tensor_files import save_one_by_one
 from latentlm.config.writing import write_atomically, write_text
 from latentlm.errors import UserError
 from latentlm.training.record.folder import CARD, METRICS, WEIGHTS
@@ -52,14 +52,15 @@ def write_model(
     *,
     recipe: Recipe,
     weights: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
     tokenizer: str,
     training: dict[str, Any],
     scores: dict[str, Any],
 ) -> Card:
-    """Write model.safetensors and, last of all, card.yaml. `tokenizer` is what the card says of it."""
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+    """Write model.safetensors and, last of all, card.yaml. `weights` say names and shapes, `tensors` are all of these in full,
+    asked for one by one; `tokenizer` is what the card says of it."""
     path = out / WEIGHTS
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_atomically(path, lambda temporary: save_one_by_one(temporary, weights, tensors))
     card = Card(
         card_version=2 if recipe.model.latents else 1,
         name=recipe.name,
