@@ -311,8 +311,8 @@ def _tables() -> Iterator[Case]:
         "long.parquet": "are longer than",
         "repeated.parquet": "is longer than",
         "bytes.parquet": "row 1, is no text in UTF-8",
-        "numbers.parquet": "holds int, not text",
-        "lists.parquet": "holds list, not text",
+        "numbers.parquet": "holds int64, not text",
+        "lists.parquet": "holds list<element: string>, not text",
         "flipped.parquet": "not readable as Parquet",
         "other.parquet": "has no column",
     }.items():
