@@ -53,9 +53,10 @@ def _outcome(number: int, base: Path) -> Outcome:
 
 
 def outcomes(wanted: list[Case], base: Path, jobs: int) -> Iterator[Outcome]:
-    """In their order, some at a time."""
+    """In their order, some at a time. Each has a process of its own from the start: what one has prepared would count as memory
+    of the next."""
     _wanted[:] = wanted
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
         yield from pool.imap(functools.partial(_outcome, base=base), range(len(wanted)))
 
 
