@@ -120,18 +120,22 @@ PLUGINS = {
 }
 
 
+@pytest.mark.parametrize("handler", [lambda *_: None, signal.SIG_IGN, signal.SIG_DFL], ids=["command", "ignored", "ends"])
 @pytest.mark.parametrize("name", PLUGINS)
-def test_plugins_that_end_in_odd_ways_are_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_that_end_in_odd_ways_are_named(
+    name: str, handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Ctrl-C raises nothing: under the command, in the background, or where it ends the process."""
     (tmp_path / "odd_plugin.py").write_text(PLUGINS[name], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "odd_plugin", raising=False)
     plugin = Plugin("odd", "odd-things", "1", "odd_plugin", entry=EntryPoint("odd", "odd_plugin", "latentlm"))
-    handler = signal.signal(signal.SIGINT, lambda *_: None)  # as under the command: Ctrl-C raises nothing here
+    before = signal.signal(signal.SIGINT, handler)
     try:
         with pytest.warns(PluginWarning, match='plugin "odd" of odd-things 1 failed to load'):
             load(plugin)
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, before)
     assert plugin.status == "failed"
 
 

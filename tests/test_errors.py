@@ -83,7 +83,10 @@ def _model(folder: Path, *, vocabulary: int = 257) -> Path:
     sizes = BackboneConfig(vocabulary=vocabulary, width=16, blocks=2, heads=2, context=32)
     config = complete(ModelConfig(decoder="free", event_dims=4, backbone=sizes))
     recipe = Recipe(name=folder.name, plugins=["free", "schedules"], model=config)
-    write_model(folder, recipe=recipe, weights=weights_of(build(config)), tokenizer="bytes", training={}, scores={})
+    weights = weights_of(build(config))
+    write_model(
+        folder, recipe=recipe, weights=weights, tensors=weights.items(), tokenizer="bytes", training={}, scores={}
+    )
     return folder
 
 
@@ -203,7 +206,7 @@ def test_a_score_that_cannot_be(latentlm: Command, arguments: list[str], words: 
     ("arguments", "words"),
     [
         (["fre-tiny"], ['Unknown recipe "fre-tiny". Did you mean "free-tiny"?']),
-        (["free-8b"], ['"free-8b" is a model, not a recipe', "latentlm zoo describe free-8b", "demo-free"]),
+        (["vanilla-8b"], ['"vanilla-8b" is a model, not a recipe', "latentlm zoo describe vanilla-8b", "demo-free"]),
         (["model/card.yaml"], ["model/card.yaml is a card, that of a model, not a recipe"]),
         (["shelved"], ['"shelved" is a model, not a recipe']),
         (["god.yaml"], ["god.yaml does not exist", 'Did you mean "good"?']),

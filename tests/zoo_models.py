@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,7 +31,8 @@ def make_run(folder: Path, *, recipe: Recipe | None = None, tokenizer: str = "by
     folder.mkdir(parents=True)
     write_recipe(folder, recipe)
     weights = _weights.weights_of(model)
-    write_model(folder, recipe=recipe, weights=weights, tokenizer=tokenizer, training={"steps": 3}, scores={"loss": 1.5})
+    said: dict[str, Any] = {"tokenizer": tokenizer, "training": {"steps": 3}, "scores": {"loss": 1.5}}
+    write_model(folder, recipe=recipe, weights=weights, tensors=weights.items(), **said)
     return model
 
 

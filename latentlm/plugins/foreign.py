@@ -9,9 +9,10 @@ from latentlm.errors import short
 
 def is_users(error: BaseException) -> bool:
     """Whether an error is the user's Ctrl-C, as far as one can tell: the command's own handler does not raise within an import,
-    so that under it a KeyboardInterrupt is the code's."""
+    and where Ctrl-C is ignored (in the background) or ends the process nothing raises, so that a KeyboardInterrupt is the
+    code's."""
     handler = signal.getsignal(signal.SIGINT)
-    return isinstance(error, KeyboardInterrupt) and (not callable(handler) or handler is signal.default_int_handler)
+    return isinstance(error, KeyboardInterrupt) and (handler is None or handler is signal.default_int_handler)
 
 
 def told_error(error: BaseException) -> str:
