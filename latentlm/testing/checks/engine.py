@@ -97,8 +97,11 @@ def noise_alone_decides_training(subject: Subject) -> None:
 
 @check("engine")
 def no_value_is_read_in_a_step(subject: Subject) -> None:
-    """The way forward and back of a training step reads no value of a tensor (`.item()`, `.tolist()`, `nonzero`, a boolean
-    index, `bool(...)`): on a GPU the processor would wait for each. Asked on the meta device, where there are none."""
+    """A training step reads no value of a tensor on its way forward and back: on a GPU the processor would wait for each.
+
+    Neither by `.item()`, `.tolist()` or `bool(...)`, nor by `nonzero` or a boolean index. Asked on the meta device, where there
+    are none.
+    """
     model = copy.deepcopy(subject.model).to("meta").train()
     batch = model.counted(pack(TEXTS, vocabulary=subject.config.backbone.vocabulary))
     with mock.patch("torch.autocast", _autocast):
