@@ -264,16 +264,16 @@ def test_tensorboard_gets_every_number(recipe: Make, tmp_path: Path, monkeypatch
 
 
 def test_divergence_keeps_the_last_checkpoint(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = trainer._read
+    read = trainer._on_cpu
     calls = 0
 
-    def failing(loss: Any) -> Any:
+    def failing(tensors: Any) -> Any:
         nonlocal calls
         calls += 1
-        total, *others = read(loss)
-        return (math.nan if calls > 10 else total, *others)
+        (total, *others), *more = read(tensors)
+        return [[math.nan if calls > 5 else total, *others], *more]
 
-    monkeypatch.setattr(trainer, "_read", failing)
+    monkeypatch.setattr(trainer, "_on_cpu", failing)
     with pytest.raises(DivergedError, match=r"loss is nan at step 6.*learning_rate.*Last checkpoint in .*: step 4"):
         train(recipe(), out=tmp_path, progress=False)
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
