@@ -125,6 +125,7 @@ def run(task: Task) -> Outcome:
     trainer = Trainer(model, recipe.train, make_stream(recipe, prepared))
     texts = _texts(recipe, prepared)
     outcome.points = list(_points(trainer, texts, recipe, every=task.every))
+    trainer.close()
     outcome.ending = _ending(model, texts, outcome.points[-1], seed=recipe.train.seed)
     if task.keep_weights:
         outcome.weights = {name: tensor.numpy(force=True).copy() for name, tensor in model.state_dict().items()}

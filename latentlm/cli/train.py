@@ -51,7 +51,9 @@ def train(
         int | None,
         typer.Option(min=1, help="With --dry-run: count for so many GPUs, without reading the data.", show_default=False),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="With --processes: A100, H100 or H200.")] = "H100",
+    gpu: Annotated[
+        str | None, typer.Option(help="With --processes: A100, H100 or H200; default: H100.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and the result only.")] = False,
 ) -> None:
@@ -60,9 +62,13 @@ def train(
 
     if processes is not None and not dry_run:
         raise UserError("--processes counts what a run would need, with --dry-run; torchrun --nproc_per_node starts processes.")
+    if gpu is not None and processes is None:
+        raise UserError("--gpu says for which GPUs --processes counts: give the number of them too.")
+    if processes is not None and (out is not None or resume or quiet):
+        raise UserError("--out, --resume and --quiet are about training; --dry-run --processes only counts. Leave them out.")
     with _first_speaks(speaks()):
         if processes is not None:
-            _plan_of_many(recipe, overrides, processes, gpu, as_json=as_json)
+            _plan_of_many(recipe, overrides, processes, gpu or "H100", as_json=as_json)
         else:
             _train_or_plan(recipe, overrides, out, resume=resume, dry_run=dry_run, as_json=as_json, quiet=quiet)
 

@@ -21,23 +21,23 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from latentlm.backbone.block import Block
 from latentlm.config import Recipe
 from latentlm.errors import UserError, unknown_name
 from latentlm.training.parallel import Ranks, check_ranks
-from latentlm.training.plan import duration, estimate_memory, gib
+from latentlm.training.plan import duration, estimate_memory, gib, operations_of
 from latentlm.training.setup import make_model, resolve
-from latentlm.zoo.accounting import cost_of, count
+from latentlm.training.warm import check_source
+from latentlm.zoo.accounting import count
 
 
 @dataclass(frozen=True)
 class GPU:
-    """A machine's GPUs: of each, dense bfloat16 operations a second, bytes of memory, bytes a second that it receives from
-    others of its machine and from other machines."""
+    """A machine's GPUs: of each, dense operations a second in bfloat16 and in float32, bytes of memory, bytes a second that it
+    receives from others of its machine and from other machines."""
 
-    peak: float
+    half: float
+    full: float
     memory: float
     near: float
     far: float
@@ -45,9 +45,9 @@ class GPU:
 
 
 GPUS = {
-    "A100": GPU(312e12, 80e9, 300e9, 25e9),
-    "H100": GPU(989.4e12, 80e9, 450e9, 50e9),
-    "H200": GPU(989.4e12, 141e9, 450e9, 50e9),
+    "A100": GPU(312e12, 19.5e12, 80e9, 300e9, 25e9),
+    "H100": GPU(989.4e12, 67e12, 80e9, 450e9, 50e9),
+    "H200": GPU(989.4e12, 67e12, 141e9, 450e9, 50e9),
 }
 """DGX A100, H100 and H200: NVLink in one direction; 200 or 400 Gb/s of InfiniBand to each GPU."""
 REACHED = 0.37
@@ -123,6 +123,8 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
     if gpu not in GPUS:
         raise unknown_name("GPU", gpu, GPUS)
     card, train = GPUS[gpu], recipe.train
+    if train.init is not None:
+        check_source(train.init)
     check_ranks(train, Ranks(0, processes))
     if train.batch % processes:
         raise UserError(
@@ -135,14 +137,13 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
     everything, inside, largest = count(model), sum(blocks), max(blocks, default=0)
     outside, each = everything - inside, 2 if train.dtype == "bfloat16" else 4
     copies, spread = train.parallel.replicate, processes // train.parallel.replicate
-    rows = recipe.model_copy(update={"train": train.model_copy(update={"batch": train.batch // processes})})
+    one_share = recipe.model_copy(update={"train": train.model_copy(update={"batch": train.batch // processes})})
     assert train.context is not None, "the recipe is resolved"
     tokens = train.batch * train.accumulate * train.context
     within = (spread - 1) / spread * train.accumulate * (2 * each * inside + 4 * outside + 4 * everything)
     between = 8 * everything / spread * (copies - 1) / copies
     near = card.near if spread <= card.a_machine else card.far
-    counted = cost_of(model, dtype=torch.bfloat16 if each == 2 else torch.float32).training_flops_per_token
-    operations = counted * (4 / 3 if train.recompute else 1)
+    operations = operations_of(recipe, model) / tokens
     return MeshPlan(
         name=recipe.name,
         processes=processes,
@@ -152,10 +153,10 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
         kept=16 * everything / spread,
         whole=8 * outside if spread > 1 else 0,
         passing=3 * each * largest if spread > 1 else 0,
-        activations=estimate_memory(rows).activations,
+        activations=estimate_memory(one_share).activations,
         available=card.memory,
         received=within + between,
-        computing_seconds=tokens / processes * operations / (card.peak * REACHED),
+        computing_seconds=tokens / processes * operations / ((card.half if each == 2 else card.full) * REACHED),
         receiving_seconds=within / near + between / (card.far if processes > card.a_machine else card.near),
         tokens_per_step=tokens,
         steps=train.steps,

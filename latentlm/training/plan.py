@@ -25,6 +25,7 @@ import torch
 
 from latentlm.config import Recipe, memory
 from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder
 from latentlm.training.data.prepared import Prepared, prepare
 from latentlm.training.setup import make_model, make_stream, parameters_by_socket, pick_device, resolve
 from latentlm.training.trainer import Trainer
@@ -176,7 +177,7 @@ def gib(count: float) -> str:
 
 def _step_time(recipe: Recipe, prepared: Prepared, device: torch.device, *, fits: bool) -> tuple[float, bool]:
     """Seconds per optimiser step, and whether they were measured."""
-    estimate = _operations(recipe) / (0.5 * _matrix_speed(device, recipe.train.dtype))
+    estimate = operations_of(recipe, make_model(recipe, "meta")) / (0.5 * _matrix_speed(device, recipe.train.dtype))
     if not fits or estimate > _LONGEST_TRIAL:
         return estimate, False
     trainer = Trainer(make_model(recipe, device), recipe.train, make_stream(recipe, prepared))
@@ -185,14 +186,17 @@ def _step_time(recipe: Recipe, prepared: Prepared, device: torch.device, *, fits
     trainer.advance()
     trainer.advance()
     _wait(device)
-    return (time.perf_counter() - started) / 2, True
+    seconds = (time.perf_counter() - started) / 2
+    trainer.close()
+    return seconds, True
 
 
-def _operations(recipe: Recipe) -> float:
-    """Floating-point operations of an optimiser step, forward and backward."""
+def operations_of(recipe: Recipe, model: LatentDecoder) -> float:
+    """Floating-point operations of an optimiser step, forward and backward; a third more where blocks are recomputed."""
     assert recipe.train.context is not None, "the recipe is resolved"
     tokens = recipe.train.batch * recipe.train.accumulate * recipe.train.context
-    return tokens * cost_of(make_model(recipe, "meta"), dtype=torch.float32).training_flops_per_token
+    again = 4 / 3 if recipe.train.recompute else 1
+    return tokens * again * cost_of(model, dtype=torch.float32).training_flops_per_token
 
 
 def _matrix_speed(device: torch.device, dtype: str) -> float:

@@ -79,6 +79,8 @@ class Run:
         checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self.ranks.agreed(lambda: self._restore(checkpoint))
+            if (profile := self.recipe.train.profile) is not None and self.trainer.step > profile.start:
+                self.reporter.warn(f"train.profile begins at step {profile.start}, which is past: no trace will be written.")
         self.ranks.from_first(lambda: self._open(command, checkpoint))
 
     def _open(self, command: Sequence[str] | None, checkpoint: Checkpoint | None) -> None:

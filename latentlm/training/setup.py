@@ -45,6 +45,11 @@ def resolve(recipe: Recipe, *, vocabulary: int | None = None, tokenizer: Tokeniz
     only a tokenizer can fill in, stays open without one. Raises UserError."""
     vocabulary = vocabulary if tokenizer is None else tokenizer.vocabulary
     check_prompts(recipe)
+    if (profile := recipe.train.profile) is not None and profile.last >= recipe.train.steps:
+        raise UserError(
+            f"train.profile is to trace steps {profile.start} to {profile.last}, counted from 0, of a run of "
+            f"{recipe.train.steps}: choose earlier ones."
+        )
     model = _with_vocabulary(recipe.model, vocabulary)
     context = recipe.train.context or model.backbone.context
     if context > model.backbone.context:

@@ -98,7 +98,7 @@ class Trainer:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.step = 0
         """Finished optimiser steps; also the number of the next one, counted from 0."""
-        self._ahead = Ahead(self._batches)
+        self._ahead = Ahead(self._batches, end=config.steps)
 
     def advance(self) -> StepFacts:
         """Take one optimiser step. Raises DivergedError, with the weights as they were, where a number is not finite."""

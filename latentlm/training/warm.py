@@ -4,8 +4,8 @@
     latentlm train my.yaml train.init=runs/before             # a run, or a folder with a Hugging Face Llama
 
 A tensor fits where name and shape are the model's own. What fits is copied; what does not keeps its fresh value, and both the
-run and its manifest name it. Where all of it fits and the settings of the backbone are the same, the model begins as the
-source's function, to the bit.
+run and its manifest name it. Where all of it fits and the settings are the same, the model begins as the source's
+function, to the bit; settings that differ are named.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from latentlm import zoo
 from latentlm.errors import UserError, typed_path
 from latentlm.interface import LatentDecoder
 from latentlm.tokenizer import Tokenizer
+from latentlm.training.record.folder import flat_settings
 from latentlm.training.record.reporting import Reporter
 from latentlm.zoo.shelves import find, is_name
 from latentlm.zoo.weights import weights_of
 
 _EMBEDDING, _READOUT = "backbone.embedding.weight", "backbone.readout.weight"
-_NOT_OF_THE_FUNCTION = {"context", "attention", "vocabulary", "blocks", "tie_embeddings", "init_std"}
-"""Settings of a backbone that may differ: what they change shows in the names and shapes of tensors, or in no number."""
+_NOT_OF_THE_FUNCTION = {
+    "decoder", "backbone.context", "backbone.attention", "backbone.vocabulary", "backbone.blocks", "backbone.tie_embeddings",
+    "backbone.init_std",
+}  # fmt: skip
+"""Settings that may differ: what they change shows in the names and shapes of tensors, or in no number."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class WarmStart:
     left: tuple[str, ...]
     """Of the source alone."""
     differing: tuple[str, ...]
-    """Settings of the backbone that make another function of the same weights, with both values."""
+    """Settings that both models have and that may make another function of the same weights, with both values."""
     other_tokenizer: bool
 
     def facts(self) -> dict[str, Any]:
@@ -65,8 +69,7 @@ class WarmStart:
         found = []
         if self.differing:
             found.append(
-                f"the backbone of {self.source} has other settings ({', '.join(self.differing)}): its weights make another "
-                "function here."
+                f"{self.source} has other settings ({', '.join(self.differing)}): its weights may make another function here."
             )
         if self.other_tokenizer:
             found.append(
@@ -108,7 +111,7 @@ def begin_with(model: LatentDecoder, source: str, tokenizer: Tokenizer, reporter
         taken=len(fitting),
         fresh=tuple(name for name in wanted if name not in there),
         other_shape=tuple(name for name in shared if name not in fitting),
-        left=tuple(name for name in there if name not in wanted and name != _READOUT),
+        left=tuple(name for name in weights_of(other) if name not in wanted),
         differing=tuple(_differing(other, model)),
         other_tokenizer=_EMBEDDING in fitting and theirs not in (None, tokenizer.fingerprint),
     )
@@ -119,9 +122,10 @@ def begin_with(model: LatentDecoder, source: str, tokenizer: Tokenizer, reporter
 
 
 def _differing(other: LatentDecoder, model: LatentDecoder) -> Sequence[str]:
-    before, now = (each.config.backbone.model_dump(mode="json") for each in (other, model))
-    keys = [key for key in now if key not in _NOT_OF_THE_FUNCTION and before.get(key) != now[key]]
-    return [f"{key} {before.get(key)} there, {now[key]} here" for key in keys]
+    before, now = (flat_settings(each.config.model_dump(mode="json")) for each in (other, model))
+    both = (key for key in now if key in before and "kl_schedule." not in key and not key.endswith("init_std"))
+    return [f"{key} {before[key]} there, {now[key]} here" for key in both
+            if key not in _NOT_OF_THE_FUNCTION and before[key] != now[key]]  # fmt: skip
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:

@@ -81,3 +81,23 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit, match="1"):
         main()
     assert "with --dry-run" in capsys.readouterr().err
+
+
+def test_float32_takes_the_speed_of_float32(recipe: Make) -> None:
+    half, full = (plan(recipe(f"train.dtype={name}"), 1).computing_seconds for name in ("bfloat16", "float32"))
+    assert full == pytest.approx(half * GPUS["H100"].half / GPUS["H100"].full)
+
+
+@pytest.mark.parametrize("words", [["--gpu", "A100"], ["--processes", "8", "--out", "x"], ["--processes", "8", "--resume"]])
+def test_options_that_would_do_nothing_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["latentlm", "train", "free-8b", "--dry-run", *words])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err.startswith("error: --")
+
+
+def test_a_source_of_weights_that_is_none_is_refused(recipe: Make) -> None:
+    with pytest.raises(UserError, match="nonesuch"):
+        plan(recipe("train.init=nonesuch"), 1)

@@ -102,5 +102,8 @@ def test_batches_are_made_ahead_by_their_numbers() -> None:
     with pytest.raises(ValueError, match="no third"):
         ahead.take(3)
     assert ahead.take(4) == "4"
+    last = Ahead(asked.append, end=31)
+    last.take(30)
+    last.close()
     ahead.close()
-    assert set(asked) - {5} == {0, 1, 2, 3, 4, 7, 8, 9}  # 5 was begun, or was not, when it ended
+    assert set(asked) - {5} == {0, 1, 2, 3, 4, 7, 8, 9, 30}  # 5 was begun, or was not, when it ended

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentlm.config import Recipe
+from latentlm.errors import UserError
 from latentlm.training import train
 
 Make = Callable[..., Recipe]
@@ -25,10 +26,18 @@ def test_the_steps_that_were_asked_for_are_traced(recipe: Make, tmp_path: Path) 
     assert not (tmp_path / "plain" / "profile").exists()
 
 
-def test_a_trace_that_was_not_finished_is_not_written(recipe: Make, tmp_path: Path) -> None:
+def test_steps_beyond_the_run_are_refused_and_steps_of_before_are_told(
+    recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    train(recipe("train.steps=3", "train.profile.start=2", "train.profile.steps=9"), out=out, progress=False)
-    assert not (out / "profile").exists()
+    with pytest.raises(UserError, match=r"steps 2 to 3, counted from 0, of a run of 3"):
+        train(recipe("train.steps=3", "train.profile.start=2", "train.profile.steps=2"), out=out, progress=False)
+    mine = ["train.profile.start=2", "train.profile.steps=2"]
+    train(recipe(*mine), out=out, progress=False)
+    for name in ("card.yaml", "model.safetensors"):
+        (out / name).unlink()
+    train(recipe(*mine), out=out, resume=True, progress=False)
+    assert "train.profile begins at step 2, which is past" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["start=-1", "steps=0", "steps=1000"])

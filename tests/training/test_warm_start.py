@@ -123,3 +123,17 @@ def test_what_cannot_be_a_source_is_refused_before_the_data_are_read(recipe: Mak
 def test_a_source_of_which_nothing_fits_is_refused(recipe: Make, source: Path) -> None:
     with pytest.raises(UserError, match=r"no tensor of train\.init"):
         begun(recipe("model.backbone.width=32", "model.backbone.tie_embeddings=false", decoder="vanilla"), source)
+
+
+def test_a_readout_of_its_own_that_is_not_taken_is_named(recipe: Make, tmp_path: Path) -> None:
+    out = tmp_path / "untied"
+    train(recipe("train.steps=2", "model.backbone.tie_embeddings=false", decoder="vanilla"), out=out, progress=False)
+    assert begun(recipe(decoder="vanilla"), out)[1].left == ("backbone.readout.weight",)
+
+
+def test_settings_of_parts_that_differ_are_named(recipe: Make, tmp_path: Path) -> None:
+    out = tmp_path / "free"
+    train(recipe("train.steps=2"), out=out, progress=False)
+    assert begun(recipe("model.kl_schedule={name: free_bits, bits: 3}"), out)[1].warnings() == []
+    (said,) = begun(recipe("model.injection.residual=true"), out)[1].warnings()
+    assert "injection.residual False there, True here" in said

@@ -4,7 +4,7 @@
                               optimizer.safetensors    AdamW's moments and step counts
                               state.json               step, schedule, metrics in progress, and the hashes of all three
 
-Of a run of several processes each has written its own part of both (shards.py), and the format is 2:
+Of a run of several processes each has written its own part of both (sharded.py), and the format is 2:
 
     checkpoints/step-00000200/shard-00001-model-00001-of-00001.safetensors, shard-00002-..., state.json
 

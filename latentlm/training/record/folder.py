@@ -166,7 +166,7 @@ def saved_recipe(out: Path) -> Recipe:
 
 def check_same_recipe(out: Path, recipe: Recipe) -> None:
     """Refuse to resume with other settings than the run was started with. Raises UserError with the keys that differ."""
-    before, after = (_flat(each.model_dump(mode="json")) for each in (saved_recipe(out), recipe))
+    before, after = (flat_settings(each.model_dump(mode="json")) for each in (saved_recipe(out), recipe))
     free = _FREE_TO_CHANGE | ({"data.tokenizer"} if _is_own_tokenizer(out, recipe.data.tokenizer) else set())
     differing = [key for key in sorted({*before, *after} - free) if before.get(key) != after.get(key)]
     if differing:
@@ -187,11 +187,11 @@ def _is_own_tokenizer(out: Path, spec: str) -> bool:
     return isinstance(own, dict) and isinstance(other, dict) and bool({**own, **ignored} == {**other, **ignored})
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as {"a.b": value}."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         if f"{prefix}{key}" == "model.latents":
             flat["model.latents"] = list(value)  # their order, which is part of the model
     return flat
