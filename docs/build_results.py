@@ -14,6 +14,7 @@ import argparse
 import functools
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ def synthetic() -> str:
                          for number, each in enumerate(shared))  # fmt: skip
         spread = f"{own['spread_within']:.1f} / {own['spread_across']:.1f}" if own else f"– / {drawn['spread_across']:.1f}"
         masks = "; ".join(f"{each['masks']:.2f}{_range(ranges, 'masks', number)}" for number, each in enumerate(shared))
-        above = "; ".join(f"{seed['excess_nats']:+.4f}{'' if seed['converged'] else ' (no)'}" for seed in seeds)
+        above = "; ".join(map(_above, seeds))
         met = sum(each["met"] for each in one["outcome"])
         said = f"{met} of {len(one['outcome'])} (seed {one['judged'][0]}, of {one['seeds']})" if one["outcome"] else ""
         said += "".join(_verdict(each) for each in one["outcome"] if not (each["met"] and each["decided"]))
@@ -123,6 +124,13 @@ def synthetic() -> str:
     head = ["model", "near, one z / across", "spread, one z / across", "masks, one z / z drawn for each", "valid", "noise",
             "KL, bits a token", "above exact, nats a character, by seed", "outcomes met"]  # fmt: skip
     return markdown(head, rows)
+
+
+def _above(seed: dict[str, Any]) -> str:
+    """How far a seed's likelihood is above the source's, on how many texts."""
+    texts = re.search(r"(\d+) texts", seed["method"])
+    said = f"{seed['excess_nats']:+.4f} ± {seed['standard_error']:.4f}{'' if seed['converged'] else ' (no)'}"
+    return f"{said}, {texts[1]} texts" if texts else said
 
 
 def _range(ranges: dict[str, list[float]], measure: str, number: int) -> str:
