@@ -95,8 +95,8 @@ def only(claims: Sequence[Entry]) -> Entry:
 
 
 def find(name_or_path: str | Path) -> Entry:
-    """The card of a name, of a folder with a card.yaml (or of a run that has none yet), or of a card file. A name goes before a folder of that name (which
-    `./name` or a Path means). Raises UserError with the nearest names."""
+    """The card of a name, of a folder with a card.yaml (or of a run that has none yet), or of a card file. A name goes before a
+    folder of that name (which `./name` or a Path means). Raises UserError with the nearest names."""
     from latentlm.zoo import weights as _weights  # imports torch
 
     path = typed_path(name_or_path)
@@ -187,7 +187,7 @@ def _a_recipe(name: Path) -> str:
 def _no_model(folder: Path) -> str:
     """Why a folder without a card is no model."""
     if (folder / "recipe.yaml").is_file():
-        return f"The run in {folder} has saved no model yet. Go on with `latentlm train ... --resume`."
+        return f"The run in {folder} is not finished, and has saved no model yet. Go on with `latentlm train ... --resume`."
     if (folder / "config.json").is_file():
         return f"{folder} has no {CARD}: weights of transformers can be loaded, but they are no card of the zoo."
     return f"{folder} is no model: it holds no {CARD} and no Llama weights (config.json with *.safetensors)."

@@ -16,6 +16,7 @@ from latentlm.errors import UserError
 from latentlm.training import train
 from latentlm.training.run import Run
 from latentlm.zoo.loading import UnfinishedWarning
+from latentlm.zoo.shelves import add_run
 
 Make = Callable[..., Recipe]
 
@@ -49,7 +50,7 @@ def test_a_run_that_goes_on_is_the_model_of_its_newest_checkpoint(recipe: Make, 
     assert all(torch.equal(there[name], tensor) for name, tensor in saved.items())
     assert model.generate(["a"], max_tokens=3, seed=0)[0].text is not None
     with pytest.raises(UserError, match="no finished run"):
-        zoo.add_run(stopped)
+        add_run(stopped)
     train(recipe(), out=stopped, resume=True, progress=False)
     assert not (stopped / "unfinished.yaml").exists()
     with warnings.catch_warnings():

@@ -69,7 +69,7 @@ def write_model(
 
 
 def write_unfinished(out: Path, *, recipe: Recipe, weights: WeightsSpec, tokenizer: str, training: dict[str, Any]) -> None:
-    """Write unfinished.yaml, the card of a checkpoint's weights, which lie below `out`: a run that goes on loads like a model."""
+    """Write unfinished.yaml, the card of a checkpoint's weights, which lie below `out`: a run that goes on is a model."""
     card = _card(recipe, weights, tokenizer=tokenizer, training=training, scores={})
     write_text(out / UNFINISHED, as_yaml(card, exclude_none=True))
 
