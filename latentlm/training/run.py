@@ -23,13 +23,21 @@ from latentlm.training.record.checkpoint import (
     open_checkpoint,
     save_checkpoint,
     set_aside_newer,
+    spec_of,
 )
 from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, mark_begun, write_recipe
 from latentlm.training.record.manifest import make_manifest, now, read_manifest, write_manifest
 from latentlm.training.record.memory import peak_mib
 from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read_metrics, rewind
 from latentlm.training.record.reporting import Reporter, TensorBoard
-from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
+from latentlm.training.record.result import (
+    RunResult,
+    held_out_scores,
+    read_result,
+    training_facts,
+    write_model,
+    write_unfinished,
+)
 from latentlm.training.resuming import check_resumable, schedule_states
 from latentlm.training.trainer import StepFacts, Trainer
 from latentlm.training.warm import WarmStart
@@ -241,10 +249,21 @@ class Run:
         weights, moments = weights_of(model), optimizer_tensors(self.trainer.optimizer, model)
         if self._background is None:
             tensors = {"model": weights, "optimizer": moments}
-            save_checkpoint(self.out / CHECKPOINTS, step=step, tensors=tensors, state=state, keep=keep)
+            path = save_checkpoint(self.out / CHECKPOINTS, step=step, tensors=tensors, state=state, keep=keep)
+            self._write_unfinished(path)
         else:
             self._background.save(step=step, tensors={**weights, **moments}, state=state, keep=keep)
         self.saved_step = step
+
+    def _write_unfinished(self, checkpoint: Path) -> None:
+        """A checkpoint is a model too, from the moment it is whole."""
+        write_unfinished(
+            self.out,
+            recipe=self.recipe,
+            weights=spec_of(checkpoint, "model", below=self.out),
+            tokenizer=self.prepared.tokenizer.save(self.out),
+            training={"steps": self.trainer.step, "of_steps": self.recipe.train.steps, "tokens": self.tokens},
+        )
 
     def wait(self) -> None:
         """Until the checkpoint that was begun is there. Raises CheckpointError where it could not be written."""

@@ -33,7 +33,7 @@ from latentlm.zoo import weights as _weights
 from latentlm.zoo.accounting import cost, cost_of, count, overhead
 from latentlm.zoo.description import Description
 from latentlm.zoo.drawing import draw
-from latentlm.zoo.shelves import CardWarning, Entry, entries, find, is_name, only
+from latentlm.zoo.shelves import UNFINISHED, CardWarning, Entry, entries, find, is_name, only
 
 Weights = Literal["auto", "required"] | str | Path | None
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -41,6 +41,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 class RandomWeightsWarning(UserWarning):
     """A model was loaded with fresh random weights."""
+
+
+class UnfinishedWarning(UserWarning):
+    """A model was loaded from a run that goes on."""
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
@@ -109,6 +113,10 @@ def _loaded(
             RandomWeightsWarning,
             stacklevel=2,
         )
+    if entry.path.name == UNFINISHED:
+        step, of = (card.training.get(key) for key in ("steps", "of_steps"))
+        said = f"{entry.folder} is not finished: this is its model after step {step} of {of}."
+        warnings.warn(said, UnfinishedWarning, stacklevel=2)
     model.card, model.tokenizer = card, tokenizer
     return model.eval()
 

@@ -23,6 +23,8 @@ from latentlm.config.writing import atomic_folder
 from latentlm.errors import CheckpointError, UserError, resolved, typed_path, unknown_name
 
 CARD = "card.yaml"
+UNFINISHED = "unfinished.yaml"
+"""The card of a run that goes on, of its newest checkpoint; gone when the run has its own."""
 ZOO_PATH = "LATENTLM_ZOO_PATH"
 _BESIDE = ("tokenizer_config.json", "chat_template.jinja", "recipe.yaml")
 """What a card on a shelf keeps of its run, beside the weights and the tokenizer."""
@@ -93,8 +95,8 @@ def only(claims: Sequence[Entry]) -> Entry:
 
 
 def find(name_or_path: str | Path) -> Entry:
-    """The card of a name, of a folder with a card.yaml, or of a card file. A name goes before a folder of that name (which
-    `./name` or a Path means). Raises UserError with the nearest names."""
+    """The card of a name, of a folder with a card.yaml (or of a run that has none yet), or of a card file. A name goes before a
+    folder of that name (which `./name` or a Path means). Raises UserError with the nearest names."""
     from latentlm.zoo import weights as _weights  # imports torch
 
     path = typed_path(name_or_path)
@@ -102,8 +104,9 @@ def find(name_or_path: str | Path) -> Entry:
     known = entries() if bare else {}
     if path.name in known:
         return only(known[path.name])
-    if (path / CARD).is_file():
-        return Entry(read_card(path / CARD), path / CARD)
+    for file in (path / CARD, path / UNFINISHED):
+        if file.is_file():
+            return Entry(read_card(file), file)
     if path.is_file():
         return _of_file(path)
     if path.is_dir():
@@ -184,7 +187,7 @@ def _a_recipe(name: Path) -> str:
 def _no_model(folder: Path) -> str:
     """Why a folder without a card is no model."""
     if (folder / "recipe.yaml").is_file():
-        return f"The run in {folder} is not finished: it has no {CARD}. Go on with `latentlm train ... --resume`."
+        return f"The run in {folder} is not finished, and has saved no model yet. Go on with `latentlm train ... --resume`."
     if (folder / "config.json").is_file():
         return f"{folder} has no {CARD}: weights of transformers can be loaded, but they are no card of the zoo."
     return f"{folder} is no model: it holds no {CARD} and no Llama weights (config.json with *.safetensors)."

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentlm.config import read_json
+from latentlm.config import WeightsSpec, read_json
 from latentlm.config.tensor_files import TensorFile, open_file
 from latentlm.config.writing import atomic_folder, remove_folder, remove_leftovers
 from latentlm.errors import CheckpointError, UserError, invalid
@@ -106,6 +106,12 @@ def save_checkpoint(
             files[file.name] = facts_of(file)
         write_state(temporary, format=FORMAT, step=step, files=files, state=state)
     return path_of_step(folder, step)
+
+
+def spec_of(checkpoint: Path, name: str, *, below: Path) -> WeightsSpec:
+    """What a card says of a file of a checkpoint that was just written, with its path from `below`."""
+    promised = read_json(checkpoint / _STATE)["files"][f"{name}.safetensors"]
+    return WeightsSpec(uri=(checkpoint / f"{name}.safetensors").relative_to(below).as_posix(), **promised)
 
 
 def path_of_step(folder: Path, step: int) -> Path:
