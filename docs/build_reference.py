@@ -18,7 +18,16 @@ from pydantic import BaseModel
 
 from latentlm import interface
 from latentlm.composed import ComposedDecoder
-from latentlm.config import BackboneConfig, DataConfig, LatentConfig, ModelConfig, Recipe, RopeScaling, TrainConfig
+from latentlm.config import (
+    BackboneConfig,
+    DataConfig,
+    EvaluateConfig,
+    LatentConfig,
+    ModelConfig,
+    Recipe,
+    RopeScaling,
+    TrainConfig,
+)
 from latentlm.interface import batches, conditions, distributions, noise
 from latentlm.plugins import hookspecs
 from latentlm.plugins.settings import settings
@@ -51,6 +60,7 @@ KEYS: dict[str, type[BaseModel]] = {
     "model.backbone.rope_scaling.": RopeScaling,
     "data.": DataConfig,
     "train.": TrainConfig,
+    "train.evaluate.": EvaluateConfig,
 }
 """What a recipe's keys begin with -> their schema."""
 

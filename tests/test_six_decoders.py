@@ -36,7 +36,7 @@ from installing import install
 from latentlm import plugins, zoo
 from latentlm.cli.score import app as score_app
 from latentlm.composed import ComposedDecoder, build
-from latentlm.config import ModelConfig, Recipe, apply_overrides, parse
+from latentlm.config import EvaluateConfig, ModelConfig, Recipe, apply_overrides, parse
 from latentlm.errors import UserError
 from latentlm.interface import Batch, Bits, Distribution, Gaussian, Latent, Latents, Noise, Point
 from latentlm.likelihood import elbo, score_continuations, score_texts
@@ -420,6 +420,14 @@ def test_training_with_an_energy_logs_no_bound_and_why(energy_run: Path) -> None
     assert list(card.scores) == ["held_out"], "not held_out_bound"
     assert {"cross_entropy", "no_bound"} <= measured.keys()
     assert not {"bound", "standard_error", "kl_bits_per_token", "method"} & measured.keys()
+
+
+def test_the_likelihood_under_an_energy_is_no_part_of_training(installed: None, texts: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(texts, {**MODELS["energy"], "event_dims": 2})
+    asked = recipe.train.model_copy(update={"evaluate": EvaluateConfig(documents=1)})
+    with pytest.raises(UserError, match="not normalised"):
+        train(recipe.model_copy(update={"train": asked}), out=tmp_path / "run", progress=False)
+    assert not read_metrics(tmp_path / "run" / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("method", get_args(Method))

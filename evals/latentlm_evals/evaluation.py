@@ -19,6 +19,7 @@ from typing import Any, Literal
 import lm_eval
 from lm_eval.evaluator_utils import print_writeout
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 
 from latentlm.errors import UserError, path_of, short, unknown_name
 from latentlm.interface import LatentDecoder
@@ -44,8 +45,9 @@ class Tasks(TaskManager):
 
     def __init__(self, **given: Any) -> None:
         try:
-            super().__init__(**given)
-        except Exception as error:  # of names of tasks that are no texts, say; which file has them is not said
+            with _odd_names_left_out():
+                super().__init__(**given)
+        except Exception as error:  # which file is at fault is not said
             where = ", ".join(map(str, given.get("include_path") or ()))
             said = f"the task files in {where} cannot be indexed ({_reason(error)})"
             raise UserError(f"{said}. Mend or remove the one that is at fault.") from None
@@ -89,6 +91,27 @@ class Tasks(TaskManager):
                 "latentlm: %s: no example is put first, whatever --num-fewshot says: the task's file says 0.", ", ".join(fixed)
             )
         return loaded
+
+
+@contextmanager
+def _odd_names_left_out() -> Iterator[None]:
+    """Leave out each file whose names are no texts, and say so: lm-eval would take it into its index, and fail to sort that."""
+    process = TaskIndex.process_cfg  # an error of it costs the one file, without a word
+
+    def checked(cfg: dict[str, Any], path: Path, index_: dict[str, Any]) -> None:
+        own, tags = "group" if "group" in cfg and "class" not in cfg else "task", cfg.get("tag") or []
+        named = [(own, cfg[own])] if own in cfg else []  # what names nothing is there to be included
+        for key, name in [*named, *(("tag", tag) for tag in (tags if isinstance(tags, list) else [tags]))]:
+            if not isinstance(name, str):
+                _log.warning("latentlm: %s is left out: its %s is %s, which is no text.", path, key, short(repr(name)))
+                raise TypeError(key)
+        process(cfg, path, index_)
+
+    TaskIndex.process_cfg = staticmethod(checked)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TaskIndex.process_cfg = staticmethod(process)  # type: ignore[method-assign]
 
 
 def _reason(error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from latentlm import zoo
 from latentlm.config import Card
@@ -82,9 +84,17 @@ def _file_of(tokenizer: str) -> str:
 
 def _refuse_broken(name: str, model: LatentDecoder) -> None:
     """Raise UserError where a weight is not a finite number: every score would be NaN, or silently wrong."""
-    for part, tensor in model.state_dict().items():
+    for part, tensor in _numbers(model):
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{name} has weights that are not finite ({part}): it is broken. Train it anew, or load it again.")
+
+
+def _numbers(model: LatentDecoder) -> Iterator[tuple[str, Tensor]]:
+    """What `state_dict` holds, which would spread weights anew that are whole while several processes evaluate (FSDP)."""
+    yield from model.named_parameters()
+    for prefix, module in model.named_modules():
+        passing = module._non_persistent_buffers_set
+        yield from ((f"{prefix}.{name}", kept) for name, kept in module.named_buffers(recurse=False) if name not in passing)
 
 
 def _refuse_random(card: Card | None, allow_random: bool, advise: bool) -> None:

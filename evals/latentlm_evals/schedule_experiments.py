@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from latentlm.errors import UserError, did_you_mean
 from latentlm_evals import schedule_bench, schedule_report
 from latentlm_evals.figures import save
 from latentlm_evals.outputs import Outputs, is_picture, made_folder
+from latentlm_evals.progress import Lines
 from latentlm_evals.schedule_catalog import check_names
 from latentlm_evals.schedule_plot import draw
 from latentlm_evals.schedule_runs import Outcome, Task, run_all
@@ -49,6 +51,12 @@ class Settings:
     overrides: list[str]
     jobs: int
     command: str
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what is no number, whether or not a schedule that runs asks for it."""
+        for option, number in (("bits", self.bits), ("target", self.target)):
+            if number is not None and not math.isfinite(number):
+                raise UserError(f"--{option} is {number}, which is no finite number of bits.")
 
 
 def make_plot(settings: Settings, *, seed: int, image: Path | None, as_json: bool) -> None:
@@ -132,16 +140,20 @@ def _recipes(settings: Settings, names: list[str], *, seed: int) -> list[tuple[s
 
 @contextmanager
 def _progress(console: Console, count: int, what: str) -> Iterator[Callable[[Outcome], None]]:
-    """A bar over the runs; gives what is to be called when one ends."""
+    """A bar over the runs, or lines where there is no terminal; gives what is to be called when one ends."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} runs"),
         TextColumn("{task.fields[last]}"), TimeElapsedColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
+    lines, ended = Lines(console), 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=count, last="")
 
         def done(outcome: Outcome) -> None:
-            progress.update(bar, advance=1, last=f"{outcome.schedule}, seed {outcome.seed}")
+            nonlocal ended
+            ended, last = ended + 1, f"{outcome.schedule}, seed {outcome.seed}"
+            progress.update(bar, advance=1, last=last)
+            lines(what, f"{ended}/{count} runs, {last}", now=ended == count)
 
         yield done
 

@@ -17,21 +17,21 @@ from latentlm.config.schema import (
     LatentConfig,
     ModelConfig,
     PartSpec,
-    ProfileConfig,
     Recipe,
     RopeScaling,
     Socket,
-    Strict,
-    TrainConfig,
     WeightsSpec,
     parse,
 )
+from latentlm.config.strict import Strict
+from latentlm.config.training import EvaluateConfig, ProfileConfig, TrainConfig
 
 __all__ = [
     "SOCKETS",
     "BackboneConfig",
     "Card",
     "DataConfig",
+    "EvaluateConfig",
     "GranularitySpec",
     "LatentConfig",
     "ModelConfig",

@@ -20,13 +20,15 @@ from latentlm.errors import UserError, short
 
 T = TypeVar("T")
 
-_groups: list[dist.ProcessGroup] = []
-"""The processes that share the batch at hand; none but this one where it is empty."""
+_groups: list[dist.ProcessGroup | None] = []
+"""The processes that share the batch at hand; none but this one where it is empty, or ends in None."""
 
 
 def place() -> tuple[int, int, int]:
     """Rank, number of processes and rank on this machine, as torchrun or another launcher says in the environment; alone where
-    none does. Raises UserError for what are no such numbers."""
+    none does, and within `alone`. Raises UserError for what are no such numbers."""
+    if _groups and _groups[-1] is None:
+        return 0, 1, 0
     found = []
     for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
         text = os.environ.get(name, str(alone))
@@ -54,19 +56,34 @@ def shared_by(group: dist.ProcessGroup | None) -> Iterator[None]:
         _groups.pop()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block, each process does all of the work at hand, as the only one."""
+    _groups.append(None)
+    try:
+        yield
+    finally:
+        _groups.pop()
+
+
 def summed(values: Tensor) -> Tensor:
     """The sum over all processes that share the batch, of any shape; no gradient passes. Every one of them must ask."""
     total = values.detach()
-    if _groups:
+    if (group := _sharing()) is not None:
         total = total.clone()
-        dist.all_reduce(total, group=_groups[-1])
+        dist.all_reduce(total, group=group)
     return total
 
 
 def gathered(value: T) -> list[T]:
     """What each of these processes has, in the order of their ranks: plain Python values. Every one of them must ask."""
-    if not _groups:
+    group = _sharing()
+    if group is None:
         return [value]
-    found: list[T | None] = [None] * dist.get_world_size(_groups[-1])
-    dist.all_gather_object(found, value, group=_groups[-1])
+    found: list[T | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
     return found  # type: ignore[return-value]
+
+
+def _sharing() -> dist.ProcessGroup | None:
+    return _groups[-1] if _groups else None

@@ -24,32 +24,13 @@ from typing import Any
 from latentlm.backbone.block import Block
 from latentlm.config import Recipe
 from latentlm.errors import UserError, unknown_name
+from latentlm.training.gpus import GPUS
 from latentlm.training.parallel import Ranks, check_ranks
 from latentlm.training.plan import duration, estimate_memory, gib, operations_of
 from latentlm.training.setup import make_model, resolve
 from latentlm.training.warm import check_source
 from latentlm.zoo.accounting import count
 
-
-@dataclass(frozen=True)
-class GPU:
-    """A machine's GPUs: of each, dense operations a second in bfloat16 and in float32, bytes of memory, bytes a second that it
-    receives from others of its machine and from other machines."""
-
-    half: float
-    full: float
-    memory: float
-    near: float
-    far: float
-    a_machine: int = 8
-
-
-GPUS = {
-    "A100": GPU(312e12, 19.5e12, 80e9, 300e9, 25e9),
-    "H100": GPU(989.4e12, 67e12, 80e9, 450e9, 50e9),
-    "H200": GPU(989.4e12, 67e12, 141e9, 450e9, 50e9),
-}
-"""DGX A100, H100 and H200: NVLink in one direction; 200 or 400 Gb/s of InfiniBand to each GPU."""
 REACHED = 0.37
 """Share of the peak that a compiled step of the 8B shape reached on one H100 (docs/gpu.md)."""
 

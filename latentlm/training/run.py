@@ -14,6 +14,8 @@ from latentlm.errors import UserError
 from latentlm.training.compiling import uncompiled
 from latentlm.training.data.prepared import Prepared
 from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
+from latentlm.training.gpus import peak_of
+from latentlm.training.measuring import Measuring
 from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from latentlm.training.plan import parameters_by_socket
 from latentlm.training.profiling import StepProfiler
@@ -28,7 +30,7 @@ from latentlm.training.record.checkpoint import (
 from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, mark_begun, write_recipe
 from latentlm.training.record.manifest import make_manifest, now, read_manifest, write_manifest
 from latentlm.training.record.memory import peak_mib
-from latentlm.training.record.metrics import MetricsFile, Tally, last_line, read_metrics, rewind
+from latentlm.training.record.metrics import KEYS, MetricsFile, Tally, last_line, read_metrics, rewind
 from latentlm.training.record.reporting import Reporter, TensorBoard
 from latentlm.training.record.result import (
     RunResult,
@@ -39,8 +41,10 @@ from latentlm.training.record.result import (
     write_unfinished,
 )
 from latentlm.training.resuming import check_resumable, schedule_states
+from latentlm.training.setup import make_model
 from latentlm.training.trainer import StepFacts, Trainer
 from latentlm.training.warm import WarmStart
+from latentlm.zoo.accounting import cost_of
 from latentlm.zoo.weights import load_into, weights_of, whole
 
 if TYPE_CHECKING:
@@ -70,7 +74,12 @@ class Run:
         self._texts = excerpts(
             prepared.held_out, prepared.tokenizer, context=recipe.train.context, count=recipe.train.eval_documents
         )
+        self._measuring = Measuring(recipe.train, prepared.held_out, prepared.tokenizer)
         self.ranks = trainer.ranks
+        self._peak = peak_of(trainer.model.device, recipe.train.dtype)
+        """Operations a second that the device can do, where that is known."""
+        if self._peak is not None:
+            self._operations = cost_of(make_model(recipe, "meta"), dtype=torch.float32).training_flops_per_token
         self._background: Background | None = None
         """Writes the checkpoints of several processes."""
         if self.ranks.size > 1:
@@ -84,6 +93,7 @@ class Run:
 
     def begin(self, command: Sequence[str] | None) -> None:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
+        self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.check(self.trainer.model)))
         checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self.ranks.agreed(lambda: self._restore(checkpoint))
@@ -187,6 +197,8 @@ class Run:
             self._log()
         if step % config.eval_every == 0 or last:
             self._evaluate()
+        if self._measuring.due(step):
+            self._measure()
         if step % config.save_every == 0 or last:
             self.save()
 
@@ -204,6 +216,8 @@ class Run:
             bytes_per_target=self.prepared.bytes_per_target,
         )
         self.tally = Tally()
+        if self._peak is not None:
+            line["mfu"] = line["tokens_per_second"] * self._operations / (self._peak * self.ranks.size)
         self._write(line)
 
     def _evaluate(self) -> None:
@@ -219,6 +233,13 @@ class Run:
             line["warning"] = warning
             self.reporter.warn(f"at step {self.trainer.step}, {warning}")
         self._write(line)
+
+    def _measure(self) -> None:
+        """What `train.evaluate` asks for."""
+        with uncompiled(self.recipe.train):
+            found = self.trainer.within(lambda: self._measuring.measure(self.trainer.model))
+        now = {"step": self.trainer.step, "tokens": self.tokens, "elapsed": self.seconds}
+        self._write({**dict.fromkeys(KEYS), "split": "evaluation", **now, **found})
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self.ranks.first:

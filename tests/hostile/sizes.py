@@ -206,6 +206,10 @@ def _studies() -> Iterator[Case]:
         files={"s.yaml": f"name: s\nseeds: 1000\n{arms}\n"},
         good=True,
     )
+    for option in ("--bits", "--target"):
+        for value in ("nan", "inf", "-inf", "x"):
+            command = ("schedules", "plot", "--schedules", "linear", "--steps", "2", "--out", "new", option, value)
+            yield Case(f"schedules plot: {option} {value}", command)
 
 
 _TAKEN = {("given", "0"), ("an arm's seeds", "null")}

@@ -13,7 +13,8 @@ _TASK = (
 )
 _CHANGES = {
     "an aggregation that is none": ("aggregation: mean", "aggregation: nope", "no such aggregation"),
-    "a number for a name": ("task: mine", "task: 5", "cannot be indexed"),
+    "a number for a name": ("task: mine", "task: 5", "which is no text"),
+    "a tag that is a number": ("task: mine", "tag: [5]\ntask: mine", "which is no text"),
     "repeats below one": ("task: mine\n", "task: mine\nrepeats: -1\n", "repeats is -1"),
     "a text for repeats": ("task: mine\n", "task: mine\nrepeats: x\n", "repeats"),
 }
@@ -26,3 +27,6 @@ def cases() -> Iterator[Case]:
     yield Case("task: as it should be", command, files={**rows, "tasks/mine.yaml": _TASK}, good=True)
     for what, (said, odd, says) in _CHANGES.items():
         yield Case(f"task: {what}", command, files={**rows, "tasks/mine.yaml": _TASK.replace(said, odd)}, says=says)
+    beside = {"tasks/odd.yaml": _TASK.replace("task: mine", "task: 5"), "tasks/odder.yaml": "group: 1\ntask: [mine]\n"}
+    files = {**rows, "tasks/mine.yaml": _TASK, **beside}
+    yield Case("task: beside odd ones", command, files=files, good=True, says="odd.yaml is left out")

@@ -11,15 +11,18 @@ import torch
 from latentlm.training import load_recipe, train
 from latentlm.training.parallel import Ranks, check_ranks
 from latentlm_schedules.levels import pool
-from torchrun import SMALL, assert_alike, run
+from torchrun import SMALL, assert_alike, lines, run
 
 DECODERS = {
     "free-tiny": ['model.kl_schedule={"name": "free_bits", "bits": 0.5, "level": "batch"}'],  # a hinge on the whole batch
     "chunk-tiny": ['model.kl_schedule={"name": "geco"}'],  # a state that moves by what all processes saw
-    "ltm-tiny": [],  # its encoder descends through the decoder
+    "ltm-tiny": [  # its encoder descends through the decoder
+        "train.evaluate.every=4", "train.evaluate.documents=2", "train.evaluate.max_samples=32",
+        'train.evaluate.tasks=["latentlm_copy"]', "train.evaluate.limit=2",
+    ],
     "vanilla-tiny": [],
     "two-level-tiny": [],
-}
+}  # fmt: skip
 LONG = {"free-tiny", "chunk-tiny", "vanilla-tiny", "two-level-tiny"}
 
 
@@ -31,6 +34,10 @@ def test_two_processes_train_as_one(recipe: str, tmp_path: Path) -> None:
     done = run(recipe, tmp_path / "two", *DECODERS[recipe])
     assert done.returncode == 0, done.stderr
     assert_alike(tmp_path / "one", tmp_path / "two")
+    evaluated = [[line for line in lines(tmp_path / name) if line["split"] == "evaluation"] for name in ("one", "two")]
+    for one, two in zip(*evaluated, strict=True):
+        assert two["likelihood"] == pytest.approx(one["likelihood"], rel=1e-4)
+        assert two["tasks"]["latentlm_copy"] == pytest.approx(one["tasks"]["latentlm_copy"], rel=1e-4)
     assert "FSDP" not in done.stderr
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from latentlm.config import Recipe, as_yaml, parse, read_json, read_text, read_yaml
+from latentlm.config import EvaluateConfig, Recipe, as_yaml, parse, read_json, read_text, read_yaml
 from latentlm.config.reading import open_plain
 from latentlm.config.writing import acquired, check_replaceable, check_writable, open_to_append, remove_leftovers, write_text
 from latentlm.errors import UserError, typed_path
@@ -40,6 +40,7 @@ _FREE_TO_CHANGE = {
     "train.log_every", "train.eval_every", "train.eval_documents", "train.save_every", "train.keep",
     "train.device", "train.threads", "train.parallel.replicate", "train.tensorboard",
     "train.profile", "train.profile.start", "train.profile.steps",
+    *(f"train.{key}" for key in ("evaluate", *(f"evaluate.{name}" for name in EvaluateConfig.model_fields))),
 }  # fmt: skip
 """Settings that a resumed run may change: they decide what is written, where the data lie and where it is computed, not what
 is learned. (That the data are the same, their fingerprint says.)"""

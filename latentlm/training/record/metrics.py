@@ -1,6 +1,7 @@
 """The record of a run: one JSON object per line of metrics.jsonl, the same keys in every line.
 
-    split              "train" (mean since the last such line) or "held_out" (see ../evaluation.py)
+    split              "train" (mean since the last such line), "held_out" (see ../evaluation.py), or "evaluation" of what
+                       `train.evaluate` asks for (see ../measuring.py)
     step, tokens       optimiser steps and target tokens so far
     cross_entropy      nats per target token. With latents it is under a sample of the posterior, which has seen the target:
                        it is not a likelihood. Without, it is.
@@ -13,10 +14,13 @@
                        cross_entropy
     schedule           what the schedule, and the parts' own losses, logged
     learning_rate, grad_norm (before clipping), tokens_per_second, elapsed (seconds; both without evaluation and saving)
+    mfu                on a GPU whose peak is known: the share of it that the model's own operations were, forward and back
+                       (what is recomputed does not count)
 
 Held-out lines have in addition `standard_error` (of bits_per_byte, by document), `documents`, `kl_by_position`,
-`kl_bits_per_site`, `live_bits`, `dimensions`, `information_bits_per_site` and, where something is wrong, `warning`. Values that
-a split does not have are null.
+`kl_bits_per_site`, `live_bits`, `dimensions`, `information_bits_per_site` and, where something is wrong, `warning`. Evaluation
+lines have `likelihood` (bits per byte of whole documents, its errors, and whether it has converged) and `tasks` (the metrics of
+each, by name). Values that a split does not have are null.
 """
 
 from __future__ import annotations
@@ -34,6 +38,12 @@ from latentlm.config.reading import read_bytes
 from latentlm.config.writing import open_to_append, write_text
 from latentlm.errors import CheckpointError
 from latentlm.training.trainer import StepFacts
+
+KEYS = (
+    "split", "step", "tokens", "cross_entropy", "kl", "kl_bits_per_token", "bound", "bits_per_byte", "penalty", "auxiliary",
+    "loss", "schedule", "learning_rate", "grad_norm", "tokens_per_second", "elapsed",
+)  # fmt: skip
+"""Of every line."""
 
 
 @dataclass
@@ -134,7 +144,7 @@ class MetricsFile:
     def write(self, line: dict[str, Any]) -> None:
         """Append a line; it is in the file when this returns. Raises CheckpointError where the disk refuses."""
         try:
-            self._file.write(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
+            self._file.write(json.dumps(_plain(line)) + "\n")
             self._file.flush()
         except OSError as error:
             raise CheckpointError(f"{self.path} could not be written: {error}. What was saved before is intact.") from error
@@ -199,4 +209,6 @@ def rewind(path: Path, *, step: int) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

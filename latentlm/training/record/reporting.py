@@ -6,6 +6,7 @@ Everything goes to standard error; standard output is for results.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -73,12 +74,30 @@ class Reporter:
             live = f", {line['live_bits']} of {line['dimensions']} live" if "live_bits" in line else ""
             facts = f"{bound_text(line, error)}, {kl_text(line)}{live}"
             return f"step {line['step']}/{self._steps}  held out: {facts}"
+        if line["split"] == "evaluation":
+            return f"step {line['step']}/{self._steps}  evaluated: {'; '.join(_measured(line))}"
         left = timedelta(seconds=round(line["elapsed"] / line["step"] * (self._steps - line["step"])))
         return f"step {line['step']}/{self._steps}  {_numbers(line)}  {left} left"
 
     def _say(self, text: str) -> None:
         if not self._silent:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _measured(line: dict[str, Any]) -> Iterator[str]:
+    """What an evaluation line says, a text for the likelihood and for each task."""
+    if "likelihood" in line:
+        own = line["likelihood"]
+        open_end = "" if own["converged"] else " (not converged)"
+        yield f"likelihood {own['bits_per_byte']:.4f}{_plus_minus(own['standard_error'])} bits/byte{open_end}"
+    for task, own in line.get("tasks", {}).items():
+        shown = [name for name in own if name != "items" and not name.endswith("_standard_error")]
+        numbers = (f"{name} {own[name]:.4f}{_plus_minus(own[f'{name}_standard_error'])}" for name in shown)
+        yield f"{task} {', '.join(numbers)}"
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None or not math.isfinite(error) else f" ± {error:.4f}"
 
 
 def bound_text(line: dict[str, Any], error: str = "") -> str:
@@ -94,7 +113,17 @@ def kl_text(line: dict[str, Any]) -> str:
 
 
 def _numbers(line: dict[str, Any]) -> str:
-    return f"loss {line['loss']:.4f}  {bound_text(line)}  {line['tokens_per_second']:,.0f} tokens/s"
+    share = f"  MFU {line['mfu']:.0%}" if line.get("mfu") is not None else ""
+    return f"loss {line['loss']:.4f}  {bound_text(line)}  {line['tokens_per_second']:,.0f} tokens/s{share}"
+
+
+def _numbered(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as ("a/b", value)."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbered(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
 
 
 class TensorBoard:
@@ -111,7 +140,7 @@ class TensorBoard:
 
     def write(self, line: dict[str, Any]) -> None:
         """Every number of a metrics line, as split/key."""
-        numbers = {**line, **{f"schedule/{name}": value for name, value in (line.get("schedule") or {}).items()}}
+        numbers = dict(_numbered(line))
         for name, value in numbers.items():
             if isinstance(value, int | float) and name not in ("step", "tokens"):
                 self._writer.add_scalar(f"{line['split']}/{name}", value, line["step"])  # type: ignore[no-untyped-call]

@@ -1,0 +1,77 @@
+"""lm-eval's tasks on a model that is being trained (`train.evaluate.tasks`): the entry point of `latentlm.evaluators`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lm_eval.api.task
+
+from latentlm.interface import LatentDecoder
+from latentlm_evals.adapter import LatentLM
+from latentlm_evals.dry_run import DryLM
+from latentlm_evals.evaluation import run_tasks, task_results
+from latentlm_evals.fingerprint import Facts
+from latentlm_evals.task_names import resolve_tasks
+
+
+class _Unsigned(LatentLM):
+    """Its answers are kept nowhere, and not signed with the hash of weights that are gone with the next step."""
+
+    def facts(self) -> Facts:
+        """None."""
+        return {}
+
+
+class _Dry(_Unsigned, DryLM):
+    """Answers nothing."""
+
+
+class _Silent(_Unsigned):
+    """Shows no progress: the run has a bar of its own."""
+
+    def _quiet(self, disable_tqdm: bool) -> bool:
+        return True
+
+
+class LmEval:
+    """Some tasks, of each at most `limit` items, answered as `latentlm eval run` does by default."""
+
+    def __init__(self, tasks: Sequence[str], limit: int | None) -> None:
+        """Raises UserError for tasks that are not there or cannot be loaded."""
+        self._names, self._limit = resolve_tasks(tasks), limit
+
+    def check(self, model: LatentDecoder) -> None:
+        """Make every request, and answer none. Raises UserError for those that the model cannot take."""
+        self._run(_Dry(model))
+
+    def answer(self, model: LatentDecoder) -> dict[str, dict[str, Any]]:
+        """Metrics and their standard errors by task."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in task_results(self._run(_Silent(model))):
+            own, metric = found.setdefault(row.task, {"items": row.items}), row.metric
+            metric += "" if row.filter == "none" else f",{row.filter}"
+            own |= {metric: row.value, f"{metric}_standard_error": row.standard_error}
+        return found
+
+    def _run(self, adapter: LatentLM) -> dict[str, Any]:
+        """lm-eval's results."""
+        with _as_the_only_one():
+            return run_tasks(adapter, self._names, limit=self._limit)
+
+
+@contextmanager
+def _as_the_only_one() -> Iterator[None]:
+    """lm-eval gives results to one process of a machine alone, by the environment. And it draws bars while it makes requests,
+    which no option of its turns off."""
+    local, shown = os.environ.pop("LOCAL_RANK", None), lm_eval.api.task.tqdm
+    lm_eval.api.task.tqdm = functools.partial(shown, disable=True)
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm = shown
+        if local is not None:
+            os.environ["LOCAL_RANK"] = local

@@ -1,0 +1,111 @@
+"""`train.evaluate`: tasks and honest likelihoods in the loop are those of the finished model, and move no weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latentlm import zoo
+from latentlm.config import Recipe
+from latentlm.errors import UserError
+from latentlm.interface.ranks import alone, gathered, place
+from latentlm.likelihood import bits_per_byte, score_texts
+from latentlm.training import prepare, train
+from latentlm.training.gpus import GPUS, peak_by_name, peak_of
+from latentlm.training.record.metrics import read_metrics
+from latentlm.zoo.accounting import cost_of
+from latentlm_evals.adapter import LatentLM
+from latentlm_evals.evaluation import run_tasks, task_results
+
+Make = Callable[..., Recipe]
+ASKED = ["train.evaluate.every=6", "train.evaluate.documents=3", "train.evaluate.max_samples=32"]
+TASKS = ["model.backbone.context=256", 'train.evaluate.tasks=["latentlm_next_line","latentlm_copy"]', "train.evaluate.limit=4"]
+
+
+def evaluations(out: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(out / "metrics.jsonl") if line["split"] == "evaluation"]
+
+
+def test_the_last_evaluation_is_that_of_the_finished_model(
+    recipe: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = recipe(*ASKED, *TASKS)
+    train(asked, out=tmp_path / "run")
+    said = capfd.readouterr().err
+    lines = evaluations(tmp_path / "run")
+    assert [line["step"] for line in lines] == [6, 12]
+    assert "step 12/12  evaluated: likelihood " in said
+    assert "latentlm_next_line acc " in said
+    assert "it/s" not in said  # the run has a bar of its own
+
+    model = zoo.load(tmp_path / "run")
+    found = lines[-1]["tasks"]
+    assert list(found) == ["latentlm_copy", "latentlm_next_line"]
+    for row in task_results(run_tasks(LatentLM(model), list(found), limit=4)):
+        assert found[row.task]["items"] == 4
+        assert found[row.task][row.metric if row.filter == "none" else f"{row.metric},{row.filter}"] == row.value
+
+    held_out = prepare(asked.data).held_out[:3]
+    assert lines[-1]["likelihood"]["documents"] == 3
+    texts = [[each.end_of_text, *each.tokens.tolist(), each.end_of_text] for each in held_out]
+    scores = score_texts(model, texts, max_samples=32, keys=[each.id for each in held_out])
+    honest = bits_per_byte(scores, [each.bytes for each in held_out])
+    assert lines[-1]["likelihood"]["bits_per_byte"] == pytest.approx(honest.value, abs=1e-6)
+    assert lines[0]["likelihood"]["bits_per_byte"] != lines[-1]["likelihood"]["bits_per_byte"]
+
+
+def test_what_is_evaluated_moves_no_weight(recipe: Make, tmp_path: Path) -> None:
+    for name, asked in (("without", TASKS[:1]), ("with", [*ASKED, *TASKS])):
+        train(recipe(*asked), out=tmp_path / name, progress=False)
+    without, with_it = (load_file(tmp_path / name / "model.safetensors") for name in ("without", "with"))
+    assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (['train.evaluate.tasks=["latentlm_copi"]'], "latentlm_copy"),
+        (['train.evaluate.tasks=["latentlm_next_line"]'], "has 53 tokens, and the model sees 32"),
+        (["train.evaluate.every=5"], "nothing is to be evaluated"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_first_step(
+    asked: list[str], says: str, recipe: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        train(recipe(*asked), out=tmp_path / "run", progress=False)
+    assert not evaluations(tmp_path / "run")
+
+
+def test_a_process_alone_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert place() == (1, 2, 1)
+    with alone():
+        assert place() == (0, 1, 0)
+        assert gathered("own") == ["own"]
+    assert place() == (1, 2, 1)
+
+
+def test_the_share_of_a_known_peak_is_logged(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(recipe("train.steps=2"), out=tmp_path / "unknown", progress=False)
+    assert "mfu" not in read_metrics(tmp_path / "unknown" / "metrics.jsonl")[0]
+    monkeypatch.setattr("latentlm.training.run.peak_of", lambda device, dtype: 1e12)
+    train(recipe("train.steps=2"), out=tmp_path / "known", progress=False)
+    line = read_metrics(tmp_path / "known" / "metrics.jsonl")[0]
+    a_token = cost_of(zoo.load(tmp_path / "known"), dtype=torch.float32).training_flops_per_token
+    assert line["mfu"] == pytest.approx(line["tokens_per_second"] * a_token / 1e12)
+
+
+def test_peaks_are_those_of_whole_gpus_by_name() -> None:
+    assert peak_by_name("NVIDIA H100 80GB HBM3", "bfloat16") == GPUS["H100"].half
+    assert peak_by_name("NVIDIA A100-SXM4-80GB", "float32") == GPUS["A100"].full
+    assert peak_by_name("NVIDIA H200", "bfloat16") == GPUS["H200"].half
+    others = ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA L4", "Tesla T4")
+    assert all(peak_by_name(name, "bfloat16") is None for name in others)
+    assert peak_of(torch.device("cpu"), "bfloat16") is None
