@@ -12,9 +12,9 @@ from latentlm import zoo
 from latentlm.config import Card
 from latentlm.errors import UserError, typed_path
 from latentlm.interface import LatentDecoder
-from latentlm.interop import is_llama_folder
 from latentlm.tokenizer import FILE, check_vocabulary, load_tokenizer
-from latentlm.zoo.shelves import find, is_name
+from latentlm.zoo.loading import is_llama
+from latentlm.zoo.shelves import find
 from latentlm_evals.options import flag
 
 
@@ -41,7 +41,7 @@ def load_model(
         loaded = model
     else:
         name = model
-        if not _is_llama(model):
+        if not is_llama(model):
             card = find(model).card
             name = card.name
             _refuse_random(card, allow_random, advise)
@@ -60,7 +60,7 @@ def load_model(
 def tokenizer_folder(model: str | LatentDecoder, tokenizer: str | None) -> tuple[Path | None, bool]:
     """Where the tokenizer.json of a model lies, None where there is none, and whether it is a folder of transformers rather
     than a card's; both for what `load_model` takes."""
-    elsewhere = isinstance(model, str) and _is_llama(model)
+    elsewhere = isinstance(model, str) and is_llama(model)
     if tokenizer is not None:
         file = Path(_file_of(tokenizer)).expanduser()
         return (file.parent if file.is_file() else None), elsewhere
@@ -70,11 +70,6 @@ def tokenizer_folder(model: str | LatentDecoder, tokenizer: str | None) -> tuple
         return typed_path(model), True
     entry = find(model)
     return (entry.folder if entry.card.tokenizer not in (None, "bytes") else None), False
-
-
-def _is_llama(model: str) -> bool:
-    """As `zoo.load` takes it: a name goes before a folder of that name."""
-    return not is_name(model) and is_llama_folder(typed_path(model))
 
 
 def _file_of(tokenizer: str) -> str:

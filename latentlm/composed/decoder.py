@@ -321,10 +321,12 @@ class ComposedDecoder(LatentDecoder):
 
     def _cross_entropy(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, T) nats, zero outside the target mask."""
-        logits = self.logits(hidden).flatten(0, 1)
         targets = batch.targets.masked_fill(~batch.target_mask, -100).flatten()
-        nats = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
-        return nats.view(batch.targets.shape)
+        return self._nats(hidden.flatten(0, 1), targets).view(batch.targets.shape)
+
+    def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(N,) nats of targets (N,) long, zero where they are -100, from hidden (N, D)."""
+        return F.cross_entropy(self.logits(hidden), targets, ignore_index=-100, reduction="none")
 
     # -------------------------------------------------------------------------------------------------- generation
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from typing import Any, Self
 
 import torch
@@ -30,13 +31,14 @@ from torch import Tensor
 
 from latentlm.config import TrainConfig, checking
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Bits, Codes, Granularity, LatentDecoder, LatentLoss, Loss, Noise, assign_sites
+from latentlm.interface import Batch, Bits, Codes, Granularity, LatentDecoder, LatentLoss, Loss, Noise, assign_sites, gathered
 from latentlm.likelihood.bound import without_schedule
 from latentlm.likelihood.results import Score
 from latentlm.likelihood.summary import bits_per_byte
 from latentlm.tokenizer import Tokenizer
 from latentlm.training.data.packing import Window
 from latentlm.training.data.prepared import HeldOut
+from latentlm.training.parallel import Ranks
 from latentlm.training.record.metrics import kl_keys, likelihood_keys
 from latentlm.training.trainer import autocast, full_kl
 
@@ -66,9 +68,13 @@ def excerpts(documents: Sequence[HeldOut], tokenizer: Tokenizer, *, context: int
     return chosen
 
 
-def evaluate(model: LatentDecoder, texts: Sequence[Excerpt], config: TrainConfig) -> dict[str, Any]:
-    """The likelihood keys of record/metrics.py over the texts, with their error, and the state of the latents. Raises UserError
-    for what is no model, no excerpts (see `excerpts`) and no settings."""
+def evaluate(
+    model: LatentDecoder, texts: Sequence[Excerpt], config: TrainConfig, ranks: Ranks | None = None
+) -> dict[str, Any]:
+    """The likelihood keys of record/metrics.py over the texts, with their error, and the state of the latents. Processes share
+    the rows of each batch, as in training. Raises UserError for what is no model, no excerpts (see `excerpts`) and no
+    settings."""
+    ranks = ranks or Ranks()
     checking.model(model)
     if not isinstance(config, TrainConfig):
         raise UserError(f"evaluate takes a recipe's `train`, not {checking.shown(config)}.")
@@ -79,15 +85,19 @@ def evaluate(model: LatentDecoder, texts: Sequence[Excerpt], config: TrainConfig
     model.eval()
     with torch.no_grad(), without_schedule(model):
         for start in range(0, len(texts), config.batch):
-            chunk = texts[start : start + config.batch]
-            batch = Batch.of([text.window.inputs for text in chunk], [text.window.targets for text in chunk])
-            noise = Noise.keyed(config.seed, [("held out", start + row) for row in range(len(chunk))])
+            count = min(config.batch, len(texts) - start)
+            numbers = [start + row for row in ranks.rows(count)]
+            taken = numbers or [start]  # spread weights are gathered for every pass, for which every process is needed
+            windows = [texts[number].window for number in taken]
+            batch = Batch.of([window.inputs for window in windows], [window.targets for window in windows])
+            noise = Noise.keyed(config.seed, [("held out", number) for number in taken])
             batch = batch.to(model.device)
             with autocast(model, config):
                 loss = model.loss(batch, step=0, noise=noise)
-            sums.add(model, loss, batch)
+            if numbers:
+                sums.add(model, loss, batch, numbers)
     model.train()
-    return sums.report([text.bytes for text in texts])
+    return reduce(_Sums.plus, gathered(sums)).report([text.bytes for text in texts])
 
 
 @dataclass
@@ -110,6 +120,10 @@ class _Latent:
         if first is not None:
             self.sites.append(torch.stack([first.double()[mask], kl[mask]]))
 
+    def plus(self, other: _Latent) -> _Latent:
+        """With what another process has."""
+        return _Latent(self.kl + other.kl, self.means + other.means, self.bits or other.bits, self.sites + other.sites)
+
     def report(self) -> dict[str, Any]:
         """Its keys of a held-out line."""
         report: dict[str, Any] = {}
@@ -129,16 +143,16 @@ class _Latent:
 class _Sums:
     """What is added up over the batches of an evaluation; nats, float64."""
 
-    cross_entropy: list[float] = field(default_factory=list)  # per document
-    kl: list[float] = field(default_factory=list)  # per document
-    targets: list[int] = field(default_factory=list)
+    cross_entropy: dict[int, float] = field(default_factory=dict)  # by document
+    kl: dict[int, float] = field(default_factory=dict)
+    targets: dict[int, int] = field(default_factory=dict)
     latents: dict[str, _Latent] = field(default_factory=dict)
     normalised: bool = True
 
-    def add(self, model: LatentDecoder, loss: Loss, batch: Batch) -> None:
-        """Add a batch with one document per row."""
-        self.cross_entropy += loss.reconstruction.double().sum(-1).tolist()
-        self.targets += loss.target_mask.sum(-1).tolist()
+    def add(self, model: LatentDecoder, loss: Loss, batch: Batch, numbers: Sequence[int]) -> None:
+        """Add a batch with one document per row, of these numbers."""
+        self.cross_entropy |= zip(numbers, loss.reconstruction.double().sum(-1).tolist(), strict=True)
+        self.targets |= zip(numbers, loss.target_mask.sum(-1).tolist(), strict=True)
         rows = torch.zeros(len(loss.target_mask), dtype=torch.float64)
         for name, own in loss.latents.items():
             kl = full_kl(own).cpu()
@@ -146,18 +160,30 @@ class _Sums:
             first = _first_positions(batch, model.latents[name].granularity, sites=kl.shape[1])
             self.latents.setdefault(name, _Latent()).add(own, kl, first)
             self.normalised = self.normalised and own.normalised
-        self.kl += rows.tolist()
+        self.kl |= zip(numbers, rows.tolist(), strict=True)
+
+    def plus(self, other: _Sums) -> _Sums:
+        """With those of another process."""
+        both = [name for name in self.latents if name in other.latents]
+        return _Sums(
+            self.cross_entropy | other.cross_entropy,
+            self.kl | other.kl,
+            self.targets | other.targets,
+            {**self.latents, **other.latents, **{name: self.latents[name].plus(other.latents[name]) for name in both}},
+            self.normalised and other.normalised,
+        )
 
     def report(self, sizes: list[int]) -> dict[str, Any]:
         """The keys of a held-out line; those of several latents lie under `latents`, by name, their live units are summed."""
+        documents = range(len(sizes))
         scores = [
-            Score(-(nats + kl), 0.0, 1.0, 1, targets, "elbo")
-            for nats, kl, targets in zip(self.cross_entropy, self.kl, self.targets, strict=True)
+            Score(-(self.cross_entropy[number] + self.kl[number]), 0.0, 1.0, 1, self.targets[number], "elbo")
+            for number in documents
         ]
-        total = sum(self.targets)
+        total = sum(self.targets.values())
         keys = likelihood_keys(
-            sum(self.cross_entropy) / total,
-            sum(self.kl) / total,
+            sum(self.cross_entropy[number] for number in documents) / total,
+            sum(self.kl[number] for number in documents) / total,
             bytes_per_target=sum(sizes) / total,
             normalised=self.normalised,
         )

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +20,7 @@ from latentlm.backbone.block import Block
 from latentlm.composed import ComposedDecoder
 from latentlm.composed.sockets import Sockets
 from latentlm.errors import UserError
-from latentlm.interface import Batch, LatentDecoder
+from latentlm.interface import LatentDecoder
 
 
 def recompute_blocks(model: LatentDecoder) -> None:
@@ -53,16 +52,10 @@ def _recomputed(forward: Callable[..., Tensor], x: Tensor, **options: Any) -> Te
 def chunk_head(model: LatentDecoder, positions: int) -> None:
     """Have the cross-entropy computed for so many positions at a time, in place. A decoder of another make keeps its own."""
     if isinstance(model, ComposedDecoder):
-        model._cross_entropy = partial(_chunked, model, positions)  # type: ignore[method-assign]
+        model._nats = partial(_chunked, model._nats, positions)  # type: ignore[method-assign]
 
 
-def _chunked(model: ComposedDecoder, positions: int, hidden: Tensor, batch: Batch) -> Tensor:
-    """(B, T) nats, zero outside the target mask, from hidden (B, T, D)."""
-
-    def nats(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(model.logits(hidden), targets, ignore_index=-100, reduction="none")
-
-    targets = batch.targets.masked_fill(~batch.target_mask, -100).flatten()
-    chunks = zip(hidden.flatten(0, 1).split(positions), targets.split(positions), strict=True)
-    found = [checkpoint(nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return torch.cat(found).view(batch.targets.shape)
+def _chunked(nats: Callable[[Tensor, Tensor], Tensor], positions: int, hidden: Tensor, targets: Tensor) -> Tensor:
+    """What `nats` says of hidden (N, D) and targets (N,)."""
+    chunks = zip(hidden.split(positions), targets.split(positions), strict=True)
+    return torch.cat([checkpoint(nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])

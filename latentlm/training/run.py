@@ -222,7 +222,7 @@ class Run:
 
     def _evaluate(self) -> None:
         with uncompiled(self.recipe.train):
-            report = self.trainer.within(lambda: evaluate(self.trainer.model, self._texts, self.recipe.train))
+            report = self.trainer.within(lambda: evaluate(self.trainer.model, self._texts, self.recipe.train, self.ranks))
         line = {"split": "held_out", "step": self.trainer.step, "tokens": self.tokens, **report}
         absent = dict.fromkeys(("penalty", "auxiliary", "loss", "schedule", "grad_norm"))
         rate = self.trainer.optimizer.param_groups[0]["lr"]

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from latentlm import zoo
-from latentlm.errors import UserError, typed_path
+from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.tokenizer import Tokenizer
 from latentlm.training.record.folder import flat_settings
 from latentlm.training.record.reporting import Reporter
-from latentlm.zoo.shelves import find, is_name
+from latentlm.zoo.loading import is_llama
+from latentlm.zoo.shelves import find
 from latentlm.zoo.weights import weights_of
 
 _EMBEDDING, _READOUT = "backbone.embedding.weight", "backbone.readout.weight"
@@ -81,8 +82,8 @@ class WarmStart:
 
 def check_source(source: str) -> None:
     """Raise UserError where `train.init` names no model with weights. Nothing is loaded."""
-    if (typed_path(source) / "config.json").is_file() and not is_name(source):
-        return  # of transformers: what it is shows when it is read
+    if is_llama(source):
+        return  # what it is shows when it is read
     if find(source).card.weights is None:
         raise UserError(f'train.init is "{source}", an architecture without trained weights. Give a model that has some.')
 

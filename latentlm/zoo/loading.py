@@ -76,9 +76,8 @@ def load(
         raise UserError(f'weights must be "auto", "required", None or a path, not {shown(weights)}.')
     whole("seed", seed, least=None)
     target, path = _device(device), typed_path(name_or_path)
-    foreign = (path / "config.json").is_file() and not is_name(name_or_path)
-    if foreign and (llama := _llama(path, target, dtype, weights)) is not None:
-        return llama
+    if is_llama(name_or_path):
+        return _llama(path, target, dtype, weights)
     entry = find(name_or_path)
     with ExitStack() as open_files:
         card, file = _weights_for(entry, weights, open_files)
@@ -170,14 +169,20 @@ def _tokenizer(entry: Entry) -> Tokenizer | None:
     return tokenizer
 
 
-def _llama(
-    path: Path, device: torch.device, dtype: torch.dtype | str | None, weights: Weights
-) -> LatentDecoder | None:
-    """The Llama of a folder of transformers, None where the folder is something else."""
-    from latentlm.interop import is_llama_folder, llama_config, load_llama
+def is_llama(name_or_path: str | Path) -> bool:
+    """Whether `load` takes it for a folder of transformers: a name of a card goes before a folder of that name."""
+    path = typed_path(name_or_path)
+    if is_name(name_or_path) or not (path / "config.json").is_file():
+        return False
+    from latentlm.interop import is_llama_folder
 
-    if not is_llama_folder(path):
-        return None
+    return is_llama_folder(path)
+
+
+def _llama(path: Path, device: torch.device, dtype: torch.dtype | str | None, weights: Weights) -> LatentDecoder:
+    """The Llama of a folder of transformers."""
+    from latentlm.interop import llama_config, load_llama
+
     if weights not in ("auto", "required"):
         raise UserError(f'{path} brings its own weights: leave weights at "auto", or load a card with other ones.')
     wanted = None if dtype is None else _dtype(dtype)

@@ -187,7 +187,7 @@ def _a_recipe(name: Path) -> str:
 def _no_model(folder: Path) -> str:
     """Why a folder without a card is no model."""
     if (folder / "recipe.yaml").is_file():
-        return f"The run in {folder} is not finished, and has saved no model yet. Go on with `latentlm train ... --resume`."
+        return f"The run in {folder} is not finished, and is no model yet. Go on with `latentlm train ... --resume`."
     if (folder / "config.json").is_file():
         return f"{folder} has no {CARD}: weights of transformers can be loaded, but they are no card of the zoo."
     return f"{folder} is no model: it holds no {CARD} and no Llama weights (config.json with *.safetensors)."
