@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from latentlm.training import load_recipe, train
 from latentlm.training.parallel import Ranks, check_ranks
@@ -39,6 +40,29 @@ def test_two_processes_train_as_one(recipe: str, tmp_path: Path) -> None:
         assert two["likelihood"] == pytest.approx(one["likelihood"], rel=1e-4)
         assert two["tasks"]["latentlm_copy"] == pytest.approx(one["tasks"]["latentlm_copy"], rel=1e-4)
     assert "FSDP" not in done.stderr
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize(("processes", "copies"), [(4, 2), (3, 1)])
+def test_more_processes_and_copies_of_the_model_train_as_one(processes: int, copies: int, tmp_path: Path) -> None:
+    """Rows that do not divide evenly among them, too."""
+    train(load_recipe("free-tiny", SMALL), out=tmp_path / "one", progress=False)
+    done = run("free-tiny", tmp_path / "many", f"train.parallel.replicate={copies}", processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert_alike(tmp_path / "one", tmp_path / "many")
+
+
+@pytest.mark.conformance
+def test_two_processes_in_half_precision_stay_near_one_in_full(tmp_path: Path) -> None:
+    """Blocks in bfloat16; weights, moments, KL and sums in float32."""
+    train(load_recipe("free-tiny", SMALL), out=tmp_path / "one", progress=False)
+    done = run("free-tiny", tmp_path / "two", "train.dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert two["cross_entropy"] == pytest.approx(one["cross_entropy"], rel=2**-7)  # the spacing of such numbers
+        assert two["kl"] == pytest.approx(one["kl"], rel=0.05)
+    saved = load_file(tmp_path / "two" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
 def test_what_is_refused_is_said_once(tmp_path: Path) -> None:
