@@ -3,8 +3,9 @@
 #   make demo      draw the paper's Figure 4, train a vanilla decoder and two with latents, compare them, write the report page
 #   make reproduce the Free Transformer's synthetic experiment from the shipped weights: figure, table, outcomes
 #   make test      the test suite            make lint    ruff and mypy
-#   make conformance  the long half of the tests: every decoder compiled and killed, more combinations; a plugin begun in ten
-#                     minutes; every option of the lm-eval adapter run; the slowest benchmarks in their short form
+#   make conformance  the long half of the tests (an hour on two cores): every decoder compiled and killed, more combinations;
+#                     several processes killed; every command of docs/; a plugin begun in ten minutes; every option of the
+#                     lm-eval adapter run; the slowest benchmarks in their short form
 #   make hostile   thousands of bad inputs, each in a process of its own: one message, nothing lost (half an hour on two cores)
 #   make numbers   the likelihoods of the docs measured again where weights changed, and their tables (hours on two cores; it can be
 #                  stopped). NUMBERS_OPTIONS="--device cuda --jobs 8" where there is a GPU, --jobs 16 where there are cores

@@ -1,4 +1,5 @@
-"""Every command and every piece of Python in the README and docs runs here, or stands in `docs_skipped.yaml` with a reason.
+"""Every command and every piece of Python in the README and docs runs here, or stands in `docs_skipped.yaml` with a reason: the
+README's with `make test`, those of docs/, which take a quarter of an hour, with `make conformance`.
 
 Blocks of a page run in order in one empty folder. ```console: each line that begins with `$ ` is run by the shell.
 ```python: the blocks of a page are one script. A block whose info string has `file=NAME` is written to that file. Any other
@@ -69,7 +70,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.conformance if page.parent.name == "docs" else (), id=page.name) for page in PAGES],
+)
 def test_every_command_of_the_page_runs(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
     script = []
     forked = not any(command.startswith("pip ") for block in blocks(page) for command in commands(block))

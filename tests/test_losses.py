@@ -197,7 +197,7 @@ def test_a_process_that_dies_fails_what_it_left_open(tmp_path: Path) -> None:
     assert (replies[CASE].error, replies[other].error) == (None, "MemoryError")
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_two_trees_are_told_apart(tmp_path: Path) -> None:
     other = _other_tree(tmp_path / "other")
     console = Console(file=io.StringIO())

@@ -152,7 +152,7 @@ def llama_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_what_the_lm_eval_command_logged_of_hf_is_compared_with_ours_on_the_same_weights(
     tmp_path: Path, llama_folder: Path
 ) -> None:
