@@ -258,11 +258,16 @@ class Recipe(Strict):
 
 
 class WeightsSpec(Strict):
-    """A file of weights: where, what hash, how big."""
+    """A file of weights: where, what hash, how big. Of a run of several processes that goes on, a folder with parts."""
 
-    uri: str = Field(description="a safetensors file beside the card")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    uri: str = Field(description="a safetensors file beside the card, or the folder of the parts")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of parts: that of their hashes in the order of names")
     size: int = Field(ge=1, description="bytes")
+    parts: list[str] = Field(
+        default_factory=list,
+        exclude_if=lambda value: not value,
+        description="files in the folder, each with a piece of every tensor, as torch.distributed.checkpoint writes them",
+    )
 
 
 class Card(Strict):

@@ -105,7 +105,7 @@ def save_one_by_one(path: Path, like: Mapping[str, Tensor], tensors: Iterable[tu
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def finite(tensor: Tensor, name: str, source: Path | TensorFile) -> Tensor:
+def finite(tensor: Tensor, name: str, source: object) -> Tensor:
     """The tensor, if all its values are finite numbers. Raises CheckpointError."""
     if tensor.is_complex() or (tensor.numel() and not all(bool(end.isfinite()) for end in torch.aminmax(tensor))):
         raise CheckpointError(f"{source}: {name} holds values that are no finite numbers. Save weights that have not diverged.")

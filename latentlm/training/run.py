@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from latentlm.config import Recipe
+from latentlm.config import Recipe, WeightsSpec
 from latentlm.errors import UserError
 from latentlm.training.compiling import uncompiled
 from latentlm.training.data.prepared import Prepared
@@ -268,23 +268,21 @@ class Run:
             "data": self.prepared.fingerprint,
         }
         weights, moments = weights_of(model), optimizer_tensors(self.trainer.optimizer, model)
+        training = {"steps": step, "of_steps": self.recipe.train.steps, "tokens": self.tokens}
+
+        def unfinished(weights: WeightsSpec) -> None:
+            """A checkpoint is a model too, from the moment it is whole."""
+            own = weights.model_copy(update={"uri": f"{CHECKPOINTS}/{weights.uri}"})
+            tokenizer = self.prepared.tokenizer.save(self.out)
+            write_unfinished(self.out, recipe=self.recipe, weights=own, tokenizer=tokenizer, training=training)
+
         if self._background is None:
             tensors = {"model": weights, "optimizer": moments}
             path = save_checkpoint(self.out / CHECKPOINTS, step=step, tensors=tensors, state=state, keep=keep)
-            self._write_unfinished(path)
+            unfinished(spec_of(path, "model"))
         else:
-            self._background.save(step=step, tensors={**weights, **moments}, state=state, keep=keep)
+            self._background.save(step=step, weights=weights, moments=moments, state=state, keep=keep, then=unfinished)
         self.saved_step = step
-
-    def _write_unfinished(self, checkpoint: Path) -> None:
-        """A checkpoint is a model too, from the moment it is whole."""
-        write_unfinished(
-            self.out,
-            recipe=self.recipe,
-            weights=spec_of(checkpoint, "model", below=self.out),
-            tokenizer=self.prepared.tokenizer.save(self.out),
-            training={"steps": self.trainer.step, "of_steps": self.recipe.train.steps, "tokens": self.tokens},
-        )
 
     def wait(self) -> None:
         """Until the checkpoint that was begun is there. Raises CheckpointError where it could not be written."""

@@ -25,6 +25,7 @@ from latentlm.composed import build, complete
 from latentlm.config import Card, WeightsSpec, memory, read_json
 from latentlm.config.checking import shown, whole
 from latentlm.config.tensor_files import TensorFile, held
+from latentlm.config.tensor_parts import TensorParts
 from latentlm.errors import UserError, typed_path, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.plugins.provenance import explained
@@ -87,7 +88,7 @@ def load(
 def _loaded(
     entry: Entry,
     card: Card,
-    file: TensorFile | None,
+    file: TensorFile | TensorParts | None,
     *,
     target: torch.device,
     dtype: torch.dtype | str | None,
@@ -130,7 +131,7 @@ def _plugins_then(entry: Entry) -> dict[str, Any]:
     return said if isinstance(said, dict) and all(isinstance(each, dict) for each in said.values()) else {}
 
 
-def _weights_for(entry: Entry, weights: Weights, open_files: ExitStack) -> tuple[Card, TensorFile | None]:
+def _weights_for(entry: Entry, weights: Weights, open_files: ExitStack) -> tuple[Card, TensorFile | TensorParts | None]:
     """The file to load, open and verified (None: fresh weights), and the card that tells of it."""
     card = entry.card
     if weights is None:
@@ -149,9 +150,13 @@ def _weights_for(entry: Entry, weights: Weights, open_files: ExitStack) -> tuple
             )
         return card, None
     path = _weights.inside(entry.folder, card.weights.uri)
-    file = open_files.enter_context(_weights.hold(path))
-    _weights.verify(file, size=card.weights.size, digest=card.weights.sha256)
-    return card, file
+    found: TensorFile | TensorParts
+    if card.weights.parts:
+        found = open_files.enter_context(_weights.hold_parts(path, card.weights.parts))
+    else:
+        found = open_files.enter_context(_weights.hold(path))
+    _weights.verify(found, size=card.weights.size, digest=card.weights.sha256)
+    return card, found
 
 
 def _has_unsaved(model: nn.Module) -> bool:

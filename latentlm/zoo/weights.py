@@ -10,7 +10,7 @@ All checks come before anything is allocated. Tied tensors are stored once, unde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.config.tensor_files import TensorFile, finite, held
+from latentlm.config.tensor_parts import TensorParts, held_parts
 from latentlm.errors import CheckpointError, resolved
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -85,6 +86,15 @@ def inside(folder: Path, name: str) -> Path:
 
 
 @contextmanager
+def hold_parts(folder: Path, names: Sequence[str]) -> Iterator[TensorParts]:
+    """A card's weights that are files of a folder, as `hold`."""
+    for name in names:
+        refuse_pickle(inside(folder, name))
+    with held_parts(folder, names) as files:
+        yield files
+
+
+@contextmanager
 def hold(path: Path) -> Iterator[TensorFile]:
     """A card's weights, open within the block. Raises CheckpointError where they are not there, or a pickle."""
     refuse_pickle(path)
@@ -94,7 +104,7 @@ def hold(path: Path) -> Iterator[TensorFile]:
         yield file
 
 
-def verify(path: Path | TensorFile, *, size: int, digest: str) -> None:
+def verify(path: Path | TensorFile | TensorParts, *, size: int, digest: str) -> None:
     """Check a file against its card. Raises CheckpointError that says what is wrong with it."""
     if isinstance(path, Path):
         with hold(path) as file:
@@ -111,7 +121,7 @@ def verify(path: Path | TensorFile, *, size: int, digest: str) -> None:
         )
 
 
-def check(model: nn.Module, path: Path | TensorFile) -> None:
+def check(model: nn.Module, path: Path | TensorFile | TensorParts) -> None:
     """Compare a file's header with the model's parameters and persistent buffers; no tensor is read.
 
     Raises CheckpointError for another format, a damaged file, and missing, unknown, mis-shaped or quantised tensors.
@@ -136,7 +146,7 @@ def check(model: nn.Module, path: Path | TensorFile) -> None:
 
 
 @torch.no_grad()
-def load_into(model: nn.Module, path: Path | TensorFile) -> None:
+def load_into(model: nn.Module, path: Path | TensorFile | TensorParts) -> None:
     """Copy every tensor of the file into the model's own memory, in the model's dtype. Raises CheckpointError as `check`."""
     check(model, path)
     wanted = weights_of(model)
@@ -153,8 +163,12 @@ def check_finite(file: TensorFile) -> None:
 
 
 @contextmanager
-def _opened(path: Path | TensorFile) -> Iterator[Any]:
-    """A safetensors file, mapped. Raises CheckpointError where it is none."""
+def _opened(path: Path | TensorFile | TensorParts) -> Iterator[Any]:
+    """A safetensors file, mapped, or several. Raises CheckpointError where it is none."""
+    if isinstance(path, TensorParts):
+        with path.tensors() as opened:
+            yield opened
+        return
     if isinstance(path, Path):
         check_file(path)
     with held(path) as file, file.tensors() as opened:

@@ -22,7 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks import kills
+from latentlm import zoo
 from latentlm.composed import build
+from latentlm.config import WeightsSpec
+from latentlm.config.tensor_parts import hash_of_hashes
 from latentlm.errors import CheckpointError
 from latentlm.interface.ranks import shared_by
 from latentlm.training import load_recipe, train
@@ -30,7 +33,10 @@ from latentlm.training.parallel import Ranks
 from latentlm.training.record import checkpoint, sharded
 from latentlm.training.record.checkpoint import checkpoints, latest_checkpoint, open_checkpoint
 from latentlm.training.record.folder import saved_recipe
+from latentlm.training.record.result import write_unfinished
 from latentlm.training.resuming import check_resumable
+from latentlm.zoo.loading import UnfinishedWarning
+from latentlm.zoo.weights import sha256
 from torchrun import SMALL, assert_alike, lines, run
 
 HINGE = ['model.kl_schedule={"name": "free_bits", "bits": 0.5, "level": "batch"}']
@@ -113,15 +119,43 @@ def test_what_two_have_written_is_what_one_writes(one: Path, two: Path) -> None:
     assert all(torch.equal(tensor, last[name]) for name, tensor in load_file(two / "model.safetensors").items())
 
 
+def test_a_run_of_two_that_goes_on_is_a_model(two: Path, tmp_path: Path) -> None:
+    """That of its newest checkpoint: as many numbers as the finished one has, and the same, since it is the last step's."""
+    out = shutil.copytree(two, tmp_path / "goes-on")
+    for name in ("card.yaml", "model.safetensors"):
+        (out / name).unlink()
+    weights = sharded._spec(path := out / "checkpoints/step-00000004", json.loads((path / "state.json").read_text())["files"])
+    card = zoo.find(two).card
+    own = weights.model_copy(update={"uri": f"checkpoints/{weights.uri}"})
+    training = {"steps": 4, "of_steps": 6}
+    write_unfinished(out, recipe=saved_recipe(out), weights=own, tokenizer=card.tokenizer or "", training=training)
+    with pytest.warns(UnfinishedWarning, match=r"after step 4 of 6\."):
+        model = zoo.load(out)
+    finished = zoo.load(two).state_dict()
+    assert all(torch.equal(tensor, finished[name]) for name, tensor in model.state_dict().items())
+
+    part = path / weights.parts[1]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="do not match their card"):
+        zoo.load(out)
+    part.write_bytes(whole)
+    fewer = own.model_copy(update={"parts": weights.parts[:1], "sha256": hash_of_hashes([sha256(path / weights.parts[0])])})
+    fewer = fewer.model_copy(update={"size": (path / weights.parts[0]).stat().st_size})
+    write_unfinished(out, recipe=saved_recipe(out), weights=fewer, tokenizer=card.tokenizer or "", training=training)
+    with pytest.raises(CheckpointError, match=r"another model|not there in full|does not hold whole"):
+        zoo.load(out)
+
+
 def test_each_has_written_its_part_and_nothing_is_a_pickle(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads them would fail if it called what unpickles."""
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, None)
     assert {"read_metadata", "read_data"} <= vars(sharded.HuggingFaceStorageReader).keys()
     for path in checkpoints(two / "checkpoints"):
-        names = [f"shard-0000{number}-model-00001-of-00001.safetensors" for number in (1, 2)]
+        names = [f"shard-0000{number}-model-0000{kind}-of-00002.safetensors" for number in (1, 2) for kind in (1, 2)]
         assert sorted(file.name for file in path.iterdir()) == [*names, "state.json"]
-        parts = [load_file(path / name) for name in names]
+        parts = [load_file(path / weights) | load_file(path / moments) for weights, moments in (names[:2], names[2:])]
         shared = parts[0].keys() & parts[1].keys()
         assert len(shared) > len(tensors_of(path)) / 2
         sizes = [sum(tensor.nbytes for tensor in part.values()) for part in parts]
@@ -136,7 +170,7 @@ def test_each_has_written_its_part_and_nothing_is_a_pickle(two: Path, monkeypatc
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing"])
 def test_a_damaged_shard_falls_back_to_the_one_before(two: Path, tmp_path: Path, damage: str) -> None:
     folder = shutil.copytree(two / "checkpoints", tmp_path / "checkpoints")
-    file = folder / "step-00000004" / "shard-00002-model-00001-of-00001.safetensors"
+    file = folder / "step-00000004" / "shard-00002-model-00001-of-00002.safetensors"
     content = bytearray(file.read_bytes())
     if damage == "missing":
         file.unlink()
@@ -154,7 +188,7 @@ def test_a_damaged_shard_falls_back_to_the_one_before(two: Path, tmp_path: Path,
 def test_what_is_read_is_hashed_before_and_nothing_else(two: Path, tmp_path: Path) -> None:
     """By a process that looks after another has hashed all."""
     path = shutil.copytree(two / "checkpoints" / "step-00000004", tmp_path / "step-00000004")
-    file = path / "shard-00002-model-00001-of-00001.safetensors"
+    file = path / "shard-00002-model-00001-of-00002.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -162,8 +196,8 @@ def test_what_is_read_is_hashed_before_and_nothing_else(two: Path, tmp_path: Pat
     with sharded._reader(opened) as reader:
         found = reader.read_metadata().state_dict_metadata
         first = {name: torch.empty(each.size) for name, each in found.items() if name.startswith("step/")}
-        dcp.load(first, storage_reader=reader, no_dist=True)  # of the first file alone
-    assert list(opened.promised) == [file.stem]
+        dcp.load(first, storage_reader=reader, no_dist=True)  # of one file alone
+    assert opened.files.keys() - opened.promised.keys() == {"shard-00001-model-00002-of-00002"}
     with pytest.raises(CheckpointError, match=rf"hash of {file.name} is not"), sharded._reader(opened) as reader:
         dcp.load({target: torch.empty(found[target].size)}, storage_reader=reader, no_dist=True)
 
@@ -173,7 +207,7 @@ def test_right_hashes_of_a_part_alone_are_none_to_go_on_from(two: Path, tmp_path
     model = build(saved_recipe(two).model)
     check_resumable(open_checkpoint(path), model)
     record = json.loads((path / "state.json").read_text())
-    del record["sha256"], record["files"]["shard-00002-model-00001-of-00001.safetensors"]
+    del record["sha256"], record["files"]["shard-00002-model-00001-of-00002.safetensors"]
     (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint._hash_record(record)}))
     with pytest.raises(CheckpointError, match=r"is missing|not there in full"):
         check_resumable(open_checkpoint(path), model)
@@ -194,7 +228,7 @@ def alone(tmp_path: Path) -> Iterator[sharded.Background]:
 
 
 def save(background: sharded.Background, step: int, tensor: Tensor) -> None:
-    background.save(step=step, tensors={"w": tensor}, state={"tokens": step}, keep=2)
+    background.save(step=step, weights={"w": tensor}, moments={}, state={"tokens": step}, keep=2)
 
 
 def names(background: sharded.Background) -> list[str]:
@@ -225,6 +259,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     alone.wait()
     assert names(alone) == ["step-00000001", "step-00000002"]
     assert [float(tensors_of(path)["w"].sum()) for path in checkpoints(alone._folder)] == [6.0, 12.0]
+
+
+def test_who_saves_is_told_of_the_weights_when_they_are_there(alone: sharded.Background) -> None:
+    told: list[WeightsSpec] = []
+
+    def then(weights: WeightsSpec) -> None:
+        assert {*weights.parts, "state.json"} < {file.name for file in (alone._folder / weights.uri).iterdir()}
+        told.append(weights)
+
+    alone.save(step=3, weights={"w": torch.ones(9)}, moments={"m": torch.ones(9)}, state={}, keep=2, then=then)
+    alone.wait()
+    assert [(weights.uri, len(weights.parts)) for weights in told] == [("step-00000003", 1)]
 
 
 def test_only_the_newest_are_kept(alone: sharded.Background) -> None:

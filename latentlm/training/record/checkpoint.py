@@ -6,7 +6,9 @@
 
 Of a run of several processes each has written its own part of both (sharded.py), and the format is 2:
 
-    checkpoints/step-00000200/shard-00001-model-00001-of-00001.safetensors, shard-00002-..., state.json
+    checkpoints/step-00000200/shard-00001-model-00001-of-00002.safetensors      weights, of process 0
+                              shard-00001-model-00002-of-00002.safetensors      moments
+                              shard-00002-..., state.json
 
 A folder appears under its name only when everything in it is on the disk. There is no random state to save: noise is keyed
 (interface/noise.py), and batches are numbered (data/packing.py).
@@ -108,10 +110,10 @@ def save_checkpoint(
     return path_of_step(folder, step)
 
 
-def spec_of(checkpoint: Path, name: str, *, below: Path) -> WeightsSpec:
-    """What a card says of a file of a checkpoint that was just written, with its path from `below`."""
+def spec_of(checkpoint: Path, name: str) -> WeightsSpec:
+    """What a card beside a checkpoint that was just written says of one of its files."""
     promised = read_json(checkpoint / _STATE)["files"][f"{name}.safetensors"]
-    return WeightsSpec(uri=(checkpoint / f"{name}.safetensors").relative_to(below).as_posix(), **promised)
+    return WeightsSpec(uri=f"{checkpoint.name}/{name}.safetensors", **promised)
 
 
 def path_of_step(folder: Path, step: int) -> Path:

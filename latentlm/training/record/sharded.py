@@ -1,7 +1,7 @@
 """Checkpoints of several processes: each writes and reads its own part alone, on `torch.distributed.checkpoint` (DCP).
 
     background = Background(folder, ranks)            # by every process
-    background.save(step=..., tensors=..., state=..., keep=...)       # returns when the tensors are copied to CPU memory
+    background.save(step=..., weights=..., moments=..., ...)          # returns when the tensors are copied to CPU memory
     background.wait()                                 # the files are there under their name, or it raises
     load(open_checkpoint(path), model, optimizer)     # by any number of processes, from files of any number
 
@@ -35,7 +35,9 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.futures import Future as TorchFuture
 
+from latentlm.config import WeightsSpec
 from latentlm.config.tensor_files import finite
+from latentlm.config.tensor_parts import hash_of_hashes
 from latentlm.config.writing import explained
 from latentlm.errors import CheckpointError, sentence, short
 from latentlm.training.optimizer import make_room, optimizer_shapes
@@ -45,6 +47,8 @@ from latentlm.zoo.weights import weights_of
 
 Files = dict[str, dict[str, Any]]
 """What state.json says of each."""
+_WEIGHTS = "-model-00001-of-"
+"""In the names of files with weights, as DCP calls the first of them."""
 
 
 class Background:
@@ -59,9 +63,19 @@ class Background:
         self._unfinished = ExitStack()
         """Of process 0: the folder that is no checkpoint yet."""
 
-    def save(self, *, step: int, tensors: dict[str, Tensor], state: Mapping[str, Any], keep: int) -> None:
-        """Begin to write a checkpoint. Raises CheckpointError, in every process, where the one before could not be written, or
-        this one's folder cannot be made."""
+    def save(
+        self,
+        *,
+        step: int,
+        weights: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        keep: int,
+        then: Callable[[WeightsSpec], None] = lambda weights: None,
+    ) -> None:
+        """Begin to write a checkpoint; `then` is called by process 0 when it is there, with what a card says of its weights.
+        Raises CheckpointError, in every process, where the one before could not be written, or this one's folder cannot be
+        made."""
         self.wait()
         new = new_checkpoint(self._folder, step=step, keep=keep)
         temporary = Path(self._ranks.from_first(lambda: str(self._unfinished.enter_context(new))))
@@ -69,10 +83,12 @@ class Background:
         def publish(files: Files) -> None:
             write_state(temporary, format=SHARDED, step=step, files=files, state=state)
             self._unfinished.close()
+            then(_spec(path, files))
 
-        self._path = path_of_step(self._folder, step)
-        writer, planner = _Writer(temporary, publish), DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-        future = dcp.async_save(tensors, storage_writer=writer, planner=planner, process_group=self._group)
+        path = self._path = path_of_step(self._folder, step)
+        owner = {**dict.fromkeys(weights, 1), **dict.fromkeys(moments, 2)}  # files of their own: weights alone are a model
+        writer, planner = _Writer(temporary, owner, publish), DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+        future = dcp.async_save({**weights, **moments}, storage_writer=writer, planner=planner, process_group=self._group)
         assert isinstance(future, Future), "its writer copies before it returns"
         self._future = future
 
@@ -103,16 +119,24 @@ class Background:
                 raise _cause(error) from error
 
 
+def _spec(checkpoint: Path, files: Files) -> WeightsSpec:
+    """What a card says of its weights; `uri` is the checkpoint's name."""
+    parts = sorted(name for name in files if _WEIGHTS in name)
+    size, combined = sum(files[name]["size"] for name in parts), hash_of_hashes([files[name]["sha256"] for name in parts])
+    return WeightsSpec(uri=checkpoint.name, sha256=combined, size=size, parts=parts)
+
+
 def _cause(error: CheckpointException) -> BaseException:
     """What failed in the first of the processes in which something did."""
     return next(iter(error.failures.values()))[0]
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """One file for each process, hashed by the process that wrote it; `publish` is called by process 0 when all are there."""
+    """Two files for each process, of weights and of moments, hashed by the process that wrote them; `publish` is called by
+    process 0 when all are there."""
 
-    def __init__(self, folder: Path, publish: Callable[[Files], None]) -> None:
-        super().__init__(str(folder), save_distributed=True)
+    def __init__(self, folder: Path, owner: Mapping[str, int], publish: Callable[[Files], None]) -> None:
+        super().__init__(str(folder), fqn_to_index_mapping=dict(owner), save_distributed=True)
         self._publish = publish
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[Any]]:
