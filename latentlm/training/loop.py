@@ -27,6 +27,7 @@ from latentlm.plugins.provenance import changes, explained
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.tokenizer import load_tokenizer
 from latentlm.training.data.prepared import Prepared, prepare
+from latentlm.training.measuring import tasks_of
 from latentlm.training.parallel import Ranks, check_ranks, heard, joined
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
@@ -123,6 +124,7 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> R
     source = None if checkpoints(out / CHECKPOINTS) else recipe.train.init
     if source is not None:
         check_source(source)
+    tasks = tasks_of(recipe.train)
     reporter.note("reading the data")
     if is_started(out):
         prepared, recipe = _prepared_again(recipe, out, reporter)
@@ -135,7 +137,8 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> R
         reporter.warn("bfloat16 is many times slower than float32 on a CPU; set train.dtype=float32.")
     model = make_model(recipe, device)
     begun = None if source is None else begin_with(model, source, prepared.tokenizer, reporter)
-    return Run(recipe, Trainer(model, recipe.train, stream, ranks), prepared, out=out, reporter=reporter, begun=begun)
+    trainer = Trainer(model, recipe.train, stream, ranks)
+    return Run(recipe, trainer, prepared, out=out, reporter=reporter, begun=begun, tasks=tasks)
 
 
 def _prepared_again(recipe: Recipe, out: Path, reporter: Reporter) -> tuple[Prepared, Recipe]:

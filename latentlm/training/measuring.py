@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from latentlm.config import EvaluateConfig, TrainConfig
+from latentlm.config import TrainConfig
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.interface.ranks import alone
@@ -43,16 +43,27 @@ class Evaluator(Protocol):
 _GROUP = "latentlm.evaluators"
 
 
+def tasks_of(config: TrainConfig) -> Evaluator | None:
+    """The tasks that a run is to answer, None where there are none. Raises UserError where they cannot be loaded."""
+    if config.evaluate is None or not config.evaluate.tasks:
+        return None
+    found = sorted(entry_points(group=_GROUP), key=lambda entry: entry.name)
+    if not found:
+        raise UserError("train.evaluate.tasks: nothing installed here answers tasks. Install latentlm anew, or leave it out.")
+    make: Callable[[Sequence[str], int | None], Evaluator] = found[0].load()
+    with alone():
+        return make(config.evaluate.tasks, config.evaluate.limit)
+
+
 class Measuring:
     """Measures a model every so many steps; without a recipe's word, never."""
 
-    def __init__(self, config: TrainConfig, held_out: Sequence[HeldOut], tokenizer: Tokenizer) -> None:
-        """Raises UserError for tasks that cannot be loaded."""
+    def __init__(
+        self, config: TrainConfig, tasks: Evaluator | None, held_out: Sequence[HeldOut], tokenizer: Tokenizer
+    ) -> None:
         self._config, self._seed, self._steps, self._tokenizer = config.evaluate, config.seed, config.steps, tokenizer
-        wanted = 0 if config.evaluate is None else config.evaluate.documents
-        self._documents = held_out[:wanted]
-        with alone():
-            self._tasks = None if config.evaluate is None or not config.evaluate.tasks else _evaluator(config.evaluate)
+        self._tasks = tasks
+        self._documents = held_out[: 0 if config.evaluate is None else config.evaluate.documents]
 
     def due(self, step: int) -> bool:
         """Whether to measure after so many steps."""
@@ -108,12 +119,3 @@ class Measuring:
             "documents": len(documents),
             "samples": max(score.samples for score in scores),
         }
-
-
-def _evaluator(config: EvaluateConfig) -> Evaluator:
-    """What has the tasks. Raises UserError."""
-    found = sorted(entry_points(group=_GROUP), key=lambda entry: entry.name)
-    if not found:
-        raise UserError("train.evaluate.tasks: nothing installed here answers tasks. Install latentlm anew, or leave it out.")
-    make: Callable[[Sequence[str], int | None], Evaluator] = found[0].load()
-    return make(config.tasks, config.limit)

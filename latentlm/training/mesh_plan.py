@@ -25,6 +25,7 @@ from latentlm.backbone.block import Block
 from latentlm.config import Recipe
 from latentlm.errors import UserError, unknown_name
 from latentlm.training.gpus import GPUS
+from latentlm.training.measuring import tasks_of
 from latentlm.training.parallel import Ranks, check_ranks
 from latentlm.training.plan import duration, estimate_memory, gib, operations_of
 from latentlm.training.setup import make_model, resolve
@@ -106,6 +107,7 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
     card, train = GPUS[gpu], recipe.train
     if train.init is not None:
         check_source(train.init)
+    tasks_of(train)
     check_ranks(train, Ranks(0, processes))
     if train.batch % processes:
         raise UserError(

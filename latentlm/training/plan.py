@@ -27,6 +27,7 @@ from latentlm.config import Recipe, memory
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.training.data.prepared import Prepared, prepare
+from latentlm.training.measuring import tasks_of
 from latentlm.training.setup import make_model, make_stream, parameters_by_socket, pick_device, resolve
 from latentlm.training.trainer import Trainer
 from latentlm.training.warm import check_source
@@ -112,6 +113,7 @@ def make_plan(recipe: Recipe) -> Plan:
     resolve(recipe)
     if recipe.train.init is not None:
         check_source(recipe.train.init)
+    tasks_of(recipe.train)
     prepared = prepare(recipe.data)
     recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)

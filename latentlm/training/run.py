@@ -15,7 +15,7 @@ from latentlm.training.compiling import uncompiled
 from latentlm.training.data.prepared import Prepared
 from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
 from latentlm.training.gpus import peak_of
-from latentlm.training.measuring import Measuring
+from latentlm.training.measuring import Evaluator, Measuring
 from latentlm.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from latentlm.training.plan import parameters_by_socket
 from latentlm.training.profiling import StepProfiler
@@ -63,6 +63,7 @@ class Run:
         out: Path,
         reporter: Reporter,
         begun: WarmStart | None = None,
+        tasks: Evaluator | None = None,
     ) -> None:
         self.recipe, self.trainer, self.prepared, self.out, self.reporter = recipe, trainer, prepared, out, reporter
         self._begun = begun
@@ -74,7 +75,7 @@ class Run:
         self._texts = excerpts(
             prepared.held_out, prepared.tokenizer, context=recipe.train.context, count=recipe.train.eval_documents
         )
-        self._measuring = Measuring(recipe.train, prepared.held_out, prepared.tokenizer)
+        self._measuring = Measuring(recipe.train, tasks, prepared.held_out, prepared.tokenizer)
         self.ranks = trainer.ranks
         self._peak = peak_of(trainer.model.device, recipe.train.dtype)
         """Operations a second that the device can do, where that is known."""
