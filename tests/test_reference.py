@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from latentlm.config import BackboneConfig, DataConfig, ModelConfig, Recipe, RopeScaling, TrainConfig
+from latentlm.config import BackboneConfig, DataConfig, EvaluateConfig, ModelConfig, Recipe, RopeScaling, TrainConfig
 from latentlm.plugins.settings import settings
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text(encoding="utf-8")
@@ -19,6 +19,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "model.backbone.rope_scaling.": RopeScaling,
     "data.": DataConfig,
     "train.": TrainConfig,
+    "train.evaluate.": EvaluateConfig,
 }
 
 

@@ -89,7 +89,8 @@ def _numbers(model: LatentDecoder) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     for prefix, module in model.named_modules():
         passing = module._non_persistent_buffers_set
-        yield from ((f"{prefix}.{name}", kept) for name, kept in module.named_buffers(recurse=False) if name not in passing)
+        yield from ((name, kept) for name, kept in module.named_buffers(prefix, recurse=False)
+                    if name.rpartition(".")[-1] not in passing)  # fmt: skip
 
 
 def _refuse_random(card: Card | None, allow_random: bool, advise: bool) -> None:
