@@ -112,7 +112,7 @@ class Whole:
                 places_taken = {piece.begin for piece in own}
                 if len(places_taken) != len(own) or sum(math.prod(p.size) for p in own) != math.prod(shape):
                     raise ValueError(f"{name} is not there in full")
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{folder} does not hold whole tensors ({error}): files are damaged, or missing.") from None
         return cls(pieces, headers)
 
@@ -128,7 +128,8 @@ class Whole:
         """A tensor, put together."""
         own = self.pieces[name]
         read = [piece.file.get_tensor(name) for piece in own]
-        whole = torch.empty(self.headers[name].shape, dtype=read[0].dtype)
+        unset = float("nan") if read[0].is_floating_point() else 0  # no number where pieces overlap and leave a gap
+        whole = torch.full(self.headers[name].shape, unset, dtype=read[0].dtype)
         for piece, part in zip(own, read, strict=True):
             whole[tuple(slice(start, start + length) for start, length in zip(piece.begin, piece.size, strict=True))] = part
         return whole

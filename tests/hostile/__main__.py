@@ -21,7 +21,7 @@ from hostile.harness import Case, Outcome, run
 from latentlm.errors import shown
 
 KINDS = ("writers", "isolation", "readers", "sizes", "values", "terminals", "streams", "records", "large", "token_shards",
-         "lines_of_studies", "tasks")  # fmt: skip
+         "lines_of_studies", "tasks", "unfinished")  # fmt: skip
 
 
 def every(kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[str, Case]]:

@@ -92,8 +92,8 @@ def cases() -> Iterator[Case]:
         ("generate", "run", "x", "--max-tokens", "2"): ("--max-tokens", "--top-k", "--seed", "--samples"),
         ("score", "run", "notes.txt"): ("--samples", "--max-samples", "--seed", "--context", "--batch"),
         ("eval", "run", "--tasks", "latentlm_copy"): ("--limit", "--samples", "--max-samples", "--seed", "--batch-size"),
-        ("reproduce", "synthetic"): ("--groups", "--seed"),
-        ("schedules", "revive"): ("--seeds",),
+        ("reproduce", "synthetic", "--only", "vanilla-*", "--groups", "2", "--out", "new"): ("--groups", "--seed"),
+        ("schedules", "revive", "--schedules", "linear", "--steps", "2", "--collapse-steps", "2", "--out", "new"): ("--seeds",),
         ("diversity", "free-tiny", "--task", "automaton", "--dry-run"): (
             "--samples",
             "--prompts",
@@ -112,7 +112,7 @@ def cases() -> Iterator[Case]:
         ("probe", "run", "--attribute", "synthetic:reviews"): ("--texts", "--pairs", "--groups", "--max-tokens", "--seed"),
     }
     for command, names in options.items():
-        if command[0] != "probe":  # which takes its time
+        if command[0] not in ("probe", "schedules"):  # which take their time
             yield Case(f"{command[0]} as it should be", command, good=True)
         for name in names:
             for value in ("-1", "x", "1.5", str(2**63), str(2**70), str(10**400), "nan", "", "1e3", "٣"):
