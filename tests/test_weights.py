@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,39 @@ def test_a_card_may_not_lead_out_of_its_folder(tmp_path: Path, name: str) -> Non
 
 def test_a_file_in_a_folder_below_the_card_is_inside(tmp_path: Path) -> None:
     assert _weights.inside(tmp_path, "weights/model.safetensors") == (tmp_path / "weights" / "model.safetensors").resolve()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "says"),
+    [
+        ([([0, 0], (2, 3)), ([2, 0], (2, 3))], None),
+        ([([2, 0], (2, 3)), ([0, 0], (2, 3))], None),  # in any order
+        ([([0, 0], (4, 1)), ([0, 1], (4, 2))], None),  # along another dimension
+        ([([0, 0], (3, 3)), ([2, 0], (2, 3))], "not there in full"),  # they overlap
+        ([([0, 0], (2, 3)), ([3, 0], (2, 3))], "not there in full"),  # a gap
+        ([([0, 0], (2, 3)), ([1, 0], (2, 3)), ([4, 0], (1, 3))], "not there in full"),  # both, and as many numbers as a whole
+        ([([-1, 0], (3, 3)), ([3, 0], (1, 3))], "begins where nothing can"),
+        ([([0, 0], (2, 3)), ([True, 0], (2, 3))], "begins where nothing can"),
+        ([([0, 0], (2, 3)), ([2, 0], (2, 2))], "not there in full"),  # narrower
+        ([([0, 0], (2, 3)), ([2, 1], (2, 2))], "not there in full"),  # along both
+    ],
+)
+def test_pieces_are_those_of_a_whole_tensor(
+    pieces: list[tuple[list[int], tuple[int, int]]], says: str | None, tmp_path: Path
+) -> None:
+    whole = torch.arange(float(4 * 3)).view(4, 3)
+    for number, (begin, (rows, columns)) in enumerate(pieces):
+        part = whole[max(0, begin[0]) :, max(0, begin[1]) :][:rows, :columns]
+        part = part if part.shape == (rows, columns) else torch.zeros(rows, columns)
+        places = json.dumps({"w": {"saved_offsets": begin}})
+        save_file({"w": part.contiguous()}, tmp_path / f"{number}.safetensors", metadata={"DCP_SHARDING_INFO": places})
+    names = [f"{number}.safetensors" for number in range(len(pieces))]
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(torch.full((4, 3), -1.0))
+    with _weights.hold_parts(tmp_path, names) as parts:
+        if says is None:
+            _weights.load_into(model, parts)
+            assert torch.equal(model.w, whole)
+        else:
+            with pytest.raises(CheckpointError, match=says):
+                _weights.load_into(model, parts)

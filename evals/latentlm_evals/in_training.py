@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lm_eval.api.task
+import lm_eval.evaluator
 
 from latentlm.interface import LatentDecoder
 from latentlm_evals.adapter import LatentLM
@@ -52,9 +53,9 @@ class LmEval:
         """Metrics and their standard errors by task."""
         found: dict[str, dict[str, Any]] = {}
         for row in task_results(self._run(_Silent(model))):
-            own, metric = found.setdefault(row.task, {"items": row.items}), row.metric
-            metric += "" if row.filter == "none" else f",{row.filter}"
-            own |= {metric: row.value, f"{metric}_standard_error": row.standard_error}
+            own = found.setdefault(row.task, {"items": row.items, "metrics": {}})
+            name = row.metric if row.filter == "none" else f"{row.metric},{row.filter}"
+            own["metrics"][name] = {"value": row.value, "standard_error": row.standard_error}
         return found
 
     def _run(self, adapter: LatentLM) -> dict[str, Any]:
@@ -66,12 +67,13 @@ class LmEval:
 @contextmanager
 def _as_the_only_one() -> Iterator[None]:
     """lm-eval gives results to one process of a machine alone, by the environment. And it draws bars while it makes requests,
-    which no option of its turns off."""
-    local, shown = os.environ.pop("LOCAL_RANK", None), lm_eval.api.task.tqdm
+    and has git say of what folder it is called, which no option of its turns off."""
+    local, shown, commit = os.environ.pop("LOCAL_RANK", None), lm_eval.api.task.tqdm, lm_eval.evaluator.get_git_commit_hash
     lm_eval.api.task.tqdm = functools.partial(shown, disable=True)
+    lm_eval.evaluator.get_git_commit_hash = lambda: None
     try:
         yield
     finally:
-        lm_eval.api.task.tqdm = shown
+        lm_eval.api.task.tqdm, lm_eval.evaluator.get_git_commit_hash = shown, commit
         if local is not None:
             os.environ["LOCAL_RANK"] = local

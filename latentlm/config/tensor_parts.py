@@ -1,19 +1,17 @@
 """Tensors in parts: safetensors files of several processes, each with its piece of every tensor, as
-torch.distributed.checkpoint writes them (a piece's place stands in the file's header), put together one tensor at a time.
+torch.distributed.checkpoint writes them (a piece's place stands in the file's header), read a piece at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from latentlm.config.tensor_files import TensorFile, held
@@ -24,7 +22,7 @@ _PLACES = "DCP_SHARDING_INFO"
 
 @dataclass(frozen=True)
 class TensorParts:
-    """Open files, in the order of their names. What can be done with one `TensorFile` can be done with them."""
+    """Open files, in the order of their names; they are hashed and read like one `TensorFile`."""
 
     path: Path
     """Their folder."""
@@ -63,11 +61,12 @@ def held_parts(folder: Path, names: Sequence[str]) -> Iterator[TensorParts]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A piece of a tensor: its file, where it begins, and how large it is."""
+    """A piece of a tensor: its file, where it begins, how large it is, and its type as safetensors spells it."""
 
     file: Any
     begin: tuple[int, ...]
     size: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class _Header:
 
 @dataclass(frozen=True)
 class Whole:
-    """Speaks of pieces as `safe_open` does of whole tensors."""
+    """Speaks of pieces as `safe_open` does of whole tensors, but that it reads them piece by piece."""
 
     pieces: dict[str, list[_Piece]]
     headers: dict[str, _Header]
@@ -103,17 +102,13 @@ class Whole:
                 places = json.loads((file.metadata() or {}).get(_PLACES, "{}"))
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     size = tuple(file.get_slice(name).get_shape())
-                    begin = tuple(int(start) for start in places.get(name, {}).get("saved_offsets", [0] * len(size)))
-                    pieces.setdefault(name, []).append(_Piece(file, begin, size))
+                    begin = tuple(places.get(name, {}).get("saved_offsets", [0] * len(size)))
+                    pieces.setdefault(name, []).append(_Piece(file, begin, size, file.get_slice(name).get_dtype()))
             for name, own in pieces.items():
-                ends = zip(*[[start + length for start, length in zip(p.begin, p.size, strict=True)] for p in own], strict=True)
-                shape = [max(each) for each in ends]
-                headers[name] = _Header(shape, own[0].file.get_slice(name).get_dtype())
-                places_taken = {piece.begin for piece in own}
-                if len(places_taken) != len(own) or sum(math.prod(p.size) for p in own) != math.prod(shape):
-                    raise ValueError(f"{name} is not there in full")
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{folder} does not hold whole tensors ({error}): files are damaged, or missing.") from None
+                headers[name] = _header(name, own)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            said = f"{folder} does not hold whole tensors ({error}): files are damaged or missing"
+            raise CheckpointError(f"{said}. Take an earlier checkpoint, or save again.") from None
         return cls(pieces, headers)
 
     def keys(self) -> list[str]:
@@ -124,12 +119,29 @@ class Whole:
         """Shape and type of a tensor."""
         return self.headers[name]
 
-    def get_tensor(self, name: str) -> Tensor:
-        """A tensor, put together."""
-        own = self.pieces[name]
-        read = [piece.file.get_tensor(name) for piece in own]
-        unset = float("nan") if read[0].is_floating_point() else 0  # no number where pieces overlap and leave a gap
-        whole = torch.full(self.headers[name].shape, unset, dtype=read[0].dtype)
-        for piece, part in zip(own, read, strict=True):
-            whole[tuple(slice(start, start + length) for start, length in zip(piece.begin, piece.size, strict=True))] = part
-        return whole
+    def get_pieces(self, name: str) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """Where each piece of a tensor lies in it, and the piece."""
+        for piece in self.pieces[name]:
+            place = tuple(slice(start, start + length) for start, length in zip(piece.begin, piece.size, strict=True))
+            yield place, piece.file.get_tensor(name)
+
+
+def _header(name: str, pieces: list[_Piece]) -> _Header:
+    """Of the whole: its pieces follow one another along one dimension. Raises ValueError or TypeError where they do not."""
+    starts = [piece.begin for piece in pieces]
+    if any(type(start) is not int or start < 0 for begin in starts for start in begin):
+        raise ValueError(f"{name} begins where nothing can")
+    if len({piece.dtype for piece in pieces}) > 1:
+        raise ValueError(f"{name} is of several types")
+    along = [place for place, each in enumerate(zip(*starts, strict=True)) if any(each)]
+    if len(along) > 1 or (not along and len(pieces) > 1):
+        raise ValueError(f"{name} is not there in full")
+    shape = list(pieces[0].size)
+    if along:
+        (dim,), shape[along[0]] = along, 0
+        for piece in sorted(pieces, key=lambda piece: piece.begin):
+            others = [*piece.size[:dim], *piece.size[dim + 1 :]]
+            if piece.begin[dim] != shape[dim] or others != [*shape[:dim], *shape[dim + 1 :]] or len(piece.begin) != len(shape):
+                raise ValueError(f"{name} is not there in full")
+            shape[dim] += piece.size[dim]
+    return _Header(shape, pieces[0].dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from latentlm.config import Recipe, WeightsSpec
+from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.training.compiling import uncompiled
 from latentlm.training.data.prepared import Prepared
@@ -25,21 +25,13 @@ from latentlm.training.record.checkpoint import (
     open_checkpoint,
     save_checkpoint,
     set_aside_newer,
-    spec_of,
 )
 from latentlm.training.record.folder import CHECKPOINTS, METRICS, is_started, mark_begun, write_recipe
 from latentlm.training.record.manifest import make_manifest, now, read_manifest, write_manifest
 from latentlm.training.record.memory import peak_mib
 from latentlm.training.record.metrics import KEYS, MetricsFile, Tally, last_line, read_metrics, rewind
 from latentlm.training.record.reporting import Reporter, TensorBoard
-from latentlm.training.record.result import (
-    RunResult,
-    held_out_scores,
-    read_result,
-    training_facts,
-    write_model,
-    write_unfinished,
-)
+from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
 from latentlm.training.resuming import check_resumable, schedule_states
 from latentlm.training.setup import make_model
 from latentlm.training.trainer import StepFacts, Trainer
@@ -75,12 +67,14 @@ class Run:
         self._texts = excerpts(
             prepared.held_out, prepared.tokenizer, context=recipe.train.context, count=recipe.train.eval_documents
         )
-        self._measuring = Measuring(recipe.train, tasks, prepared.held_out, prepared.tokenizer)
+        self._measuring = Measuring(recipe.train, tasks, prepared.held_out, prepared.tokenizer, spread=trainer.ranks.size > 1)
         self.ranks = trainer.ranks
         self._peak = peak_of(trainer.model.device, recipe.train.dtype)
         """Operations a second that the device can do, where that is known."""
         if self._peak is not None:
-            self._operations = cost_of(make_model(recipe, "meta"), dtype=torch.float32).training_flops_per_token
+            backbone = recipe.model.backbone.model_copy(update={"context": recipe.train.context})  # attention's share
+            seen = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backbone": backbone})})
+            self._operations = cost_of(make_model(seen, "meta"), dtype=torch.float32).training_flops_per_token
         self._background: Background | None = None
         """Writes the checkpoints of several processes."""
         if self.ranks.size > 1:
@@ -94,13 +88,19 @@ class Run:
 
     def begin(self, command: Sequence[str] | None) -> None:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
-        self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.check(self.trainer.model)))
+        with uncompiled(self.recipe.train):
+            self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.check(self.trainer.model)))
         checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self.ranks.agreed(lambda: self._restore(checkpoint))
             if (profile := self.recipe.train.profile) is not None and self.trainer.step > profile.start:
                 self.reporter.warn(f"train.profile begins at step {profile.start}, which is past: no trace will be written.")
         self.ranks.from_first(lambda: self._open(command, checkpoint))
+        if self._measuring.due(self.trainer.step) and not self.ranks.from_first(self._is_measured):
+            self._measure()  # the run ended between the checkpoint and this
+
+    def _is_measured(self) -> bool:
+        return bool(last_line(read_metrics(self.out / METRICS), "evaluation").get("step") == self.trainer.step)
 
     def _open(self, command: Sequence[str] | None, checkpoint: Checkpoint | None) -> None:
         """The files that only one process writes."""
@@ -198,10 +198,11 @@ class Run:
             self._log()
         if step % config.eval_every == 0 or last:
             self._evaluate()
-        if self._measuring.due(step):
-            self._measure()
-        if step % config.save_every == 0 or last:
+        measured = self._measuring.due(step)
+        if step % config.save_every == 0 or last or measured:  # what goes wrong while it is measured loses no step
             self.save()
+        if measured:
+            self._measure()
 
     def _count(self, facts: StepFacts, *, seconds: float) -> None:
         self.tokens += facts.targets
@@ -238,7 +239,7 @@ class Run:
     def _measure(self) -> None:
         """What `train.evaluate` asks for."""
         with uncompiled(self.recipe.train):
-            found = self.trainer.within(lambda: self._measuring.measure(self.trainer.model))
+            found = self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.measure(self.trainer.model)))
         now = {"step": self.trainer.step, "tokens": self.tokens, "elapsed": self.seconds}
         self._write({**dict.fromkeys(KEYS), "split": "evaluation", **now, **found})
 
@@ -269,20 +270,11 @@ class Run:
             "data": self.prepared.fingerprint,
         }
         weights, moments = weights_of(model), optimizer_tensors(self.trainer.optimizer, model)
-        training = {"steps": step, "of_steps": self.recipe.train.steps, "tokens": self.tokens}
-
-        def unfinished(weights: WeightsSpec) -> None:
-            """A checkpoint is a model too, from the moment it is whole."""
-            own = weights.model_copy(update={"uri": f"{CHECKPOINTS}/{weights.uri}"})
-            tokenizer = self.prepared.tokenizer.save(self.out)
-            write_unfinished(self.out, recipe=self.recipe, weights=own, tokenizer=tokenizer, training=training)
-
         if self._background is None:
             tensors = {"model": weights, "optimizer": moments}
-            path = save_checkpoint(self.out / CHECKPOINTS, step=step, tensors=tensors, state=state, keep=keep)
-            unfinished(spec_of(path, "model"))
+            save_checkpoint(self.out / CHECKPOINTS, step=step, tensors=tensors, state=state, keep=keep)
         else:
-            self._background.save(step=step, weights=weights, moments=moments, state=state, keep=keep, then=unfinished)
+            self._background.save(step=step, weights=weights, moments=moments, state=state, keep=keep)
         self.saved_step = step
 
     def wait(self) -> None:

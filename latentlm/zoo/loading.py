@@ -26,7 +26,7 @@ from latentlm.config import Card, WeightsSpec, memory, read_json
 from latentlm.config.checking import shown, whole
 from latentlm.config.tensor_files import TensorFile, held
 from latentlm.config.tensor_parts import TensorParts
-from latentlm.errors import UserError, typed_path, unknown_name
+from latentlm.errors import CheckpointError, UserError, typed_path, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.plugins.provenance import explained
 from latentlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -34,7 +34,7 @@ from latentlm.zoo import weights as _weights
 from latentlm.zoo.accounting import cost, cost_of, count, overhead
 from latentlm.zoo.description import Description
 from latentlm.zoo.drawing import draw
-from latentlm.zoo.shelves import UNFINISHED, CardWarning, Entry, entries, find, is_name, only
+from latentlm.zoo.shelves import CardWarning, Entry, entries, find, is_name, only
 
 Weights = Literal["auto", "required"] | str | Path | None
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -42,6 +42,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 class RandomWeightsWarning(UserWarning):
     """A model was loaded with fresh random weights."""
+
+
+class UnverifiedWarning(UserWarning):
+    """A model was loaded from a folder that records no hashes."""
 
 
 class UnfinishedWarning(UserWarning):
@@ -79,10 +83,24 @@ def load(
     target, path = _device(device), typed_path(name_or_path)
     if is_llama(name_or_path):
         return _llama(path, target, dtype, weights)
-    entry = find(name_or_path)
     with ExitStack() as open_files:
-        card, file = _weights_for(entry, weights, open_files)
+        entry, card, file = _found(name_or_path, weights, open_files)
         return _loaded(entry, card, file, target=target, dtype=dtype, weights=weights, seed=seed)
+
+
+def _found(
+    name_or_path: str | Path, weights: Weights, open_files: ExitStack
+) -> tuple[Entry, Card, TensorFile | TensorParts | None]:
+    """A card, that of the file to load, and this file, open and verified (None: fresh weights). A run that goes on may delete
+    its newest checkpoint, when there is a newer one, before it was opened: then that is taken."""
+    entry = find(name_or_path)
+    while True:
+        try:
+            return entry, *_weights_for(entry, weights, open_files)
+        except CheckpointError:
+            before, entry = entry, find(name_or_path)
+            if entry.checkpoint == before.checkpoint:
+                raise
 
 
 def _loaded(
@@ -113,7 +131,7 @@ def _loaded(
             RandomWeightsWarning,
             stacklevel=2,
         )
-    if entry.path.name == UNFINISHED:
+    if entry.checkpoint is not None:
         step, of = (card.training.get(key) for key in ("steps", "of_steps"))
         said = f"{entry.folder} is not finished: this is its model after step {step} of {of}."
         warnings.warn(said, UnfinishedWarning, stacklevel=2)
@@ -149,7 +167,7 @@ def _weights_for(entry: Entry, weights: Weights, open_files: ExitStack) -> tuple
                 "to get fresh random ones."
             )
         return card, None
-    path = _weights.inside(entry.folder, card.weights.uri)
+    path = _weights.inside(entry.checkpoint or entry.folder, card.weights.uri)
     found: TensorFile | TensorParts
     if card.weights.parts:
         found = open_files.enter_context(_weights.hold_parts(path, card.weights.parts))
@@ -193,6 +211,7 @@ def _llama(path: Path, device: torch.device, dtype: torch.dtype | str | None, we
     wanted = None if dtype is None else _dtype(dtype)
     size = count(build(llama_config(path), device="meta")) * (wanted or torch.bfloat16).itemsize  # at least
     memory.check(size, device, what=str(path))
+    warnings.warn(f"{path} records no hashes: its weights are read as they are, unverified.", UnverifiedWarning, stacklevel=3)
     return load_llama(path, dtype=wanted, device=device).eval()
 
 

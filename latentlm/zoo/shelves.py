@@ -21,10 +21,9 @@ from latentlm.config import Card, as_yaml, parse, read_yaml
 from latentlm.config.reading import no_file
 from latentlm.config.writing import atomic_folder
 from latentlm.errors import CheckpointError, UserError, resolved, typed_path, unknown_name
+from latentlm.zoo.unfinished import RECIPE, newest_of
 
 CARD = "card.yaml"
-UNFINISHED = "unfinished.yaml"
-"""The card of a run that goes on, of its newest checkpoint; gone when the run has its own."""
 ZOO_PATH = "LATENTLM_ZOO_PATH"
 _BESIDE = ("tokenizer_config.json", "chat_template.jinja", "recipe.yaml")
 """What a card on a shelf keeps of its run, beside the weights and the tokenizer."""
@@ -40,6 +39,8 @@ class Entry:
 
     card: Card
     path: Path
+    checkpoint: Path | None = None
+    """Of a run that goes on, and has no card file: where its weights lie."""
 
     @property
     def folder(self) -> Path:
@@ -104,9 +105,11 @@ def find(name_or_path: str | Path) -> Entry:
     known = entries() if bare else {}
     if path.name in known:
         return only(known[path.name])
-    for file in (path / CARD, path / UNFINISHED):
-        if file.is_file():
-            return Entry(read_card(file), file)
+    if (path / CARD).is_file():
+        return Entry(read_card(path / CARD), path / CARD)
+    if (newest := newest_of(path)) is not None:
+        card, checkpoint = newest
+        return Entry(card, path / RECIPE, checkpoint)
     if path.is_file():
         return _of_file(path)
     if path.is_dir():
@@ -187,7 +190,7 @@ def _a_recipe(name: Path) -> str:
 def _no_model(folder: Path) -> str:
     """Why a folder without a card is no model."""
     if (folder / "recipe.yaml").is_file():
-        return f"The run in {folder} is not finished, and is no model yet. Go on with `latentlm train ... --resume`."
+        return f"The run in {folder} is not finished, and has saved no model yet. Go on with `latentlm train ... --resume`."
     if (folder / "config.json").is_file():
         return f"{folder} has no {CARD}: weights of transformers can be loaded, but they are no card of the zoo."
     return f"{folder} is no model: it holds no {CARD} and no Llama weights (config.json with *.safetensors)."

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.config.tensor_files import TensorFile, finite, held
-from latentlm.config.tensor_parts import TensorParts, held_parts
+from latentlm.config.tensor_parts import TensorParts, Whole, held_parts
 from latentlm.errors import CheckpointError, resolved
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -152,7 +152,9 @@ def load_into(model: nn.Module, path: Path | TensorFile | TensorParts) -> None:
     wanted = weights_of(model)
     with _opened(path) as file:
         for name, tensor in wanted.items():
-            tensor.copy_(finite(file.get_tensor(name), name, path))
+            pieces = file.get_pieces(name) if isinstance(file, Whole) else [(..., file.get_tensor(name))]
+            for place, piece in pieces:
+                tensor[place].copy_(finite(piece, name, path))
 
 
 def check_finite(file: TensorFile) -> None:

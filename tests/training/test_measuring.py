@@ -17,6 +17,7 @@ from latentlm.interface.ranks import alone, gathered, place
 from latentlm.likelihood import bits_per_byte, score_texts
 from latentlm.training import prepare, train
 from latentlm.training.gpus import GPUS, peak_by_name, peak_of
+from latentlm.training.record.checkpoint import checkpoints
 from latentlm.training.record.metrics import read_metrics
 from latentlm.zoo.accounting import cost_of
 from latentlm_evals.adapter import LatentLM
@@ -48,7 +49,8 @@ def test_the_last_evaluation_is_that_of_the_finished_model(
     assert list(found) == ["latentlm_copy", "latentlm_next_line"]
     for row in task_results(run_tasks(LatentLM(model), list(found), limit=4)):
         assert found[row.task]["items"] == 4
-        assert found[row.task][row.metric if row.filter == "none" else f"{row.metric},{row.filter}"] == row.value
+        name = row.metric if row.filter == "none" else f"{row.metric},{row.filter}"
+        assert found[row.task]["metrics"][name]["value"] == row.value
 
     held_out = prepare(asked.data).held_out[:3]
     assert lines[-1]["likelihood"]["documents"] == 3
@@ -71,6 +73,7 @@ def test_what_is_evaluated_moves_no_weight(recipe: Make, tmp_path: Path) -> None
     [
         (['train.evaluate.tasks=["latentlm_copi"]'], "latentlm_copy"),
         (['train.evaluate.tasks=["latentlm_next_line"]'], "has 53 tokens, and the model sees 32"),
+        (["train.evaluate.documents=2", f"train.evaluate.max_samples={2**62}"], "max_samples=.* takes"),
         (["train.evaluate.every=5"], "nothing is to be evaluated"),
     ],
 )
@@ -80,6 +83,60 @@ def test_what_cannot_be_measured_is_refused_before_the_first_step(
     with pytest.raises(UserError, match=says):
         train(recipe(*asked), out=tmp_path / "run", progress=False)
     assert not evaluations(tmp_path / "run")
+
+
+class Odd:
+    """Tasks whose answers fail at a step, or are none."""
+
+    asked = 0
+
+    def __init__(self, tasks: list[str], limit: int | None) -> None:
+        """Takes any."""
+
+    def check(self, model: object) -> None:
+        """Nothing to say."""
+
+    def answer(self, model: object) -> dict[str, Any]:
+        Odd.asked += 1
+        if Odd.asked == 2:
+            raise KeyError("gold")
+        return {"a\x1b[31m": {"items": 1, "metrics": {"m\x1b[0m": {"value": None, "standard_error": None}}}}
+
+
+class Entry:
+    """An entry point with what it loads."""
+
+    value = "third.party:Odd"
+
+    def __init__(self, loads: type | Exception) -> None:
+        self.loads = loads
+
+    def load(self) -> type:
+        if isinstance(self.loads, Exception):
+            raise self.loads
+        return self.loads
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: [Entry(Odd)])
+    asked = recipe("train.save_every=100", "train.evaluate.every=3", 'train.evaluate.tasks=["odd"]')
+    with pytest.raises(UserError, match=r"an answer cannot be judged \(KeyError: 'gold'\)"):
+        train(asked, out=tmp_path / "run")
+    assert "a\\x1b[31m m\\x1b[0m unknown" in capsys.readouterr().err
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003", "step-00000006"]
+    train(asked, out=tmp_path / "run", resume=True, progress=False)
+    assert [line["step"] for line in evaluations(tmp_path / "run")] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("found", [[], [Entry(ModuleNotFoundError("no module"))], [Entry(Odd), Entry(Odd)]])
+def test_what_should_answer_tasks_and_does_not_is_one_message(
+    found: list[Entry], recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: found)
+    with pytest.raises(UserError, match=r"train\.evaluate\.tasks"):
+        train(recipe('train.evaluate.tasks=["odd"]'), out=tmp_path / "run", progress=False)
 
 
 def test_a_process_alone_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,10 +153,13 @@ def test_the_share_of_a_known_peak_is_logged(recipe: Make, tmp_path: Path, monke
     train(recipe("train.steps=2"), out=tmp_path / "unknown", progress=False)
     assert "mfu" not in read_metrics(tmp_path / "unknown" / "metrics.jsonl")[0]
     monkeypatch.setattr("latentlm.training.run.peak_of", lambda device, dtype: 1e12)
-    train(recipe("train.steps=2"), out=tmp_path / "known", progress=False)
+    train(recipe("train.steps=2", "train.context=32"), out=tmp_path / "known", progress=False)
+    train(recipe("train.steps=2", "model.backbone.context=4096", "train.context=32"), out=tmp_path / "long", progress=False)
     line = read_metrics(tmp_path / "known" / "metrics.jsonl")[0]
     a_token = cost_of(zoo.load(tmp_path / "known"), dtype=torch.float32).training_flops_per_token
     assert line["mfu"] == pytest.approx(line["tokens_per_second"] * a_token / 1e12)
+    long = read_metrics(tmp_path / "long" / "metrics.jsonl")[0]
+    assert long["mfu"] == pytest.approx(long["tokens_per_second"] * a_token / 1e12)  # by what it is shown, not what it could be
 
 
 def test_peaks_are_those_of_whole_gpus_by_name() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.training import train
 from latentlm.training.run import Run
+from latentlm.zoo import weights
 from latentlm.zoo.loading import UnfinishedWarning
 from latentlm.zoo.shelves import add_run
 
@@ -52,7 +55,6 @@ def test_a_run_that_goes_on_is_the_model_of_its_newest_checkpoint(recipe: Make, 
     with pytest.raises(UserError, match="no finished run"):
         add_run(stopped)
     train(recipe(), out=stopped, resume=True, progress=False)
-    assert not (stopped / "unfinished.yaml").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert zoo.load(stopped).card.training["steps"] == 12  # type: ignore[union-attr]
@@ -64,4 +66,35 @@ def test_a_checkpoint_that_was_changed_is_refused(stopped: Path) -> None:
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(UserError, match="do not match their card"):
+        zoo.load(stopped)
+
+
+def test_a_run_that_deletes_what_is_being_opened_is_read_again(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest checkpoint may be gone, and a newer one there, before it was opened."""
+    newest, before = stopped / "checkpoints" / "step-00000008", weights.hold
+
+    def hold(path: Path) -> Any:
+        if newest.exists():
+            record = json.loads((newest / "state.json").read_text())
+            newest.rename(newest.with_name("step-00000012"))
+            (newest.with_name("step-00000012") / "state.json").write_text(json.dumps({**record, "step": 12}))
+        return before(path)
+
+    monkeypatch.setattr(weights, "hold", hold)
+    with pytest.warns(UnfinishedWarning, match=r"after step 12 of 12\."):
+        zoo.load(stopped)
+
+
+def test_checkpoints_may_lie_on_another_disk(stopped: Path, tmp_path: Path) -> None:
+    (stopped / "checkpoints").rename(tmp_path / "elsewhere")
+    (stopped / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.warns(UnfinishedWarning, match="after step 8"):
+        zoo.load(stopped)
+
+
+def test_a_damaged_state_is_one_message(stopped: Path) -> None:
+    (stopped / "checkpoints" / "step-00000008" / "state.json").write_text('{"step": 8, "files": [1]}')
+    with pytest.raises(UserError, match=r"is damaged: state\.json does not say what its weights are"):
         zoo.load(stopped)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,15 +30,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentlm.config import WeightsSpec, read_json
+from latentlm.config import read_json
 from latentlm.config.tensor_files import TensorFile, open_file
 from latentlm.config.writing import atomic_folder, remove_folder, remove_leftovers
 from latentlm.errors import CheckpointError, UserError, invalid
+from latentlm.zoo.unfinished import STATE, checkpoints
 from latentlm.zoo.weights import sha256
 
 FORMAT, SHARDED = 1, 2
 """Of a run of one process, and of several."""
-_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,6 @@ def save_checkpoint(
     return path_of_step(folder, step)
 
 
-def spec_of(checkpoint: Path, name: str) -> WeightsSpec:
-    """What a card beside a checkpoint that was just written says of one of its files."""
-    promised = read_json(checkpoint / _STATE)["files"][f"{name}.safetensors"]
-    return WeightsSpec(uri=f"{checkpoint.name}/{name}.safetensors", **promised)
-
-
 def path_of_step(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
     return folder / f"step-{step:08d}"
@@ -143,7 +136,7 @@ def write_state(
 ) -> None:
     """Write state.json, the last file of a checkpoint; `files` are `facts_of` each by its name."""
     record = {"format": format, "step": step, "files": dict(files), "state": dict(state)}
-    (folder / _STATE).write_text(json.dumps({**record, "sha256": _hash_record(record)}, indent=1), encoding="utf-8")
+    (folder / STATE).write_text(json.dumps({**record, "sha256": _hash_record(record)}, indent=1), encoding="utf-8")
 
 
 def set_aside_newer(folder: Path, *, step: int) -> None:
@@ -160,19 +153,13 @@ def set_aside_newer(folder: Path, *, step: int) -> None:
             path.rename(aside)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first. Unfinished ones have hidden names and are not among them."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
 def is_ours(path: Path) -> bool:
     """Whether a folder holds a checkpoint, whole or damaged, and nothing else that would go with it."""
     if path.is_symlink() or not path.is_dir():
         return False
     try:
-        known = {name for name in read_json(path / _STATE)["files"] if name.endswith(".safetensors")}  # anyone can write it
-        return {file.name for file in path.iterdir()} <= {_STATE, *known}
+        known = {name for name in read_json(path / STATE)["files"] if name.endswith(".safetensors")}  # anyone can write it
+        return {file.name for file in path.iterdir()} <= {STATE, *known}
     except (UserError, AttributeError, KeyError, TypeError, OSError):
         return False
 
@@ -204,21 +191,21 @@ def open_checkpoint(path: Path, *, compare: bool = True) -> Checkpoint:
     """Read a checkpoint's state and compare every hash; without `compare`, each when its file is going to be read. Raises
     CheckpointError with what is damaged."""
     try:
-        record = read_json(path / _STATE)
+        record = read_json(path / STATE)
         promised = record.pop("sha256")
         intact = promised == _hash_record(record)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is not readable ({error}).") from None
+        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is not readable ({error}).") from None
     if not intact:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} has been changed.")
+        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} has been changed.")
     if record.get("format") not in (FORMAT, SHARDED):
         raise CheckpointError(f"the checkpoint {path} has format {record.get('format')}; this version reads formats 1 and 2.")
     try:
         said = _Record.model_validate(record)
     except ValidationError as error:
-        raise CheckpointError(f"the checkpoint {invalid(error, _Record, source=f'{path} is damaged: {_STATE}')}.") from None
+        raise CheckpointError(f"the checkpoint {invalid(error, _Record, source=f'{path} is damaged: {STATE}')}.") from None
     if path != path_of_step(path.parent, said.step):
-        raise CheckpointError(f"the checkpoint {path} is damaged: {_STATE} is that of step {said.step}.")
+        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is that of step {said.step}.")
     with ExitStack() as opened:
         files = {name.partition(".")[0]: _of_size(path, name, facts.size, opened) for name, facts in said.files.items()}
         promised = {name.partition(".")[0]: facts.sha256 for name, facts in said.files.items()}

@@ -19,17 +19,18 @@ from latentlm.config.writing import acquired, check_replaceable, check_writable,
 from latentlm.errors import UserError, typed_path
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.training.recipes import RECIPE
-from latentlm.zoo.shelves import CARD, UNFINISHED
+from latentlm.zoo.shelves import CARD
+from latentlm.zoo.unfinished import CHECKPOINTS
 from latentlm.zoo.weights import refuse_bytes
 
-METRICS, CHECKPOINTS, WEIGHTS, PROFILE = "metrics.jsonl", "checkpoints", "model.safetensors", "profile"
+METRICS, WEIGHTS, PROFILE = "metrics.jsonl", "model.safetensors", "profile"
 _LOCK = ".lock"
 _MARK = "a run of latentlm\n"
 """What the lock says from the moment a run writes its first file: it alone tells the files of a run that has saved nothing from
 those of someone else who happens to call theirs so."""
 MANIFEST = "manifest.json"
 _BEGUN = {RECIPE, METRICS, TOKENIZER, "tokenizer_config.json", MANIFEST}
-_FILES, _FOLDERS = sorted({*_BEGUN, WEIGHTS, CARD, UNFINISHED}), ("tensorboard", PROFILE, CHECKPOINTS)
+_FILES, _FOLDERS = sorted({*_BEGUN, WEIGHTS, CARD}), ("tensorboard", PROFILE, CHECKPOINTS)
 _OF_A_RUN = {*_BEGUN, *_FOLDERS}
 """What a run writes ahead of its first checkpoint, beside its lock; _FILES: all that it writes in the end."""
 

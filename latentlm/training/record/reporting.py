@@ -14,7 +14,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from latentlm.errors import UserError
+from latentlm.errors import UserError, shown
 
 
 class Reporter:
@@ -91,9 +91,12 @@ def _measured(line: dict[str, Any]) -> Iterator[str]:
         open_end = "" if own["converged"] else " (not converged)"
         yield f"likelihood {own['bits_per_byte']:.4f}{_plus_minus(own['standard_error'])} bits/byte{open_end}"
     for task, own in line.get("tasks", {}).items():
-        shown = [name for name in own if name != "items" and not name.endswith("_standard_error")]
-        numbers = (f"{name} {own[name]:.4f}{_plus_minus(own[f'{name}_standard_error'])}" for name in shown)
-        yield f"{task} {', '.join(numbers)}"
+        numbers = (
+            f"{shown(name)} {'unknown' if each['value'] is None else format(each['value'], '.4f')}"
+            f"{_plus_minus(each['standard_error'])}"
+            for name, each in own["metrics"].items()
+        )
+        yield f"{shown(task)} {', '.join(numbers)}"
 
 
 def _plus_minus(error: float | None) -> str:

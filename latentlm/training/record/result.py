@@ -13,8 +13,9 @@ from latentlm.config import Card, Recipe, WeightsSpec, as_yaml, parse, read_yaml
 from latentlm.config.tensor_files import save_one_by_one
 from latentlm.config.writing import write_atomically, write_text
 from latentlm.errors import UserError
-from latentlm.training.record.folder import CARD, METRICS, UNFINISHED, WEIGHTS
+from latentlm.training.record.folder import CARD, METRICS, WEIGHTS
 from latentlm.training.record.metrics import last_line, whole_lines
+from latentlm.zoo.unfinished import card_of
 from latentlm.zoo.weights import sha256
 
 _SCORES = ("bits_per_byte", "standard_error", "bound", "cross_entropy", "kl_bits_per_token", "live_bits", "documents", "bytes")
@@ -62,34 +63,9 @@ def write_model(
     path = out / WEIGHTS
     write_atomically(path, lambda temporary: save_one_by_one(temporary, weights, tensors))
     spec = WeightsSpec(uri=path.name, sha256=sha256(path), size=path.stat().st_size)
-    card = _card(recipe, spec, tokenizer=tokenizer, training=training, scores=scores)
+    card = card_of(recipe, spec, tokenizer=tokenizer, training=training, scores=scores)
     write_text(out / CARD, as_yaml(card, exclude_none=True))
-    (out / UNFINISHED).unlink(missing_ok=True)
     return card
-
-
-def write_unfinished(out: Path, *, recipe: Recipe, weights: WeightsSpec, tokenizer: str, training: dict[str, Any]) -> None:
-    """Write unfinished.yaml, the card of a checkpoint's weights, which lie below `out`: a run that goes on is a model."""
-    card = _card(recipe, weights, tokenizer=tokenizer, training=training, scores={})
-    write_text(out / UNFINISHED, as_yaml(card, exclude_none=True))
-
-
-def _card(
-    recipe: Recipe, weights: WeightsSpec, *, tokenizer: str, training: dict[str, Any], scores: dict[str, Any]
-) -> Card:
-    return Card(
-        card_version=2 if recipe.model.latents else 1,
-        name=recipe.name,
-        description=recipe.description,
-        status="trained",
-        plugins=recipe.plugins,
-        model=recipe.model,
-        tokenizer=tokenizer,
-        weights=weights,
-        dtype="float32",
-        training=training,
-        scores=scores,
-    )
 
 
 def training_facts(recipe: Recipe, *, data: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

@@ -35,9 +35,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.futures import Future as TorchFuture
 
-from latentlm.config import WeightsSpec
 from latentlm.config.tensor_files import finite
-from latentlm.config.tensor_parts import hash_of_hashes
 from latentlm.config.writing import explained
 from latentlm.errors import CheckpointError, sentence, short
 from latentlm.training.optimizer import make_room, optimizer_shapes
@@ -47,8 +45,6 @@ from latentlm.zoo.weights import weights_of
 
 Files = dict[str, dict[str, Any]]
 """What state.json says of each."""
-_WEIGHTS = "-model-00001-of-"
-"""In the names of files with weights, as DCP calls the first of them."""
 
 
 class Background:
@@ -71,11 +67,9 @@ class Background:
         moments: Mapping[str, Tensor],
         state: Mapping[str, Any],
         keep: int,
-        then: Callable[[WeightsSpec], None] = lambda weights: None,
     ) -> None:
-        """Begin to write a checkpoint; `then` is called by process 0 when it is there, with what a card says of its weights.
-        Raises CheckpointError, in every process, where the one before could not be written, or this one's folder cannot be
-        made."""
+        """Begin to write a checkpoint. Raises CheckpointError, in every process, where the one before could not be written, or
+        this one's folder cannot be made."""
         self.wait()
         new = new_checkpoint(self._folder, step=step, keep=keep)
         temporary = Path(self._ranks.from_first(lambda: str(self._unfinished.enter_context(new))))
@@ -83,9 +77,8 @@ class Background:
         def publish(files: Files) -> None:
             write_state(temporary, format=SHARDED, step=step, files=files, state=state)
             self._unfinished.close()
-            then(_spec(path, files))
 
-        path = self._path = path_of_step(self._folder, step)
+        self._path = path_of_step(self._folder, step)
         owner = {**dict.fromkeys(weights, 1), **dict.fromkeys(moments, 2)}  # files of their own: weights alone are a model
         writer, planner = _Writer(temporary, owner, publish), DefaultSavePlanner(dedup_save_to_lowest_rank=True)
         future = dcp.async_save({**weights, **moments}, storage_writer=writer, planner=planner, process_group=self._group)
@@ -117,13 +110,6 @@ class Background:
                 future.result()
             except CheckpointException as error:
                 raise _cause(error) from error
-
-
-def _spec(checkpoint: Path, files: Files) -> WeightsSpec:
-    """What a card says of its weights; `uri` is the checkpoint's name."""
-    parts = sorted(name for name in files if _WEIGHTS in name)
-    size, combined = sum(files[name]["size"] for name in parts), hash_of_hashes([files[name]["sha256"] for name in parts])
-    return WeightsSpec(uri=checkpoint.name, sha256=combined, size=size, parts=parts)
 
 
 def _cause(error: CheckpointException) -> BaseException:
