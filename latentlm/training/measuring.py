@@ -26,6 +26,7 @@ from latentlm.likelihood import bits_per_byte, score_texts
 from latentlm.likelihood.scoring import texts_to_score
 from latentlm.tokenizer import Tokenizer
 from latentlm.training.data.prepared import HeldOut
+from latentlm.training.parallel import is_lost
 from latentlm.training.trainer import autocast
 
 Answers = Mapping[str, Mapping[str, Any]]
@@ -67,6 +68,8 @@ def _blamed(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_lost(error):  # another process is gone: no fault of a task
+            raise
         said = short(f"{type(error).__name__}: {error}".splitlines()[0])
         raise UserError(f"train.evaluate.tasks: {what} ({said}). Mend the task, or leave it out.") from error
 

@@ -112,7 +112,7 @@ def joined() -> Iterator[Ranks]:
             yield ranks
     except RuntimeError as error:
         first = _first_to_end(store)
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not is_lost(error):
             raise
         reason = "another process of this run has ended, or cannot be reached any more. What was saved before is intact"
         raise (LostError if first else ElsewhereError)(f"{reason}: go on with --resume.") from error
@@ -121,6 +121,11 @@ def joined() -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether this is what torch says where another process cannot be reached."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 @contextmanager

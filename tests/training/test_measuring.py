@@ -15,7 +15,7 @@ from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.interface.ranks import alone, gathered, place
 from latentlm.likelihood import bits_per_byte, score_texts
-from latentlm.training import prepare, train
+from latentlm.training import measuring, prepare, train
 from latentlm.training.gpus import GPUS, peak_by_name, peak_of
 from latentlm.training.record.checkpoint import checkpoints
 from latentlm.training.record.metrics import read_metrics
@@ -128,6 +128,11 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003", "step-00000006"]
     train(asked, out=tmp_path / "run", resume=True, progress=False)
     assert [line["step"] for line in evaluations(tmp_path / "run")] == [3, 6, 9, 12]
+
+
+def test_a_process_that_is_gone_is_no_fault_of_a_task() -> None:
+    with pytest.raises(RuntimeError, match="gloo"), measuring._blamed("an answer cannot be judged"):
+        raise RuntimeError("[../third_party/gloo/transport] Connection closed by peer")
 
 
 @pytest.mark.parametrize("found", [[], [Entry(ModuleNotFoundError("no module"))], [Entry(Odd), Entry(Odd)]])
