@@ -140,13 +140,18 @@ def task_manager(
     if others & set(tasks) or any(not name.startswith(_OURS) for name in _unknown(tasks, manager)):
         manager = Tasks(include_path=folders, metadata=metadata)
     for name in _unknown(tasks, manager):
-        error = unknown_name("task", name, manager.all_tasks)
-        if len(manager.all_tasks) > _LISTED:  # naming all of lm-eval's would bury the message
-            hint = str(error).partition(" Available:")[0]
-            shipped = ", ".join(Tasks(include_path=folders, include_defaults=False).all_tasks)
-            raise type(error)(f"{hint} Available: {shipped}, and lm-eval's own (lm_eval ls tasks).")
-        raise error
+        raise unknown_task(name, manager)
     return manager
+
+
+def unknown_task(name: str, manager: TaskManager) -> UserError:
+    """The error of a name that is not in an index of tasks, which says what is near."""
+    error = unknown_name("task", name, manager.all_tasks)
+    if len(manager.all_tasks) <= _LISTED:
+        return error
+    hint = str(error).partition(" Available:")[0]  # naming all of lm-eval's would bury the message
+    shipped = ", ".join(Tasks(include_path=manager.include_path, include_defaults=False).all_tasks)
+    return type(error)(f"{hint} Available: {shipped}, and lm-eval's own (lm_eval ls tasks).")
 
 
 def _unknown(tasks: Sequence[str], manager: TaskManager) -> list[str]:
@@ -162,10 +167,11 @@ def check_tasks(tasks: Sequence[str], include_path: Path | None = None) -> None:
 
 
 def run_tasks(
-    adapter: LatentLM, tasks: Sequence[str], *, limit: float | None = None, include_path: Path | None = None
+    adapter: LatentLM, tasks: Sequence[str], *, limit: float | None = None, include_path: Path | None = None, **options: Any
 ) -> dict[str, Any]:
-    """lm-eval's results of the tasks, samples included. `limit`: items per task, or their share below 1."""
-    results = run_with(adapter, tasks, include_path=include_path, limit=limit)
+    """lm-eval's results of the tasks, samples included. `limit`: items per task, or their share below 1. `options`: as
+    `run_with`."""
+    results = run_with(adapter, tasks, include_path=include_path, limit=limit, **options)
     assert results is not None, "one process has the results"
     return results
 

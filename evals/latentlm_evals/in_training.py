@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import lm_eval.api.metrics
 import lm_eval.api.task
 import lm_eval.evaluator
+import tqdm
+from lm_eval.api.metrics import sample_stddev
 
 from latentlm.interface import LatentDecoder
 from latentlm_evals.adapter import LatentLM
@@ -17,6 +21,9 @@ from latentlm_evals.dry_run import DryLM
 from latentlm_evals.evaluation import run_tasks, task_results
 from latentlm_evals.fingerprint import Facts
 from latentlm_evals.task_names import resolve_tasks
+
+_BOOTSTRAPS = 1000
+"""For standard errors of what has none in closed form (perplexities). lm-eval's own 100,000 take longer than the tasks."""
 
 
 class _Unsigned(LatentLM):
@@ -61,19 +68,30 @@ class LmEval:
     def _run(self, adapter: LatentLM) -> dict[str, Any]:
         """lm-eval's results."""
         with _as_the_only_one():
-            return run_tasks(adapter, self._names, limit=self._limit)
+            return run_tasks(adapter, self._names, limit=self._limit, bootstrap_iters=_BOOTSTRAPS)
 
 
 @contextmanager
 def _as_the_only_one() -> Iterator[None]:
     """lm-eval gives results to one process of a machine alone, by the environment. And it draws bars while it makes requests,
-    and has git say of what folder it is called, which no option of its turns off."""
-    local, shown, commit = os.environ.pop("LOCAL_RANK", None), lm_eval.api.task.tqdm, lm_eval.evaluator.get_git_commit_hash
-    lm_eval.api.task.tqdm = functools.partial(shown, disable=True)
-    lm_eval.evaluator.get_git_commit_hash = lambda: None
-    try:
-        yield
-    finally:
-        lm_eval.api.task.tqdm, lm_eval.evaluator.get_git_commit_hash = shown, commit
+    has git say of what folder it is called, and bootstraps in processes of its own (forks of one that trains), loudly, which no
+    option of its turns off."""
+    local = os.environ.pop("LOCAL_RANK", None)
+    silent = functools.partial(tqdm.tqdm, disable=True)
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (lm_eval.api.task, "tqdm", silent),
+            (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+            (lm_eval.api.metrics, "bootstrap_stderr", _bootstrapped),
+        ):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
         if local is not None:
-            os.environ["LOCAL_RANK"] = local
+            stack.callback(os.environ.__setitem__, "LOCAL_RANK", local)
+        yield
+
+
+def _bootstrapped(statistic: Callable[[Sequence[Any]], float], values: Sequence[Any], iters: int) -> float:
+    """The standard error of a statistic of values."""
+    draw = random.Random(0)
+    return sample_stddev([statistic(draw.choices(values, k=len(values))) for _ in range(iters)])

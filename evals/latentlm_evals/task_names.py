@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.errors import UserError
-from latentlm_evals.evaluation import Tasks, errors_only, task_manager
+from latentlm_evals.evaluation import Tasks, errors_only, task_manager, unknown_task
 from latentlm_evals.suites import task_path
 
 _OURS = "latentlm_"  # no task of lm-eval's own begins so
@@ -30,7 +30,7 @@ def resolve_tasks(names: Sequence[str], include_path: Path | None = None) -> lis
     for name in names:
         matches = manager.match_tasks([name]) if name in patterns else [name]
         if not matches:
-            task_manager([name], include_path)  # says which name is near
+            raise unknown_task(name, manager)
         found.update(dict.fromkeys(matches))
     return _without_repeats({name: _load(name, manager) for name in found})
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -184,7 +184,10 @@ def _steps(run: Run) -> None:
                 run.wait()
                 kept = "none" if run.saved_step is None else f"step {run.saved_step}"
                 raise DivergedError(f"{error} Last checkpoint in {run.out}: {kept}.") from None
-            if run.ranks.any(stop.requested or run.failed) and run.trainer.step < run.recipe.train.steps:
+            stopped = run.ranks.any(stop.requested or run.failed)
+            # None of several can leave the others alone in it: there, a signal is heard after the next step.
+            measured = not run.measures or (not stopped and stop.during(run.measure, at_once=run.ranks.size == 1))
+            if not measured or (stopped and run.trainer.step < run.recipe.train.steps):
                 run.save()
                 run.wait()
                 raise InterruptedRun(_how_to_go_on(run))
@@ -206,12 +209,13 @@ class StopRequest:
     """Ctrl-C, SIGTERM and a closed terminal (SIGHUP) end a run between two steps, with a checkpoint; a second Ctrl-C ends it at
     once.
 
-    Within the block, a first one of these signals sets `requested`; a second one raises KeyboardInterrupt. A signal that is
-    ignored stays so (`nohup`). Signals belong to the main thread: in another one the block changes nothing.
+    Within the block, a first one of these signals sets `requested`; a second one raises KeyboardInterrupt, and the first too in
+    what is given to `during`. A signal that is ignored stays so (`nohup`). Signals belong to the main thread: in another one
+    the block changes nothing.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -225,10 +229,23 @@ class StopRequest:
             if signal.getsignal(number) == self._ask:  # else someone has decided otherwise since
                 signal.signal(number, handler)
 
+    def during(self, work: Callable[[], None], *, at_once: bool) -> bool:
+        """Whether `work`, with which nothing is lost, was done; with `at_once` it ends where one of the signals comes."""
+        self._at_once = at_once
+        try:
+            work()
+        except KeyboardInterrupt:
+            if not self.requested:
+                raise
+            return False
+        finally:
+            self._at_once = False
+        return True
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        again, self.requested = self.requested, True
+        if self._at_once or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
-        self.requested = True
 
 
 @contextmanager

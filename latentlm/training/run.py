@@ -96,8 +96,8 @@ class Run:
             if (profile := self.recipe.train.profile) is not None and self.trainer.step > profile.start:
                 self.reporter.warn(f"train.profile begins at step {profile.start}, which is past: no trace will be written.")
         self.ranks.from_first(lambda: self._open(command, checkpoint))
-        if self._measuring.due(self.trainer.step) and not self.ranks.from_first(self._is_measured):
-            self._measure()  # the run ended between the checkpoint and this
+        if self.measures and not self.ranks.from_first(self._is_measured):
+            self.measure()  # the run ended between the checkpoint and this
 
     def _is_measured(self) -> bool:
         return bool(last_line(read_metrics(self.out / METRICS), "evaluation").get("step") == self.trainer.step)
@@ -185,7 +185,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------------ steps
 
     def step(self) -> None:
-        """One optimiser step and whatever is due after it: a metrics line, an evaluation, a checkpoint."""
+        """One optimiser step and what is due after it: a metrics line, the held-out bound, a checkpoint; not `measure`."""
         config = self.recipe.train
         self._profiler.before(self.trainer.step)
         started = time.perf_counter()
@@ -198,11 +198,13 @@ class Run:
             self._log()
         if step % config.eval_every == 0 or last:
             self._evaluate()
-        measured = self._measuring.due(step)
-        if step % config.save_every == 0 or last or measured:  # what goes wrong while it is measured loses no step
+        if step % config.save_every == 0 or last or self.measures:  # what goes wrong while it is measured loses no step
             self.save()
-        if measured:
-            self._measure()
+
+    @property
+    def measures(self) -> bool:
+        """Whether `measure` is due after this step."""
+        return self._measuring.due(self.trainer.step)
 
     def _count(self, facts: StepFacts, *, seconds: float) -> None:
         self.tokens += facts.targets
@@ -236,8 +238,8 @@ class Run:
             self.reporter.warn(f"at step {self.trainer.step}, {warning}")
         self._write(line)
 
-    def _measure(self) -> None:
-        """What `train.evaluate` asks for."""
+    def measure(self) -> None:
+        """What `train.evaluate` asks for. Where it ends before its time, the run measures again when it goes on."""
         with uncompiled(self.recipe.train):
             found = self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.measure(self.trainer.model)))
         now = {"step": self.trainer.step, "tokens": self.tokens, "elapsed": self.seconds}

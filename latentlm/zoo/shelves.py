@@ -211,6 +211,8 @@ def add_run(run: Path, *, name: str | None = None, shelf: Path | None = None, re
     entry = find(Path(run))
     if entry.path.name != CARD or entry.card.weights is None:
         raise UserError(f"{run} is no finished run; give the folder that `latentlm train` wrote.")
+    if entry.card.weights.parts:
+        raise UserError(f"{entry.path} has its weights in several files, a shelf takes one: give the folder of a finished run.")
     promised, weights = entry.card.weights, _weights.inside(entry.folder, entry.card.weights.uri)
     shelf = typed_path(shelf or user_shelf())
     wanted = name or entry.card.name

@@ -38,7 +38,7 @@ def newest_of(run: Path) -> tuple[Card, Path] | None:
             raise
         return newest_of(run)  # the run has deleted it since, and has a newer one
     try:
-        step, weights = record["step"], _weights(record["files"])
+        step, weights = int(saved[-1].name.removeprefix("step-")), _weights(record["files"])
     except (KeyError, TypeError, AttributeError, ValueError):
         said = f"the checkpoint {saved[-1]} is damaged: {STATE} does not say what its weights are"
         raise CheckpointError(f"{said}. `latentlm train ... --resume` goes on from the one before it.") from None

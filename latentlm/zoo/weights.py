@@ -89,7 +89,7 @@ def inside(folder: Path, name: str) -> Path:
 def hold_parts(folder: Path, names: Sequence[str]) -> Iterator[TensorParts]:
     """A card's weights that are files of a folder, as `hold`."""
     for name in names:
-        refuse_pickle(inside(folder, name))
+        _there(inside(folder, name))
     with held_parts(folder, names) as files:
         yield files
 
@@ -97,11 +97,15 @@ def hold_parts(folder: Path, names: Sequence[str]) -> Iterator[TensorParts]:
 @contextmanager
 def hold(path: Path) -> Iterator[TensorFile]:
     """A card's weights, open within the block. Raises CheckpointError where they are not there, or a pickle."""
+    _there(path)
+    with held(path) as file:
+        yield file
+
+
+def _there(path: Path) -> None:
     refuse_pickle(path)
     if not path.is_file():
         raise CheckpointError(f"The weights {path} are missing. Put them back or install again, or give weights=PATH.")
-    with held(path) as file:
-        yield file
 
 
 def verify(path: Path | TensorFile | TensorParts, *, size: int, digest: str) -> None:

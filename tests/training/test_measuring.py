@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.metrics
 import pytest
 import torch
+from lm_eval.api.metrics import stderr_for_metric
 from safetensors.torch import load_file
 
 from latentlm import zoo
@@ -15,13 +21,14 @@ from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.interface.ranks import alone, gathered, place
 from latentlm.likelihood import bits_per_byte, score_texts
-from latentlm.training import measuring, prepare, train
+from latentlm.training import InterruptedRun, measuring, prepare, train
 from latentlm.training.gpus import GPUS, peak_by_name, peak_of
 from latentlm.training.record.checkpoint import checkpoints
 from latentlm.training.record.metrics import read_metrics
 from latentlm.zoo.accounting import cost_of
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.evaluation import run_tasks, task_results
+from latentlm_evals.in_training import _as_the_only_one
 
 Make = Callable[..., Recipe]
 ASKED = ["train.evaluate.every=6", "train.evaluate.documents=3", "train.evaluate.max_samples=32"]
@@ -121,6 +128,7 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: [Entry(Odd)])
+    Odd.asked = 0
     asked = recipe("train.save_every=100", "train.evaluate.every=3", 'train.evaluate.tasks=["odd"]')
     with pytest.raises(UserError, match=r"an answer cannot be judged \(KeyError: 'gold'\)"):
         train(asked, out=tmp_path / "run")
@@ -128,6 +136,46 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003", "step-00000006"]
     train(asked, out=tmp_path / "run", resume=True, progress=False)
     assert [line["step"] for line in evaluations(tmp_path / "run")] == [3, 6, 9, 12]
+
+
+class Long(Odd):
+    """Tasks during which someone stops the run, at its second evaluation."""
+
+    def answer(self, model: object) -> dict[str, Any]:
+        Odd.asked += 1
+        if Odd.asked == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return {"long": {"items": 1, "metrics": {}}}
+
+
+@pytest.mark.parametrize("every", [6, 3])
+def test_a_run_that_is_stopped_while_it_is_evaluated_stops_at_once_and_evaluates_when_it_goes_on(
+    every: int, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Odd.asked = 0
+    monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: [Entry(Long)])
+    asked = recipe("train.save_every=100", f"train.evaluate.every={every}", 'train.evaluate.tasks=["long"]')
+    begun = time.monotonic()
+    with pytest.raises(InterruptedRun, match=f"stopped and saved at step {2 * every} of 12"):
+        train(asked, out=tmp_path / "run", progress=False)
+    assert time.monotonic() - begun < 60
+    assert [line["step"] for line in evaluations(tmp_path / "run")] == [every]
+    train(asked, out=tmp_path / "run", resume=True, progress=False)
+    assert [line["step"] for line in evaluations(tmp_path / "run")] == list(range(every, 13, every))
+    assert zoo.load(tmp_path / "run").card.training["steps"] == 12
+
+
+def test_standard_errors_without_a_closed_form_are_bootstrapped_in_this_process(capfd: pytest.CaptureFixture[str]) -> None:
+    values = [math.sin(number) for number in range(200)]
+    with _as_the_only_one():
+        spread = stderr_for_metric(lm_eval.api.metrics.perplexity, 1000)
+        assert spread is not None
+        found = spread(values)
+    assert capfd.readouterr() == ("", "")
+    perplexity = math.exp(-sum(values) / 200)
+    assert found == pytest.approx(perplexity * torch.tensor(values).std().item() / 200**0.5, rel=0.1)  # the delta method
+    assert lm_eval.api.metrics.bootstrap_stderr.__module__ == "lm_eval.api.metrics"
 
 
 def test_a_process_that_is_gone_is_no_fault_of_a_task() -> None:
