@@ -51,6 +51,7 @@ def by_name(rows: list[Row]) -> dict[str, Row]:
     return {row["contender"]: row for row in rows}
 
 
+@pytest.mark.conformance
 def test_steps_compare_every_contender_with_the_vanilla_step(no_processes: None) -> None:
     rows = by_name(steps.run(quick=True))
     assert {*steps.names(QUICK)} < {*rows}
@@ -142,6 +143,7 @@ def test_results_survive_json(invented: report.Results) -> None:
     assert report.page(again) == report.page(invented)
 
 
+@pytest.mark.conformance
 def test_pace_compares_what_both_trees_ship_and_has_a_control(tmp_path: Path) -> None:
     rows = pace.measured(Tree("before", ROOT), "vanilla-t*", rounds=2, folder=tmp_path, console=Console(quiet=True))
     assert [(row["what"], row["contender"]) for row in rows] == list(product(pace.KINDS, (pace.HERE, pace.CONTROL)))

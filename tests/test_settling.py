@@ -113,7 +113,7 @@ def test_a_filter_takes_over_where_weights_tell_nothing() -> None:
     assert found.value > weighed.value + 1
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", ["chunk-tiny", "causal-tiny"])
 def test_the_estimators_agree_on_trained_models(name: str) -> None:
     model = zoo.load(name)

@@ -46,8 +46,7 @@ def build(
         return model
     model = model.to_empty(device=device)
     if init:
-        generator = torch.Generator(device=device).manual_seed(seed)
-        model.init_weights(generator)
+        model.init_weights(torch.Generator(device=device).manual_seed(seed))
     return model
 
 

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentlm.backbone import KVCache, Transformer, rotation
-from latentlm.backbone.init import normal_
 from latentlm.composed import sharing, stages
 from latentlm.composed.ancestral import sample_autoregressive
 from latentlm.composed.declared import check_declared
@@ -113,18 +112,7 @@ class ComposedDecoder(LatentDecoder):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Embedding and Linear: normal(0, init_std), the last Linear of each sub-layer over sqrt(2 L); norms: one; then each
         part sets its own."""
-        std, scaled = self.config.backbone.init_std, (2 * self.config.backbone.blocks) ** -0.5
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding | nn.Linear):
-                last = name.endswith(("attention.output", "feed_forward.down"))
-                normal_(module.weight, std=std * scaled if last else std, generator=generator)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
-            if isinstance(module, nn.RMSNorm) and module.weight is not None:
-                module.weight.fill_(1.0)
-        for module in self.modules():
-            if isinstance(module, Part):
-                initialise(module, generator)
+        initialise(self, self.config.backbone, generator)
 
     # ------------------------------------------------------------------------------------------------ forward pass
 

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -26,9 +27,11 @@ from latentlm.errors import UserError, path_of, typed_path
 from latentlm.plugins.provenance import changes, explained
 from latentlm.tokenizer import FILE as TOKENIZER
 from latentlm.tokenizer import load_tokenizer
+from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prepared import Prepared, prepare
-from latentlm.training.measuring import tasks_of
-from latentlm.training.parallel import Ranks, check_ranks, heard, joined
+from latentlm.training.measuring import Evaluator, tasks_of
+from latentlm.training.mesh_plan import check_share
+from latentlm.training.parallel import Ranks, check_ranks, heard, joined, spreads
 from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.recipes import RECIPE
 from latentlm.training.record.checkpoint import checkpoints
@@ -87,7 +90,8 @@ def train(
             return read_result(out)
         if resume and not is_started(out):
             reporter.note(f"{out} holds no run to resume; a new one begins.")
-        run = ranks.agreed(lambda: _set_up(recipe, out=out, reporter=reporter, ranks=ranks))
+        ready = ranks.agreed(lambda: _make_ready(recipe, out=out, reporter=reporter, ranks=ranks))
+        run = _set_up(ready, out=out, reporter=reporter, ranks=ranks)
         try:
             run.begin(command)
             _steps(run)
@@ -110,8 +114,21 @@ def _claim(out: Path, stack: ExitStack, *, resume: bool) -> None:
         check_places(out)
 
 
-def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> Run:
-    """Everything up to the first step; refuses before the long work what can be refused."""
+@dataclass(frozen=True)
+class _Ready:
+    """What a run is set up from, with its recipe resolved."""
+
+    recipe: Recipe
+    device: torch.device
+    prepared: Prepared
+    stream: PackedStream
+    source: str | None
+    """What it begins with: `train.init`, where it is at its beginning."""
+    tasks: Evaluator | None
+
+
+def _make_ready(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> _Ready:
+    """Refuses before the long work what can be refused, and reads the data."""
     device = pick_device(recipe.train.device, ranks)
     check_ranks(recipe.train, ranks)
     if is_started(out):
@@ -132,13 +149,24 @@ def _set_up(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) -> R
         prepared = prepare(recipe.data)
     recipe = resolve(recipe, tokenizer=prepared.tokenizer)
     stream = make_stream(recipe, prepared)
-    check_memory(estimate_memory(recipe), device)
+    if ranks.size == 1:
+        check_memory(estimate_memory(recipe), device)
+    else:
+        check_share(recipe, ranks, device)
     if recipe.train.dtype == "bfloat16" and device.type == "cpu":
         reporter.warn("bfloat16 is many times slower than float32 on a CPU; set train.dtype=float32.")
-    model = make_model(recipe, device)
-    begun = None if source is None else begin_with(model, source, prepared.tokenizer, reporter)
-    trainer = Trainer(model, recipe.train, stream, ranks)
-    return Run(recipe, trainer, prepared, out=out, reporter=reporter, begun=begun, tasks=tasks)
+    return _Ready(recipe, device, prepared, stream, source, tasks)
+
+
+def _set_up(ready: _Ready, *, out: Path, reporter: Reporter, ranks: Ranks) -> Run:
+    """The model with its first weights, spread over the processes."""
+    recipe, prepared, source = ready.recipe, ready.prepared, ready.source
+    model = ranks.agreed(lambda: make_model(recipe, "meta" if ranks.size > 1 else ready.device))
+    if ranks.size > 1 and not spreads(model):
+        model = ranks.agreed(lambda: make_model(recipe, ready.device))
+    trainer = Trainer(model, recipe.train, ready.stream, ranks, device=ready.device)
+    begun = None if source is None else ranks.agreed(lambda: begin_with(model, source, prepared.tokenizer, reporter))
+    return Run(recipe, trainer, prepared, out=out, reporter=reporter, begun=begun, tasks=ready.tasks)
 
 
 def _prepared_again(recipe: Recipe, out: Path, reporter: Reporter) -> tuple[Prepared, Recipe]:

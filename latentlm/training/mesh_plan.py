@@ -18,12 +18,16 @@ peak is reached is what was measured (docs/gpu.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from latentlm.backbone.block import Block
-from latentlm.config import Recipe
+from latentlm.config import Recipe, TrainConfig, memory
 from latentlm.errors import UserError, unknown_name
+from latentlm.interface import LatentDecoder
 from latentlm.training.gpus import GPUS
 from latentlm.training.measuring import tasks_of
 from latentlm.training.parallel import Ranks, check_ranks
@@ -37,7 +41,22 @@ REACHED = 0.37
 
 
 @dataclass(frozen=True)
-class MeshPlan:
+class Share:
+    """Bytes of one process."""
+
+    kept: float
+    whole: float
+    passing: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return self.kept + self.whole + self.passing + self.activations
+
+
+@dataclass(frozen=True)
+class MeshPlan(Share):
     """What a dry run says of many GPUs. Bytes and seconds of one process and one step."""
 
     name: str
@@ -45,21 +64,12 @@ class MeshPlan:
     replicate: int
     gpu: str
     parameters: int
-    kept: float
-    whole: float
-    passing: float
-    activations: float
     available: float
     received: float
     computing_seconds: float
     receiving_seconds: float
     tokens_per_step: int
     steps: int
-
-    @property
-    def total(self) -> float:
-        """Bytes in all."""
-        return self.kept + self.whole + self.passing + self.activations
 
     @property
     def seconds(self) -> float:
@@ -100,6 +110,47 @@ class MeshPlan:
         )
 
 
+def share_of(recipe: Recipe, processes: int) -> Share:
+    """Memory of one of the processes that train a resolved recipe, the one with the most rows."""
+    train, model = recipe.train, make_model(recipe, "meta")
+    everything, inside, largest = _counts(model)
+    spread, rows = processes // train.parallel.replicate, math.ceil(train.batch / processes)
+    one_share = recipe.model_copy(update={"train": train.model_copy(update={"batch": rows})})
+    return Share(
+        kept=16 * everything / spread,
+        whole=8 * (everything - inside) if spread > 1 else 0,
+        passing=3 * _bytes_within(train) * largest if spread > 1 else 0,
+        activations=estimate_memory(one_share).activations,
+    )
+
+
+def _counts(model: LatentDecoder) -> tuple[int, int, int]:
+    """Parameters, those in blocks, and those of the largest block."""
+    blocks = [count(module) for module in model.modules() if isinstance(module, Block)]
+    return count(model), sum(blocks), max(blocks, default=0)
+
+
+def _bytes_within(train: TrainConfig) -> int:
+    """Bytes a number where blocks compute."""
+    return 2 if train.dtype == "bfloat16" else 4
+
+
+def check_share(recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
+    """Raise UserError where one of several processes has too little memory for its share; those of a machine share that of its
+    CPU."""
+    needed, free = share_of(recipe, ranks.size), memory.available(device)
+    sharing = ranks.beside if device.type == "cpu" else 1
+    if free is None or needed.total * sharing <= free:
+        return
+    among = f" for the {sharing} processes of this machine" if sharing > 1 else ""
+    state, activations = gib(needed.total - needed.activations), gib(needed.activations)
+    raise UserError(
+        f"each of {ranks.size} processes needs about {gib(needed.total)} of memory ({state} for weights, gradients and AdamW, "
+        f"{activations} for activations), and {gib(free)} are free on {device}{among}. Start more of them on more GPUs, lower "
+        "train.batch (train.accumulate makes up for it), set train.recompute=true, or choose a smaller model."
+    )
+
+
 def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
     """Plan a run of `recipe` on so many GPUs of a kind. Raises UserError for what could not run."""
     if gpu not in GPUS:
@@ -116,11 +167,9 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
         )
     recipe = resolve(recipe)
     train, model = recipe.train, make_model(recipe, "meta")
-    blocks = [count(module) for module in model.modules() if isinstance(module, Block)]
-    everything, inside, largest = count(model), sum(blocks), max(blocks, default=0)
-    outside, each = everything - inside, 2 if train.dtype == "bfloat16" else 4
+    everything, inside, _ = _counts(model)
+    outside, each = everything - inside, _bytes_within(train)
     copies, spread = train.parallel.replicate, processes // train.parallel.replicate
-    one_share = recipe.model_copy(update={"train": train.model_copy(update={"batch": train.batch // processes})})
     assert train.context is not None, "the recipe is resolved"
     tokens = train.batch * train.accumulate * train.context
     within = (spread - 1) / spread * train.accumulate * (2 * each * inside + 4 * outside + 4 * everything)
@@ -133,10 +182,7 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
         replicate=copies,
         gpu=gpu,
         parameters=everything,
-        kept=16 * everything / spread,
-        whole=8 * outside if spread > 1 else 0,
-        passing=3 * each * largest if spread > 1 else 0,
-        activations=estimate_memory(one_share).activations,
+        **asdict(share_of(recipe, processes)),
         available=card.memory,
         received=within + between,
         computing_seconds=tokens / processes * operations / ((card.half if each == 2 else card.full) * REACHED),

@@ -12,6 +12,8 @@ by the devices' own way (NCCL on GPUs).
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,10 +27,13 @@ import torch.distributed as dist
 from torch import nn
 
 from latentlm.backbone.block import Block
+from latentlm.composed import ComposedDecoder
+from latentlm.composed.initialisation import initialise
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 from latentlm.interface.ranks import gathered, place, shared_by
+from latentlm.zoo.weights import fill, whole
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -57,6 +62,8 @@ class Ranks:
     size: int = 1
     local: int = 0
     """Among those of this machine: the number of its GPU."""
+    beside: int = 1
+    """How many there are on this machine."""
 
     @property
     def first(self) -> bool:
@@ -107,7 +114,7 @@ def joined() -> Iterator[Ranks]:
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the {size} processes did not find each other: {error}. Start them with torchrun.") from None
     try:
-        ranks = Ranks(rank, size, local)
+        ranks = Ranks(rank, size, local, beside=_on_this_machine(size))
         with shared_by(dist.group.WORLD), heard(ranks):
             yield ranks
     except RuntimeError as error:
@@ -121,6 +128,12 @@ def joined() -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _on_this_machine(size: int) -> int:
+    """How many of the processes there are here, as torchrun says; all, where nothing does."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(int(said), size) if re.fullmatch("[1-9][0-9]{0,8}", said) else size
 
 
 def is_lost(error: BaseException) -> bool:
@@ -179,12 +192,13 @@ class Sharded(nn.Module):
         return work()
 
 
-def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks) -> Sharded:
-    """Spread a model, in place. With bfloat16 the blocks are gathered in it, all else in float32; gradients are added up in
+def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks, device: torch.device) -> Sharded:
+    """Spread a model over processes, in place; one on the meta device gets its first weights (of `train.seed`) where they are
+    spread, a module at a time. With bfloat16 the blocks are gathered in it, all else in float32; gradients are added up in
     float32."""
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # runs of one process need none of it
 
-    mesh = _mesh(model.device, config, ranks)
+    mesh = _mesh(device, config, ranks)
     half = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in model.modules():
@@ -194,11 +208,40 @@ def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks) -> Sharded:
     fully_shard(sharded, mesh=mesh, reshard_after_forward=False)
     # An encoder that descends (ltm) goes back through the decoder within a step: what is whole must stay so, until `scatter`.
     sharded.set_reshard_after_backward(False, recurse=False)  # type: ignore[operator]
+    if model.device.type == "meta":
+        sharded.to_empty(device=device)
+        generator = torch.Generator(device=device).manual_seed(config.seed)
+        initialise(model, model.config.backbone, generator, held=_whole_within)
     for module in sharded.modules():
         if isinstance(module, FSDPModule):  # whole tensors take over `requires_grad` when they are first made: not within
             module.unshard()  # such a descent, where the decoder stands still
             module.reshard()
     return sharded
+
+
+@contextmanager
+@torch.no_grad()
+def _whole_within(module: nn.Module, *, filled: bool) -> Iterator[None]:
+    """Within the block the weights of a module are whole, in every process; after it each keeps its piece of what they are
+    then. `filled`: they have values already, which the block may look at."""
+    spread = [
+        (each, name, parameter)
+        for each in (module.modules() if filled else [module])
+        for name, parameter in each.named_parameters(recurse=False)
+    ]
+    for owner, name, parameter in spread:
+        held = whole(parameter) if filled else torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        setattr(owner, name, nn.Parameter(held, requires_grad=parameter.requires_grad))
+    yield
+    for owner, name, parameter in spread:
+        fill(parameter, getattr(owner, name).detach())
+        setattr(owner, name, parameter)
+
+
+def spreads(model: LatentDecoder) -> bool:
+    """Whether `shard` can give a model its first weights: not where the decoder sets some beside those of its parts, which is
+    built whole by every process first."""
+    return isinstance(model, ComposedDecoder) and type(model).init_weights is ComposedDecoder.init_weights
 
 
 def _mesh(device: torch.device, config: TrainConfig, ranks: Ranks) -> DeviceMesh:

@@ -84,8 +84,15 @@ class Trainer:
     """A model, its optimiser and its data, and how many steps are done."""
 
     def __init__(
-        self, model: LatentDecoder, config: TrainConfig, stream: PackedStream, ranks: Ranks | None = None
+        self,
+        model: LatentDecoder,
+        config: TrainConfig,
+        stream: PackedStream,
+        ranks: Ranks | None = None,
+        *,
+        device: torch.device | None = None,
     ) -> None:
+        """`device`: where several processes train a model that is still on the meta device."""
         self.model, self.config, self.stream, self.ranks = model, config, stream, ranks or Ranks()
         if config.recompute:
             recompute_blocks(model)
@@ -93,7 +100,7 @@ class Trainer:
             chunk_head(model, config.head_chunk)
         if config.compile:
             compile_blocks(model)
-        self._sharded = shard(model, config, self.ranks) if self.ranks.size > 1 else None
+        self._sharded = shard(model, config, self.ranks, device or model.device) if self.ranks.size > 1 else None
         self.optimizer = make_optimizer(model, config)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.step = 0

@@ -24,7 +24,7 @@ from latentlm.training.record.folder import flat_settings
 from latentlm.training.record.reporting import Reporter
 from latentlm.zoo.loading import is_llama
 from latentlm.zoo.shelves import find
-from latentlm.zoo.weights import weights_of
+from latentlm.zoo.weights import fill, weights_of
 
 _EMBEDDING, _READOUT = "backbone.embedding.weight", "backbone.readout.weight"
 _NOT_OF_THE_FUNCTION = {
@@ -104,7 +104,7 @@ def begin_with(model: LatentDecoder, source: str, tokenizer: Tokenizer, reporter
             f"describe {source}`), or leave train.init out."
         )
     for name in fitting:
-        wanted[name].copy_(there[name])
+        fill(wanted[name], there[name])
     theirs = None if other.tokenizer is None else other.tokenizer.fingerprint
     begun = WarmStart(
         source=source,

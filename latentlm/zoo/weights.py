@@ -43,6 +43,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Copy a whole tensor into one, or into this process's piece of one that is spread."""
+    if not hasattr(tensor, "full_tensor"):
+        tensor.copy_(values)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(tensor, DTensor)
+    values = values.to(tensor.device, tensor.dtype)
+    own = distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)  # each takes of its own copy
+    tensor.to_local().copy_(own.to_local())
+
+
 def refuse_pickle(path: Path) -> None:
     """Raise CheckpointError for a file of a format that runs code when it is read."""
     if path.suffix in PICKLES:

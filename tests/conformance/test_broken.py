@@ -200,6 +200,7 @@ def test_the_bug_is_found_by_the_check_meant_for_it(socket: str, name: str) -> N
         CHECKS[FOUND_BY[socket, name].meant](subject(socket, name))
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(("socket", "name"), FOUND_BY, ids=lambda value: value)
 def test_and_by_these_others_alone(socket: str, name: str) -> None:
     expected = FOUND_BY[socket, name]
@@ -207,15 +208,10 @@ def test_and_by_these_others_alone(socket: str, name: str) -> None:
     assert failing(subject(socket, name), QUICK) == meant | expected.also
 
 
-DISHONEST = [
-    pytest.param(*key, marks=() if key[0] == "decoder" else pytest.mark.conformance)
-    for key, expected in FOUND_BY.items()
-    if expected.likelihood
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("socket", "name"), DISHONEST, ids=lambda value: value)
+@pytest.mark.conformance
+@pytest.mark.parametrize(
+    ("socket", "name"), [key for key, expected in FOUND_BY.items() if expected.likelihood], ids=lambda value: value
+)
 def test_dishonest_scores_are_found_out(socket: str, name: str) -> None:
     expected = FOUND_BY[socket, name]
     assert failing(subject(socket, name), ("likelihood",)) == expected.likelihood

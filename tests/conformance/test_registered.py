@@ -1,7 +1,7 @@
 """Every registered decoder passes the conformance kit, and so do a third party's that are really installed.
 
-Compiling, and killing a process, take long: three representative decoders, of three kinds of latents, in the usual run; all of
-them under the marker `conformance`.
+Compiling, killing a process, and what takes many samples take long: representative decoders in the usual run, all of them under
+the marker `conformance`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from latentlm import plugins
 from latentlm.testing import CHECKS, Case, cases
 
 REGISTERED = settings_of(plugins.names("decoder"))
-REPRESENTATIVE = {"vanilla", "free", "gaussian"}
-LONG = ["compiled_equals_eager", "kill_and_resume_exact"]
+REPRESENTATIVE = {
+    "compiled_equals_eager": {"free"},
+    "kill_and_resume_exact": {"free"},
+    "error_bars_honest": {"vanilla", "free", "gaussian"},
+    "leak_found_out": {"vanilla", "free", "gaussian"},
+    "scores_keyed": {"vanilla", "free", "gaussian"},
+}
+"""Of the checks that take long, the decoders whose usual run has them."""
 EXPENSIVE = pytest.mark.conformance
-USUAL = [name for name in CHECKS if name not in LONG]
 
 
 def params(settings: dict[str, Setting], checks: list[str]) -> list[Any]:
@@ -37,20 +42,26 @@ def params(settings: dict[str, Setting], checks: list[str]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("case", params(REGISTERED, USUAL))
+def shared(*, usual: bool) -> list[Any]:
+    """The cases of the usual run, or those left to the long one."""
+    return [
+        param
+        for check in CHECKS
+        for param in params(
+            {name: setting for name, setting in REGISTERED.items() if (name in REPRESENTATIVE.get(check, REGISTERED)) == usual},
+            [check],
+        )
+    ]
+
+
+@pytest.mark.parametrize("case", shared(usual=True))
 def test_registered(case: Case) -> None:
     case()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", params({k: v for k, v in REGISTERED.items() if k in REPRESENTATIVE}, LONG))
-def test_representative(case: Case) -> None:
-    case()
-
-
 @EXPENSIVE
-@pytest.mark.parametrize("case", params({k: v for k, v in REGISTERED.items() if k not in REPRESENTATIVE}, LONG))
-def test_others_compile_and_survive_a_kill(case: Case) -> None:
+@pytest.mark.parametrize("case", shared(usual=False))
+def test_registered_at_length(case: Case) -> None:
     case()
 
 
@@ -70,4 +81,5 @@ def test_a_third_party(case: Case) -> None:
 def test_every_decoder_of_this_repository_is_among_them() -> None:
     """One whose plugin failed to load would leave without a word."""
     assert {"vanilla", "composed", "free", "causal", "chunk", "gaussian", "ltm", "della", "ngram", "prefix"} <= set(REGISTERED)
-    assert set(REGISTERED) >= REPRESENTATIVE
+    assert CHECKS.keys() >= REPRESENTATIVE.keys()
+    assert set(REGISTERED) >= set().union(*REPRESENTATIVE.values())

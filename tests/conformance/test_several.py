@@ -47,8 +47,17 @@ def test_several(case: Case) -> None:
     case()
 
 
-@pytest.mark.parametrize("case", params([FULL], [name for name in LIKELIHOOD if name not in EXACT]))
+LONG = ["error_bars_honest", "leak_found_out"]
+
+
+@pytest.mark.parametrize("case", params([FULL], [name for name in LIKELIHOOD if name not in [*EXACT, *LONG]]))
 def test_likelihoods(case: Case) -> None:
+    case()
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("case", params([FULL], LONG))
+def test_likelihoods_at_length(case: Case) -> None:
     case()
 
 

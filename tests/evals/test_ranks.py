@@ -102,7 +102,9 @@ def run_shared(folder: Path, launcher: list[str]) -> tuple[dict[str, Any], set[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(name, marks=pytest.mark.conformance if name == "accelerate" else ()) for name in LAUNCHERS]
+)
 def test_two_processes_have_the_results_of_one(tmp_path: Path, alone: dict[str, Any], launcher: str) -> None:
     shared, said = run_shared(tmp_path, LAUNCHERS[launcher])
     assert said == {"process 0 of 2: results", "process 1 of 2: none"}

@@ -3,14 +3,22 @@ refused once. (Their checkpoints: test_sharded_checkpoints.py.)"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from latentlm.config import Recipe
+from latentlm.errors import UserError
 from latentlm.training import load_recipe, train
+from latentlm.training.mesh_plan import check_share, share_of
 from latentlm.training.parallel import Ranks, check_ranks
+from latentlm.training.plan import estimate_memory
+from latentlm.training.setup import resolve
 from latentlm_schedules.levels import pool
 from torchrun import SMALL, assert_alike, lines, run
 
@@ -67,6 +75,50 @@ def test_two_processes_in_half_precision_stay_near_one_in_full(tmp_path: Path) -
         assert two["kl"] == pytest.approx(one["kl"], rel=0.05)
     saved = load_file(tmp_path / "two" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+FIRST_WEIGHTS = """
+import sys
+import torch
+from latentlm.tokenizer import load_tokenizer
+from latentlm.training import load_recipe
+from latentlm.training.parallel import joined, shard, spreads
+from latentlm.training.setup import make_model, resolve
+from latentlm.zoo.weights import weights_of, whole
+with joined() as ranks:
+    for name in sys.argv[1].split():
+        recipe = resolve(load_recipe(name, sys.argv[2:]), tokenizer=load_tokenizer("bytes"))
+        one, spread = make_model(recipe, "cpu"), make_model(recipe, "meta")
+        assert spreads(spread), name
+        shard(spread, recipe.train, ranks, torch.device("cpu"))
+        wanted, found = weights_of(one), weights_of(spread)
+        assert wanted.keys() == found.keys()
+        assert all(len(tensor.to_local()) < len(tensor) for tensor in found.values() if hasattr(tensor, "to_local"))
+        assert all(torch.equal(whole(tensor), wanted[key]) for key, tensor in found.items()), name
+        print(name, len(found))
+"""
+
+
+def test_first_weights_are_those_of_one_process_and_made_where_they_are_spread(tmp_path: Path) -> None:
+    (tmp_path / "first.py").write_text(FIRST_WEIGHTS)
+    kinds = ("vanilla", "free", "two-level", "ltm", "chunk", "gaussian", "della", "causal")
+    names = [f"{kind}-tiny" for kind in kinds]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "first.py")]
+    done = subprocess.run([*start, " ".join(names), *SMALL], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(f"{name} " in done.stdout for name in names)
+
+
+def test_each_process_needs_room_for_its_share_alone(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = resolve(recipe("train.batch=8"))
+    every, gpu = share_of(mine, 8).total, torch.device("cuda:0")
+    assert every < estimate_memory(mine).total
+    monkeypatch.setattr("latentlm.config.memory.available", lambda device: 2 * every)
+    check_share(mine, Ranks(0, 8, beside=2), torch.device("cpu"))
+    check_share(mine, Ranks(0, 8, beside=8), gpu)  # each has its own
+    for ranks, device in ((Ranks(0, 8, beside=3), torch.device("cpu")), (Ranks(0, 2), gpu)):
+        with pytest.raises(UserError, match=f"each of {ranks.size} processes needs about"):
+            check_share(mine, ranks, device)
 
 
 def test_what_is_refused_is_said_once(tmp_path: Path) -> None:
