@@ -130,7 +130,7 @@ def test_a_run_of_two_that_goes_on_is_a_model(two: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="do not match their card"):
         zoo.load(out)
     part.unlink()
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match="are missing"):
         zoo.load(out)
 
 
