@@ -4,6 +4,7 @@
     transformers Llama   LlamaForCausalLM.generate, same shape, sdpa, its own cache
     free H=16            the Free Transformer on the same backbone: the encoder on the prompt, then a latent from the prior
                          for every token
+    ..., compiled        the same two with `compile=True`: each step one graph, made before the clock runs
 
 Batches of 1 and 8 prompts of one length, temperature 0 and 1, 128 new tokens, float32; and one case of a model that is a dozen
 times larger.
@@ -52,20 +53,24 @@ def _models(size: Size) -> dict[str, Any]:
     plain, latent = vanilla(size).eval(), free(size, size.bits[-1]).eval()
     # One backbone for both: where weights happen to lie in memory makes a difference of 5% between equal models.
     latent.backbone = plain.backbone
-    return {"vanilla": plain, "transformers Llama": llama(size).eval(), f"free H={size.bits[-1]}": latent}
+    bits = size.bits[-1]
+    both = {"vanilla, compiled": plain, f"free H={bits}, compiled": latent}
+    return {"vanilla": plain, "transformers Llama": llama(size).eval(), f"free H={bits}": latent, **both}
 
 
 def _job(name: str, model: Any, size: Size, count: int, temperature: float) -> Job:
     """One call of `generate` that makes `size.new` tokens in each of `count` rows."""
     prompts = torch.randint(0, 256, (count, size.prompt), generator=torch.Generator().manual_seed(0))
-    return (_theirs if name.startswith("transformers") else _ours)(model, prompts, size.new, temperature)
+    if name.startswith("transformers"):
+        return _theirs(model, prompts, size.new, temperature)
+    return _ours(model, prompts, size.new, temperature, compiled=name.endswith("compiled"))
 
 
-def _ours(model: LatentDecoder, prompts: torch.Tensor, new: int, temperature: float) -> Job:
+def _ours(model: LatentDecoder, prompts: torch.Tensor, new: int, temperature: float, *, compiled: bool) -> Job:
     rows = prompts.tolist()
 
     def job() -> None:
-        made = generate(model, rows, max_tokens=new, temperature=temperature)
+        made = generate(model, rows, max_tokens=new, temperature=temperature, compile=compiled)
         assert all(len(text.tokens) == new for text in made)
 
     return job

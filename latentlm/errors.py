@@ -16,7 +16,8 @@ import errno
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -29,6 +30,19 @@ class UserError(ValueError):
 
     def __init__(self, message: object) -> None:
         super().__init__(told(str(message)))
+
+
+@contextmanager
+def compiling(*, remedy: str) -> Iterator[None]:
+    """Raises UserError where what is compiled in the block cannot be: no C compiler, a graph that torch does not take."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[:2] not in (["torch", "_dynamo"], ["torch", "_inductor"]):
+            raise
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        needs = "install what it needs (on a CPU, a C++ compiler)"
+        raise UserError(f"torch.compile failed: {said.rstrip('.')}. {remedy}, or {needs}.") from error
 
 
 class UnknownNameError(UserError):

@@ -33,6 +33,9 @@ _Slots = TypeVar("_Slots", Prefix, Cross)
 class KVCache:
     """Keys and values of the columns fed so far. Grows by doubling beyond `capacity`."""
 
+    static = False
+    """Nothing in it changes its shape, and no number of it is known before its time."""
+
     def __init__(self, blocks: int, *, capacity: int) -> None:
         self.capacity = max(1, capacity)
         self.start = 0
@@ -61,6 +64,14 @@ class KVCache:
     def documents(self) -> Tensor | None:
         """(B, C) long, -1 in holes."""
         return None if self._documents is None else self._documents[:, : self.length]
+
+    def columns(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of each block, (B, Hkv, C, dh), where there are no prefixes."""
+        held = [*self._keys, *self._values]
+        assert not any(self._fronts), "slots lie in front of the columns"
+        assert all(each is not None for each in held), "every block has run"
+        seen = [each.narrow(2, 0, self.length) for each in held if each is not None]
+        return seen[: len(self._keys)], seen[len(self._keys) :]
 
     def extend(self, documents: Tensor, *, rotation: Rotation, plain: bool, given: Tensor | None = None) -> None:
         """Begin a pass over new columns: their document numbers (B, T), whether each row goes on without a hole, and how many

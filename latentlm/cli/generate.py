@@ -57,6 +57,9 @@ def generate(
     prior_temperature: Annotated[float, typer.Option(help="Below 1 sharpens the prior, above 1 flattens it.")] = 1.0,
     truncate: Annotated[bool, typer.Option("--truncate", help="Drop the beginning of prompts that are too long.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the model's own choice.")] = None,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile the step: faster after half a minute, for long or many continuations.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts."""
@@ -86,6 +89,7 @@ def generate(
         latents=wanted if given is None else given,
         prior_temperature=prior_temperature,
         truncate="left" if truncate else None,
+        compile=compile_steps,
     )
     if save_latents is not None:  # before anything is printed, which may fail
         write_latents(save_latents, [made.latents for made in generations if made.latents is not None], model=decoder)

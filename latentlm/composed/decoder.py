@@ -30,6 +30,7 @@ from latentlm.errors import UserError
 from latentlm.interface import (
     Batch,
     BlockCondition,
+    CompiledSteps,
     Context,
     Distribution,
     Encoder,
@@ -114,6 +115,13 @@ class ComposedDecoder(LatentDecoder):
         part sets its own."""
         initialise(self, self.config.backbone, generator)
 
+    def compiled_steps(self, state: State, *, capacity: int) -> CompiledSteps:
+        """One graph: see `latentlm.composed.static`."""
+        from latentlm.composed.static import Static  # imports what compiles
+
+        assert isinstance(state, ComposedState), "a state of this decoder's own"
+        return Static(self, state, capacity=capacity)
+
     # ------------------------------------------------------------------------------------------------ forward pass
 
     def context(self, batch: Batch, cache: KVCache | None = None) -> Context:
@@ -121,7 +129,8 @@ class ComposedDecoder(LatentDecoder):
         turn = rotation(self.config.backbone, batch.positions)
         if cache is not None:
             prompt = batch.given if self.prompt_both_ways else None
-            cache.extend(batch.documents, rotation=turn, plain=one_document_a_row(batch.documents), given=prompt)
+            plain = one_document_a_row(batch.documents) if batch.single is None else batch.single
+            cache.extend(batch.documents, rotation=turn, plain=plain, given=prompt)
         return stages.trunk(self, stages.unrun(self, batch), cache, self.token_conditions(batch, cache))
 
     def token_conditions(self, batch: Batch, cache: KVCache | None) -> Mapping[int, BlockCondition]:

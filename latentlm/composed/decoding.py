@@ -202,7 +202,7 @@ def _one_each(state: ComposedState, tokens: Tensor) -> Batch:
     """Each row's next token, (B,), as a batch."""
     positions = state.lengths[:, None]  # (B, 1)
     zeros = torch.zeros_like(positions)
-    return Batch(tokens[:, None], tokens[:, None], zeros, positions, zeros == 0, given=state.lengths)
+    return Batch(tokens[:, None], tokens[:, None], zeros, positions, zeros == 0, given=state.lengths, single=True)
 
 
 def _stepped(
@@ -231,7 +231,7 @@ def _stepped(
         state.cache.begin(name if len(names) > 1 else "", turn.starts)
         value, counts, prior_state = turn.taken(seen, sources[name], noises[name], temperatures[name])
         drawn = drawn.plus(name, Latent(value[:, None]))
-        sites, store = stored(state.kept[name].store, value, counts, level=level)
+        sites, store = stored(state.kept[name].store, value, counts, level=level, full=state.cache.static)
         met[name] = Met(sites, counts)
         kept[name] = Kept(value, store, prior_state, turn.recent[:, 1:])
     hidden = decoder.hidden(context, drawn, state.cache)

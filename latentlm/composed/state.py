@@ -58,11 +58,13 @@ class ComposedState(State):
         )
 
 
-def stored(store: Tensor, value: Tensor, counts: Tensor, *, level: int | None) -> tuple[Tensor, Tensor]:
+def stored(
+    store: Tensor, value: Tensor, counts: Tensor, *, level: int | None, full: bool = False
+) -> tuple[Tensor, Tensor]:
     """Write `value` (B, E) at each row's newest site (counts - 1). Returns the latents of the sites met, and their memory,
     which doubles when it is full. It is shared with the state before, which is used up. `level`: the count of every row, where
-    it is known without a look."""
-    needed = int(counts.max()) if level is None else level
+    it is known without a look. `full`: the memory has room for all to come, and all of it is returned."""
+    needed = store.shape[1] if full else int(counts.max()) if level is None else level
     if needed > store.shape[1]:
         store = F.pad(store, (0, 0, 0, max(needed, 2 * store.shape[1]) - store.shape[1]))
     if level is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from latentlm.errors import compiling
 from latentlm.generation.sampling import TokenSampling
 from latentlm.generation.stopping import StopStrings
 from latentlm.interface import Finish, Latent, Latents, LatentSource, Noise, State, count_sites
@@ -38,6 +39,12 @@ class Row:
     latents: Latents | None = None
     finish: Finish | None = None
 
+    @property
+    def gives_after_prompt(self) -> bool:
+        """Whether a latent of a site after the prompt's is given."""
+        beyond = (len(own) > self.sites[name] for name, own in self.covered.items())
+        return any(map(len, self.continuation.values())) or any(beyond)
+
     def given(self, name: str, site: int) -> Tensor | None:
         """The given value of a site, (E,), or None where the prior is to draw it."""
         after, covered = self.continuation.get(name), self.covered.get(name)
@@ -58,6 +65,7 @@ class Job:
     vocabulary: int | None
     """Tokens that may be drawn are 0 .. vocabulary - 1; None = all."""
     max_tokens: int
+    compile: bool
     prefill: dict[str, Literal["posterior", "prior"]]
     last_latent: dict[str, Literal["posterior", "prior"]]
     prior_temperature: dict[str, float]
@@ -89,7 +97,31 @@ def run(job: Job, rows: list[Row]) -> None:
         prior_temperature=job.prior_temperature,
         capacity=longest + job.max_tokens,
     )
+    if job.compile:
+        with compiling(remedy="Leave compile out"):
+            _extend_compiled(job, rows, state, capacity=longest + job.max_tokens)
+        return
     _extend(job, rows, state)
+
+
+def _extend_compiled(job: Job, rows: list[Row], state: State, *, capacity: int) -> None:
+    """As `_extend`, with rows that have finished going along: a graph is made for their number."""
+    steps, noise, place = job.model.compiled_steps(state, capacity=capacity), job.noise_of(rows), 0
+    while True:
+        drawn = _drawn(job, [row.number for row in rows], place, state)
+        for row, token in zip(rows, drawn.tolist(), strict=True):
+            if row.finish is None:
+                _take(job, row, token)
+        if not _leave(rows, state):
+            return
+        state = steps.step(drawn, noise=noise, prior_temperature=job.prior_temperature)
+        place += 1
+
+
+def _drawn(job: Job, numbers: list[int], place: int, state: State) -> Tensor:
+    """The next token of each row, (B,)."""
+    uniform = None if job.uniforms is None else job.uniforms[numbers, place].to(state.logits.device)
+    return job.sampling.draw(state.logits[:, : job.vocabulary], uniform)
 
 
 def _covered_prompt(
@@ -126,9 +158,7 @@ def _extend(job: Job, rows: list[Row], state: State) -> None:
     while True:
         place = len(rows[0].tokens)  # the rows of a batch have drawn equally many
         numbers = [row.number for row in rows]
-        uniform = None if job.uniforms is None else job.uniforms[numbers, place].to(state.logits.device)
-        drawn = job.sampling.draw(state.logits[:, : job.vocabulary], uniform)
-        for row, token in zip(rows, drawn.tolist(), strict=True):
+        for row, token in zip(rows, _drawn(job, numbers, place, state).tolist(), strict=True):
             _take(job, row, token)
         staying = _leave(rows, state)
         if not staying:
@@ -165,7 +195,7 @@ def _take(job: Job, row: Row, token: int) -> None:
 def _leave(rows: list[Row], state: State) -> list[int]:
     """Keep the latents of finished rows; returns the places of the others."""
     for index, row in enumerate(rows):
-        if row.finish is not None and state.met:
+        if row.finish is not None and row.latents is None and state.met:
             row.latents = Latents(
                 {name: Latent(met.value[index, : int(met.counts[index])][None].cpu()) for name, met in state.met.items()}
             )

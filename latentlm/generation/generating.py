@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from latentlm.config import checking, memory
-from latentlm.config.checking import function, real, several, whole
+from latentlm.config.checking import flag, function, real, several, whole
 from latentlm.errors import UserError
 from latentlm.generation.continuation import Job, Row, run
 from latentlm.generation.latents import check_events, rows_of, same_names
@@ -77,6 +77,7 @@ def generate(
     truncate: Literal["left"] | None = None,
     keys: Sequence[Hashable] | None = None,
     batch_size: int = 32,
+    compile: bool = False,
     on_token: OnToken | None = None,
 ) -> list[Generation]:
     """Continue each prompt `samples` times; returns the continuations prompt by prompt.
@@ -93,6 +94,9 @@ def generate(
     truncate              "left" keeps the last tokens of a prompt that is too long for the context, else an error.
     In a decoder of several latents each of these five is one setting for all, or a mapping by name; what is not named is fresh.
 
+    compile               one graph for each step (torch.compile): faster once it is made, which takes half a minute, and anew
+                          for other numbers of rows or columns (in steps of 64). Rows that have ended stay until all have.
+                          Rounding differs. Latents after the prompt are the prior's, none is given.
     keys                  names of the prompts for the random numbers, one per prompt, instead of their tokens.
 
     A text is what its tokens add behind the prompt: decode(prompt + tokens) less decode(prompt). It ends at an end token
@@ -107,6 +111,7 @@ def generate(
         whole(name, value, least=1)
     whole("seed", seed, least=None)
     function("on_token", on_token)
+    flag("compile", compile)
     latent_names = list(model.latents)
     if latents is None:
         raise UserError('latents must be "fresh", "shared" or latent values, not None.')
@@ -123,6 +128,8 @@ def generate(
     names = request_keys(fed) if keys is None else checking.keys(keys, len(fed), of="prompt")
     memory.check_count("samples", samples, each=len(fed) * (_ROW + 4 * max_tokens))
     rows = _rows(model, fed, samples, wanted, continuation_latents)
+    if compile and any(row.gives_after_prompt for row in rows):
+        raise UserError("compile draws the latents after the prompt from the prior: give none there, or leave compile out.")
     noise = Noise.keyed(seed, names, samples=samples)
     shared = Noise.keyed(seed, ["shared"] * len(rows))
     drawn = {name: shared if isinstance(how, str) and how == "shared" else noise for name, how in wanted.items()}
@@ -133,6 +140,7 @@ def generate(
         end_tokens=end_tokens(model),
         vocabulary=None if model.tokenizer is None else model.tokenizer.vocabulary,
         max_tokens=max_tokens,
+        compile=compile,
         prefill=by_name(prefill, latent_names, default="posterior", what="prefill", words=SOURCES),
         last_latent=by_name(last_latent, latent_names, default="posterior", what="last_latent", words=SOURCES),
         prior_temperature=temperatures,

@@ -40,7 +40,7 @@ from latentlm.interface.distributions import (
     code_bits,
     sampled_kl,
 )
-from latentlm.interface.generation import Finish, Generation, Given, OnToken, Wanted
+from latentlm.interface.generation import CompiledSteps, Finish, Generation, Given, OnToken, Wanted
 from latentlm.interface.granularity import (
     Granularity,
     assign_sites,
@@ -80,6 +80,7 @@ __all__ = [
     "BlockCondition",
     "Categorical",
     "Codes",
+    "CompiledSteps",
     "Condition",
     "Context",
     "Cross",

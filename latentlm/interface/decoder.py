@@ -18,7 +18,7 @@ from latentlm.config import Strict
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface.batches import Batch, Context, Stems, one_document_a_row
 from latentlm.interface.distributions import Distribution, Latent
-from latentlm.interface.generation import Continued, Generation, OnToken, Wanted
+from latentlm.interface.generation import CompiledSteps, Continued, Generation, OnToken, Wanted
 from latentlm.interface.granularity import Granularity, assign_sites
 from latentlm.interface.latents import Latents, only
 from latentlm.interface.losses import Loss
@@ -332,6 +332,11 @@ class LatentDecoder(nn.Module, ABC):
             state, tokens.repeat_interleave(len(state.lengths) // context.rows), latents=latents, noise=noise
         )
 
+    def compiled_steps(self, state: State, *, capacity: int) -> CompiledSteps:
+        """Steps of a generation that `prefill` began, of at most `capacity` columns, as one compiled graph. Raises UserError
+        where the decoder has none."""
+        raise UserError(f"{type(self).__name__} has no compiled step: leave compile out.")
+
     @property
     def device(self) -> torch.device:
         """Device of the first parameter."""
@@ -356,6 +361,7 @@ class LatentDecoder(nn.Module, ABC):
         truncate: Literal["left"] | None = None,
         keys: Sequence[Hashable] | None = None,
         batch_size: int = 32,
+        compile: bool = False,
         on_token: OnToken | None = None,
     ) -> list[Generation]:
         """Continue each prompt `samples` times; see `latentlm.generation.generate`."""
@@ -379,6 +385,7 @@ class LatentDecoder(nn.Module, ABC):
             truncate=truncate,
             keys=keys,
             batch_size=batch_size,
+            compile=compile,
             on_token=on_token,
         )
 

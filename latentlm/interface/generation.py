@@ -5,12 +5,18 @@ Legend: S sites, E event dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from torch import Tensor
 
 from latentlm.interface.distributions import Latent
 from latentlm.interface.latents import Latents
+from latentlm.interface.noise import Noise
+
+if TYPE_CHECKING:
+    from latentlm.interface.decoder import State
 
 Finish = Literal["stop", "length", "end_of_text"]
 Given = Latent | Sequence[Latent]
@@ -21,6 +27,13 @@ Continued = Literal["fresh"] | Given
 """Likewise of the sites after the prompt."""
 OnToken = Callable[[int, int, int], None]
 """Called with (prompt number, sample number, token) as each token is drawn; not for an end token."""
+
+
+class CompiledSteps(Protocol):
+    """A generation in progress whose steps are compiled."""
+
+    def step(self, tokens: Tensor, *, noise: Mapping[str, Noise], prior_temperature: Mapping[str, float]) -> State:
+        """Feed tokens (B,), one per row, with latents from the prior. The state holds until the next step."""
 
 
 @dataclass(frozen=True, kw_only=True)

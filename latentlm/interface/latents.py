@@ -52,7 +52,7 @@ class Latents(Mapping[str, Latent]):
     @property
     def rows(self) -> int:
         """R."""
-        assert self._values, "no latents, no rows"
+        assert len(self._values) > 0, "no latents, no rows"
         return next(iter(self._values.values())).value.shape[0]
 
     @property

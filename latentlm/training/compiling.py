@@ -4,15 +4,13 @@ Scores and samples, whose shapes vary, run uncompiled (`uncompiled`). """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from latentlm.backbone.block import Block
 from latentlm.composed import ComposedDecoder
 from latentlm.config import TrainConfig
-from latentlm.errors import UserError
 from latentlm.interface import LatentDecoder
 
 
@@ -28,16 +26,3 @@ def compile_blocks(model: LatentDecoder, *, backend: str = "inductor") -> None:
 def uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
     """The context in which a compiled model runs as it would without."""
     return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Raises UserError where what is compiled in the block cannot be: no C compiler, a graph that torch does not take."""
-    try:
-        yield
-    except Exception as error:
-        if type(error).__module__.split(".")[:2] not in (["torch", "_dynamo"], ["torch", "_inductor"]):
-            raise
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        remedy = "Set train.compile=false, or install what it needs (on a CPU, a C++ compiler)."
-        raise UserError(f"torch.compile failed: {said.rstrip('.')}. {remedy}") from error

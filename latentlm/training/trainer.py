@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from latentlm.config import TrainConfig
-from latentlm.errors import UserError
+from latentlm.errors import UserError, compiling
 from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise, gathered
-from latentlm.training.compiling import compile_blocks, compiling
+from latentlm.training.compiling import compile_blocks
 from latentlm.training.data.ahead import Ahead
 from latentlm.training.data.packing import PackedStream
 from latentlm.training.data.prompted import with_prompts
@@ -115,7 +115,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         found = []
         for number, batch in enumerate(batches, start=self.step * self.config.accumulate):
-            with compiling():
+            with compiling(remedy="Set train.compile=false"):
                 found.append(self._accumulate(batch, number, targets))
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         *read, [facts.gradient_norm] = _on_cpu([*(each.values for each in found), norm.double()[None]])

@@ -88,7 +88,8 @@ FOUND_BY: dict[tuple[str, str], Bug] = {
     ("injection", "late_site"): bug(
         "latent_conditions_own_positions", "documents_separate", "packed_equals_separate", "cached_equals_uncached",
         "given_latents_used",
-        likelihood=("leak_found_out", "scores_exact_planted", "scores_keyed"),  # rows that share a beginning run it by itself
+        # Rows that share a beginning run it by itself.
+        likelihood=("estimators_agree", "leak_found_out", "scores_exact_planted", "scores_keyed"),
     ),
     ("injection", "unused_weight"): bug("gradients_reach_parts"),
     ("injection", "offset"): bug("zero_injection_equals_vanilla"),

@@ -7,9 +7,9 @@ import torch
 
 from latentlm.composed import build
 from latentlm.config import TrainConfig
-from latentlm.errors import UserError
+from latentlm.errors import UserError, compiling
 from latentlm.interface import Batch, Noise
-from latentlm.training.compiling import compile_blocks, compiling, uncompiled
+from latentlm.training.compiling import compile_blocks, uncompiled
 from samples import small_config
 
 
@@ -30,7 +30,8 @@ def test_compiled_blocks_give_the_same_loss_and_stand_aside_where_asked() -> Non
 def test_what_cannot_be_compiled_is_one_message() -> None:
     from torch._inductor.exc import InvalidCxxCompiler
 
-    with pytest.raises(UserError, match=r"compile failed: .*No working C\+\+ compiler.*train\.compile=false"), compiling():
+    said = pytest.raises(UserError, match=r"compile failed: .*No working C\+\+ compiler.*train\.compile=false")
+    with said, compiling(remedy="Set train.compile=false"):
         raise InvalidCxxCompiler
-    with pytest.raises(ValueError, match="mine"), compiling():
+    with pytest.raises(ValueError, match="mine"), compiling(remedy="Set train.compile=false"):
         raise ValueError("mine")
