@@ -9,7 +9,8 @@
 Batches of 1 and 8 prompts of one length, temperature 0 and 1, 128 new tokens, float32; and one case of a model that is a dozen
 times larger.
 
-Run: ``python -m benchmarks.generation [--quick]`` (about 2 minutes); prints rows of benchmarks/timing.py as JSON.
+Run: ``python -m benchmarks.generation [--quick]`` (about 8 minutes, of which graphs take five); prints rows of
+benchmarks/timing.py as JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def run(*, quick: bool = False) -> list[Row]:
     plans = [(QUICK if quick else FULL, (1, 8), (0.0, 1.0)), *([] if quick else [(LARGER, (1,), (1.0,))])]
     rows: list[Row] = []
     for size, batches, temperatures in plans:
-        models = _models(size)
+        models = _models(size, compiled=not quick)
         for batch, temperature in itertools.product(batches, temperatures):
             jobs = {name: _job(name, model, size, batch, temperature) for name, model in models.items()}
             case = f"width {size.width}, batch {batch}, temperature {temperature:g}"
@@ -48,13 +49,13 @@ def run(*, quick: bool = False) -> list[Row]:
     return rows
 
 
-def _models(size: Size) -> dict[str, Any]:
-    """The contenders, the reference first."""
+def _models(size: Size, *, compiled: bool) -> dict[str, Any]:
+    """The contenders, the reference first. A graph takes half a minute to make, whatever its size."""
     plain, latent = vanilla(size).eval(), free(size, size.bits[-1]).eval()
     # One backbone for both: where weights happen to lie in memory makes a difference of 5% between equal models.
     latent.backbone = plain.backbone
     bits = size.bits[-1]
-    both = {"vanilla, compiled": plain, f"free H={bits}, compiled": latent}
+    both = {"vanilla, compiled": plain, f"free H={bits}, compiled": latent} if compiled else {}
     return {"vanilla": plain, "transformers Llama": llama(size).eval(), f"free H={bits}": latent, **both}
 
 

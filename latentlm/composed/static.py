@@ -31,6 +31,8 @@ from latentlm.interface.moving import moved
 
 _ROUND = 64
 """Columns are as many as the next multiple of this: a graph is made anew for other shapes."""
+_OPTIONS = {"guard_filter_fn": torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe}
+"""Whether a Linear layer is still one is not asked at every token: a twentieth of a small model's step."""
 _compiled: weakref.WeakKeyDictionary[ComposedDecoder, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
 
 
@@ -99,7 +101,7 @@ class Static:
         for draw in self._draws:
             drawn[draw.latent].append(getattr(here[draw.latent], draw.kind)(draw.sites, draw.events, device=tokens.device))
         if self._decoder not in _compiled:
-            _compiled[self._decoder] = torch.compile(_ready_step)
+            _compiled[self._decoder] = torch.compile(_ready_step, options=dict(_OPTIONS))
         logits = _compiled[self._decoder](self._decoder, self._carried, tokens, column, drawn, temperatures)
         self._column += 1
         met = {name: Met(store, self._carried.counts[name]) for name, store in self._carried.stores.items()}
