@@ -24,8 +24,6 @@ from latentlm.interface.decoder import (
     LatentDecoder,
     LatentInfo,
     LatentSource,
-    Met,
-    State,
     StepSource,
 )
 from latentlm.interface.distributions import (
@@ -40,7 +38,7 @@ from latentlm.interface.distributions import (
     code_bits,
     sampled_kl,
 )
-from latentlm.interface.generation import CompiledSteps, Finish, Generation, Given, OnToken, Wanted
+from latentlm.interface.generation import CompiledSteps, Finish, Generation, Given, Met, OnToken, State, Wanted
 from latentlm.interface.granularity import (
     Granularity,
     assign_sites,

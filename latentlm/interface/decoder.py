@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from latentlm.config import Strict
 from latentlm.errors import UserError, unknown_name
 from latentlm.interface.batches import Batch, Context, Stems, one_document_a_row
 from latentlm.interface.distributions import Distribution, Latent
-from latentlm.interface.generation import CompiledSteps, Continued, Generation, OnToken, Wanted
+from latentlm.interface.generation import CompiledSteps, Continued, Generation, OnToken, State, Wanted
 from latentlm.interface.granularity import Granularity, assign_sites
 from latentlm.interface.latents import Latents, only
 from latentlm.interface.losses import Loss
@@ -62,38 +62,6 @@ class LatentInfo(Protocol):
         """A site's prior depends on the latents of earlier sites."""
 
     kl_schedule: KLSchedule | None
-
-
-@dataclass(frozen=True)
-class Met:
-    """The sites of one latent that a generation has met so far."""
-
-    value: Tensor
-    """(B, S, E); rows shorter than S are padded with zeros."""
-    counts: Tensor
-    """(B,) long: sites met so far in each row."""
-
-
-@dataclass(frozen=True)
-class State:
-    """A generation in progress, B rows. Decoders extend it with their caches."""
-
-    logits: Tensor
-    """(B, V) float32: next-token logits."""
-    lengths: Tensor
-    """(B,) long: tokens fed so far."""
-    met: Mapping[str, Met]
-    """By latent, in the decoder's order."""
-
-    @property
-    def latents(self) -> Tensor | None:
-        """(B, S, E) latents of the sites met so far, of a decoder with one latent; None without."""
-        return only(self.met, 'state.met["{}"].value').value if self.met else None
-
-    @property
-    def site_counts(self) -> Tensor:
-        """(B,) long: sites met so far in each row, of a decoder with one latent; zeros without."""
-        return only(self.met, 'state.met["{}"].counts').counts if self.met else torch.zeros_like(self.lengths)
 
 
 LatentSource = Literal["posterior", "prior"] | Latent | Tensor

@@ -1,22 +1,20 @@
-"""What generation takes and gives back, for the signature of `LatentDecoder.generate`.
+"""What generation takes and gives back, for the signature of `LatentDecoder.generate`, and what it is while under way.
 
-Legend: S sites, E event dimensions.
+Legend: B rows, S sites, E event dimensions, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from latentlm.interface.distributions import Latent
-from latentlm.interface.latents import Latents
+from latentlm.interface.latents import Latents, only
 from latentlm.interface.noise import Noise
-
-if TYPE_CHECKING:
-    from latentlm.interface.decoder import State
 
 Finish = Literal["stop", "length", "end_of_text"]
 Given = Latent | Sequence[Latent]
@@ -27,6 +25,38 @@ Continued = Literal["fresh"] | Given
 """Likewise of the sites after the prompt."""
 OnToken = Callable[[int, int, int], None]
 """Called with (prompt number, sample number, token) as each token is drawn; not for an end token."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """The sites of one latent that a generation has met so far."""
+
+    value: Tensor
+    """(B, S, E); rows shorter than S are padded with zeros."""
+    counts: Tensor
+    """(B,) long: sites met so far in each row."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A generation in progress, B rows. Decoders extend it with their caches."""
+
+    logits: Tensor
+    """(B, V) float32: next-token logits."""
+    lengths: Tensor
+    """(B,) long: tokens fed so far."""
+    met: Mapping[str, Met]
+    """By latent, in the decoder's order."""
+
+    @property
+    def latents(self) -> Tensor | None:
+        """(B, S, E) latents of the sites met so far, of a decoder with one latent; None without."""
+        return only(self.met, 'state.met["{}"].value').value if self.met else None
+
+    @property
+    def site_counts(self) -> Tensor:
+        """(B,) long: sites met so far in each row, of a decoder with one latent; zeros without."""
+        return only(self.met, 'state.met["{}"].counts').counts if self.met else torch.zeros_like(self.lengths)
 
 
 class CompiledSteps(Protocol):

@@ -205,6 +205,9 @@ def _resumed(recipe: Recipe, out: Path) -> Recipe:
 def _steps(run: Run) -> None:
     """Step until the end, or until asked to stop."""
     with StopRequest() as stop, heard(run.ranks), run.reporter.start(run.trainer.step):
+        alone = run.ranks.size == 1
+        if run.behind and not stop.during(run.measure, at_once=alone):
+            raise InterruptedRun(_how_to_go_on(run))
         while run.trainer.step < run.recipe.train.steps:
             try:
                 run.step()
@@ -214,7 +217,7 @@ def _steps(run: Run) -> None:
                 raise DivergedError(f"{error} Last checkpoint in {run.out}: {kept}.") from None
             stopped = run.ranks.any(stop.requested or run.failed)
             # None of several can leave the others alone in it: there, a signal is heard after the next step.
-            measured = not run.measures or (not stopped and stop.during(run.measure, at_once=run.ranks.size == 1))
+            measured = not run.measures or (not stopped and stop.during(run.measure, at_once=alone))
             if not measured or (stopped and run.trainer.step < run.recipe.train.steps):
                 run.save()
                 run.wait()

@@ -74,6 +74,15 @@ def _blamed(what: str) -> Iterator[None]:
         raise UserError(f"train.evaluate.tasks: {what} ({said}). Mend the task, or leave it out.") from error
 
 
+def _plain(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's answer as what can be written. Raises an error for what is no such answer."""
+    metrics = {
+        str(name): {key: None if own[key] is None else float(own[key]) for key in ("value", "standard_error")}
+        for name, own in answer["metrics"].items()
+    }
+    return {"items": int(answer["items"]), "metrics": metrics}
+
+
 class Measuring:
     """Measures a model every so many steps; without a recipe's word, never."""
 
@@ -114,7 +123,7 @@ class Measuring:
                 found["likelihood"] = self._likelihood(model)
             if self._tasks is not None:
                 with _blamed("an answer cannot be judged"):
-                    found["tasks"] = {task: dict(own) for task, own in self._tasks.answer(model).items()}
+                    found["tasks"] = {str(task): _plain(own) for task, own in self._tasks.answer(model).items()}
         return found
 
     @contextmanager

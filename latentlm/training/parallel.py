@@ -229,12 +229,16 @@ def _whole_within(module: nn.Module, *, filled: bool) -> Iterator[None]:
         for each in (module.modules() if filled else [module])
         for name, parameter in each.named_parameters(recurse=False)
     ]
+    held: dict[int, nn.Parameter] = {}
     for owner, name, parameter in spread:
-        held = whole(parameter) if filled else torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-        setattr(owner, name, nn.Parameter(held, requires_grad=parameter.requires_grad))
+        if id(parameter) not in held:  # modules may share one
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+            held[id(parameter)] = nn.Parameter(whole(parameter) if filled else empty, requires_grad=parameter.requires_grad)
+        setattr(owner, name, held[id(parameter)])
     yield
     for owner, name, parameter in spread:
-        fill(parameter, getattr(owner, name).detach())
+        if held.pop(id(parameter), None) is not None:
+            fill(parameter, getattr(owner, name).detach())
         setattr(owner, name, parameter)
 
 

@@ -63,6 +63,8 @@ class Run:
         self.tokens, self.seconds = 0, 0.0
         self.tally, self.watch = Tally(), CollapseWatch()
         self.saved_step: int | None = None
+        self.behind = False
+        """Whether the run ended between its checkpoint and `measure`, and owes it."""
         assert recipe.train.context is not None, "the recipe is resolved"
         self._texts = excerpts(
             prepared.held_out, prepared.tokenizer, context=recipe.train.context, count=recipe.train.eval_documents
@@ -96,8 +98,7 @@ class Run:
             if (profile := self.recipe.train.profile) is not None and self.trainer.step > profile.start:
                 self.reporter.warn(f"train.profile begins at step {profile.start}, which is past: no trace will be written.")
         self.ranks.from_first(lambda: self._open(command, checkpoint))
-        if self.measures and not self.ranks.from_first(self._is_measured):
-            self.measure()  # the run ended between the checkpoint and this
+        self.behind = self.measures and not self.ranks.from_first(self._is_measured)
 
     def _is_measured(self) -> bool:
         return bool(last_line(read_metrics(self.out / METRICS), "evaluation").get("step") == self.trainer.step)
@@ -240,6 +241,7 @@ class Run:
 
     def measure(self) -> None:
         """What `train.evaluate` asks for. Where it ends before its time, the run measures again when it goes on."""
+        self.wait()  # for the checkpoint that several processes have begun: nothing is lost here
         with uncompiled(self.recipe.train):
             found = self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.measure(self.trainer.model)))
         now = {"step": self.trainer.step, "tokens": self.tokens, "elapsed": self.seconds}

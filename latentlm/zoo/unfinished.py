@@ -6,23 +6,76 @@ is read when it is asked for. So it is never behind.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentlm.config import Card, Recipe, WeightsSpec, parse, read_json, read_yaml
-from latentlm.errors import CheckpointError, UserError
+from latentlm.errors import CheckpointError, invalid
 
 CHECKPOINTS, STATE, RECIPE = "checkpoints", "state.json", "recipe.yaml"
 WEIGHTS_OF_MANY = "-model-00001-of-"
 """In the names of files with weights that several processes wrote."""
 _TOKENIZER = "tokenizer.json"
+FORMAT, SHARDED = 1, 2
+"""Of checkpoints of one process, and of several."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first. Unfinished ones have hidden names and are not among them."""
     found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+class File(BaseModel):
+    """What state.json says of a file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    sha256: str
+    size: int
+
+
+class Record(BaseModel):
+    """state.json without its own hash."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: int
+    step: int = Field(ge=0)
+    files: dict[Annotated[str, Field(pattern=r"^[\w-]+\.safetensors$")], File]
+    state: dict[str, Any]
+
+
+def read_record(path: Path) -> Record:
+    """What the state.json of a checkpoint says. Raises CheckpointError where it is damaged, or another checkpoint's."""
+    try:
+        record = read_json(path / STATE)
+        promised = record.pop("sha256")
+        intact = promised == hash_record(record)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is not readable ({error}).") from None
+    if not intact:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} has been changed.")
+    if record.get("format") not in (FORMAT, SHARDED):
+        raise CheckpointError(f"the checkpoint {path} has format {record.get('format')}; this version reads formats 1 and 2.")
+    try:
+        said = Record.model_validate(record)
+    except ValidationError as error:
+        raise CheckpointError(f"the checkpoint {invalid(error, Record, source=f'{path} is damaged: {STATE}')}.") from None
+    if int(path.name.removeprefix("step-")) != said.step:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is that of step {said.step}.")
+    return said
+
+
+def hash_record(record: Mapping[str, Any]) -> str:
+    """Of state.json without its own hash."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def newest_of(run: Path) -> tuple[Card, Path] | None:
@@ -32,30 +85,33 @@ def newest_of(run: Path) -> tuple[Card, Path] | None:
         return None
     recipe = parse(Recipe, read_yaml(run / RECIPE), source=f"recipe {run / RECIPE}")
     try:
-        record = read_json(saved[-1] / STATE)
-    except UserError:
-        if saved[-1].exists():
-            raise
-        return newest_of(run)  # the run has deleted it since, and has a newer one
-    try:
-        step, weights = int(saved[-1].name.removeprefix("step-")), _weights(record["files"])
-    except (KeyError, TypeError, AttributeError, ValueError):
-        said = f"the checkpoint {saved[-1]} is damaged: {STATE} does not say what its weights are"
-        raise CheckpointError(f"{said}. `latentlm train ... --resume` goes on from the one before it.") from None
+        record = read_record(saved[-1])
+        weights = _weights(record.files)
+    except CheckpointError as error:
+        if not saved[-1].exists():
+            return newest_of(run)  # the run has deleted it since, and has a newer one
+        raise CheckpointError(f"{error} `latentlm train ... --resume` goes on from the one before it.") from None
     tokenizer = _TOKENIZER if (run / _TOKENIZER).is_file() else "bytes"
-    training = {"steps": step, "of_steps": recipe.train.steps}
+    training = {"steps": record.step, "of_steps": recipe.train.steps}
     return card_of(recipe, weights, tokenizer=tokenizer, training=training, scores={}), saved[-1]
 
 
-def _weights(files: dict[str, dict[str, Any]]) -> WeightsSpec:
-    """What a card in the checkpoint's folder would say of its weights. Raises KeyError, TypeError, ... for odd records."""
+def _weights(files: dict[str, File]) -> WeightsSpec:
+    """What a card in the checkpoint's folder would say of its weights."""
     from latentlm.config.tensor_parts import hash_of_hashes  # imports torch
 
     if "model.safetensors" in files:
-        return WeightsSpec(uri="model.safetensors", **files["model.safetensors"])
-    parts = [WeightsSpec(uri=name, **files[name]) for name in sorted(files) if WEIGHTS_OF_MANY in name]
-    combined, size = hash_of_hashes([part.sha256 for part in parts]), sum(part.size for part in parts)
-    return WeightsSpec(uri=".", sha256=combined, size=size, parts=[part.uri for part in parts])
+        return _spec(uri="model.safetensors", sha256=files["model.safetensors"].sha256, size=files["model.safetensors"].size)
+    names = sorted(name for name in files if WEIGHTS_OF_MANY in name)
+    combined, size = hash_of_hashes([files[name].sha256 for name in names]), sum(files[name].size for name in names)
+    return _spec(uri=".", sha256=combined, size=size, parts=names)
+
+
+def _spec(**known: Any) -> WeightsSpec:
+    try:
+        return WeightsSpec(**known)
+    except ValidationError:
+        raise CheckpointError(f"{STATE} does not say what its weights are.") from None
 
 
 def card_of(

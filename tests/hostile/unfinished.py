@@ -105,6 +105,8 @@ def _in_parts(
         import torch
         from safetensors.torch import load_file, save_file
 
+        from latentlm.zoo.unfinished import hash_record
+
         _goes_on(folder)
         checkpoint = folder / _CHECKPOINT
         state = json.loads((checkpoint / "state.json").read_text())
@@ -135,7 +137,8 @@ def _in_parts(
         last = "model.safetensors" if alone else name
         if facts != "":
             state["files"][last] = {**state["files"][last], **facts} if isinstance(facts, dict) else facts
-        (checkpoint / "state.json").write_text(json.dumps(state))
+        del state["sha256"]
+        (checkpoint / "state.json").write_text(json.dumps({**state, "sha256": hash_record(state)}))
         if after is not None:
             after(checkpoint / _TWO)
 

@@ -119,7 +119,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads((path / "state.json").read_text())
     del record["sha256"]
     change(record)
-    (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint._hash_record(record)}))
+    (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint.hash_record(record)}))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,17 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003", "step-00000006"]
     train(asked, out=tmp_path / "run", resume=True, progress=False)
     assert [line["step"] for line in evaluations(tmp_path / "run")] == [3, 6, 9, 12]
+    assert Odd.asked == 5  # one failed, and none was made twice
+
+
+@pytest.mark.parametrize("answer", [{"items": 1}, {"items": 1, "metrics": {"m": {"value": "high", "standard_error": None}}}])
+def test_an_answer_that_is_none_is_one_message(
+    answer: dict[str, Any], recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Odd, "answer", lambda self, model: {"odd": answer})
+    monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: [Entry(Odd)])
+    with pytest.raises(UserError, match="an answer cannot be judged"):
+        train(recipe('train.evaluate.tasks=["odd"]'), out=tmp_path / "run", progress=False)
 
 
 class Long(Odd):
@@ -161,6 +172,9 @@ def test_a_run_that_is_stopped_while_it_is_evaluated_stops_at_once_and_evaluates
         train(asked, out=tmp_path / "run", progress=False)
     assert time.monotonic() - begun < 60
     assert [line["step"] for line in evaluations(tmp_path / "run")] == [every]
+    Odd.asked = 1  # and again, while what is owed is made up for
+    with pytest.raises(InterruptedRun, match=f"stopped and saved at step {2 * every} of 12"):
+        train(asked, out=tmp_path / "run", resume=True, progress=False)
     train(asked, out=tmp_path / "run", resume=True, progress=False)
     assert [line["step"] for line in evaluations(tmp_path / "run")] == list(range(every, 13, every))
     assert zoo.load(tmp_path / "run").card.training["steps"] == 12

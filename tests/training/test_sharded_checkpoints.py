@@ -195,7 +195,7 @@ def test_right_hashes_of_a_part_alone_are_none_to_go_on_from(two: Path, tmp_path
     check_resumable(open_checkpoint(path), model)
     record = json.loads((path / "state.json").read_text())
     del record["sha256"], record["files"]["shard-00002-model-00001-of-00002.safetensors"]
-    (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint._hash_record(record)}))
+    (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint.hash_record(record)}))
     with pytest.raises(CheckpointError, match=r"is missing|not there in full"):
         check_resumable(open_checkpoint(path), model)
 

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 from latentlm import zoo
 from latentlm.config import Recipe
-from latentlm.errors import UserError
+from latentlm.errors import CheckpointError, UserError
 from latentlm.training import train
 from latentlm.training.run import Run
 from latentlm.zoo import weights
 from latentlm.zoo.loading import UnfinishedWarning
 from latentlm.zoo.shelves import add_run
+from latentlm.zoo.unfinished import hash_record
 
 Make = Callable[..., Recipe]
 
@@ -69,6 +70,13 @@ def test_a_checkpoint_that_was_changed_is_refused(stopped: Path) -> None:
         zoo.load(stopped)
 
 
+def rewrite(checkpoint: Path, **changed: Any) -> None:
+    """Its record with something changed, and the hash that goes with it."""
+    record = {**json.loads((checkpoint / "state.json").read_text()), **changed}
+    del record["sha256"]
+    (checkpoint / "state.json").write_text(json.dumps({**record, "sha256": hash_record(record)}))
+
+
 def test_a_run_that_deletes_what_is_being_opened_is_read_again(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,9 +85,8 @@ def test_a_run_that_deletes_what_is_being_opened_is_read_again(
 
     def hold(path: Path) -> Any:
         if newest.exists():
-            record = json.loads((newest / "state.json").read_text())
             newest.rename(newest.with_name("step-00000012"))
-            (newest.with_name("step-00000012") / "state.json").write_text(json.dumps({**record, "step": 12}))
+            rewrite(newest.with_name("step-00000012"), step=12)
         return before(path)
 
     monkeypatch.setattr(weights, "hold", hold)
@@ -94,7 +101,24 @@ def test_checkpoints_may_lie_on_another_disk(stopped: Path, tmp_path: Path) -> N
         zoo.load(stopped)
 
 
-def test_a_damaged_state_is_one_message(stopped: Path) -> None:
-    (stopped / "checkpoints" / "step-00000008" / "state.json").write_text('{"step": 8, "files": [1]}')
-    with pytest.raises(UserError, match=r"is damaged: state\.json does not say what its weights are"):
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"files": [1]}, "is damaged: .*files"),
+        ({"files": {}}, "does not say what its weights are"),
+        ({"format": 99}, "has format 99"),
+        ({"step": 4}, "is that of step 4"),
+    ],
+)
+def test_a_damaged_state_is_one_message(stopped: Path, changed: dict[str, Any], says: str) -> None:
+    newest = stopped / "checkpoints" / "step-00000008"
+    rewrite(newest, **changed)
+    with pytest.raises(CheckpointError, match=f"{says}.*--resume` goes on from the one before it"):
+        zoo.load(stopped)
+
+
+def test_a_state_without_its_own_hash_is_not_believed(stopped: Path) -> None:
+    state = stopped / "checkpoints" / "step-00000008" / "state.json"
+    state.write_text(state.read_text().replace('"step": 8', '"step": 9'))
+    with pytest.raises(CheckpointError, match="has been changed"):
         zoo.load(stopped)

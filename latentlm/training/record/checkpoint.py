@@ -16,7 +16,6 @@ A folder appears under its name only when everything in it is on the disk. There
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import weakref
@@ -24,21 +23,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from latentlm.config import read_json
 from latentlm.config.tensor_files import TensorFile, open_file
 from latentlm.config.writing import atomic_folder, remove_folder, remove_leftovers
-from latentlm.errors import CheckpointError, UserError, invalid
-from latentlm.zoo.unfinished import STATE, checkpoints
+from latentlm.errors import CheckpointError, UserError
+from latentlm.zoo.unfinished import FORMAT, SHARDED, STATE, checkpoints, hash_record, read_record
 from latentlm.zoo.weights import sha256
-
-FORMAT, SHARDED = 1, 2
-"""Of a run of one process, and of several."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +64,6 @@ class Checkpoint:
         """The tensors of one of its files, on the CPU. Raises CheckpointError where the file is none."""
         with self.files[name].tensors() as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-
-
-class _File(BaseModel):
-    """What state.json says of a file."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    sha256: str
-    size: int
-
-
-class _Record(BaseModel):
-    """state.json without its own hash."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    format: int
-    step: int = Field(ge=0)
-    files: dict[Annotated[str, Field(pattern=r"^[\w-]+\.safetensors$")], _File]
-    state: dict[str, Any]
 
 
 def save_checkpoint(
@@ -136,7 +111,7 @@ def write_state(
 ) -> None:
     """Write state.json, the last file of a checkpoint; `files` are `facts_of` each by its name."""
     record = {"format": format, "step": step, "files": dict(files), "state": dict(state)}
-    (folder / STATE).write_text(json.dumps({**record, "sha256": _hash_record(record)}, indent=1), encoding="utf-8")
+    (folder / STATE).write_text(json.dumps({**record, "sha256": hash_record(record)}, indent=1), encoding="utf-8")
 
 
 def set_aside_newer(folder: Path, *, step: int) -> None:
@@ -190,22 +165,7 @@ def latest_checkpoint(
 def open_checkpoint(path: Path, *, compare: bool = True) -> Checkpoint:
     """Read a checkpoint's state and compare every hash; without `compare`, each when its file is going to be read. Raises
     CheckpointError with what is damaged."""
-    try:
-        record = read_json(path / STATE)
-        promised = record.pop("sha256")
-        intact = promised == _hash_record(record)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is not readable ({error}).") from None
-    if not intact:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} has been changed.")
-    if record.get("format") not in (FORMAT, SHARDED):
-        raise CheckpointError(f"the checkpoint {path} has format {record.get('format')}; this version reads formats 1 and 2.")
-    try:
-        said = _Record.model_validate(record)
-    except ValidationError as error:
-        raise CheckpointError(f"the checkpoint {invalid(error, _Record, source=f'{path} is damaged: {STATE}')}.") from None
-    if path != path_of_step(path.parent, said.step):
-        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is that of step {said.step}.")
+    said = read_record(path)
     with ExitStack() as opened:
         files = {name.partition(".")[0]: _of_size(path, name, facts.size, opened) for name, facts in said.files.items()}
         promised = {name.partition(".")[0]: facts.sha256 for name, facts in said.files.items()}
@@ -225,7 +185,3 @@ def _of_size(path: Path, name: str, promised: int, until: ExitStack) -> TensorFi
     if (size := file.size) != promised:
         raise CheckpointError(f"the checkpoint {path} is damaged: {name} has {size} bytes instead of {promised}.")
     return file
-
-
-def _hash_record(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

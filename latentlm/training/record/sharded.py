@@ -40,7 +40,8 @@ from latentlm.config.writing import explained
 from latentlm.errors import CheckpointError, sentence, short
 from latentlm.training.optimizer import make_room, optimizer_shapes
 from latentlm.training.parallel import Ranks
-from latentlm.training.record.checkpoint import SHARDED, Checkpoint, facts_of, new_checkpoint, path_of_step, write_state
+from latentlm.training.record.checkpoint import Checkpoint, facts_of, new_checkpoint, path_of_step, write_state
+from latentlm.zoo.unfinished import SHARDED
 from latentlm.zoo.weights import weights_of
 
 Files = dict[str, dict[str, Any]]
