@@ -81,7 +81,8 @@ def test_generation_compares_batches_and_temperatures() -> None:
 def test_scoring_compares_with_hf_and_counts_what_samples_take() -> None:
     rows = scoring.run(quick=True)
     assert {row["case"] for row in rows} == {case.name for case in scoring.cases(quick=True)}
-    assert {row["contender"] for row in rows} == {"vanilla", "hf", *(f"free K={samples}" for samples in scoring.SAMPLES)}
+    others = {"vanilla", "hf", "chunk K=16", "gaussian K=16"}
+    assert {row["contender"] for row in rows} == {*others, *(f"free K={samples}" for samples in scoring.SAMPLES)}
     assert all(row["theory"] > 1 for row in rows if row["contender"].startswith("free"))
     few, many = (scoring.theory(scoring.FULL, scoring.cases(quick=False)[0], samples=samples) for samples in (1, 17))
     assert many - few == pytest.approx(16 / 2, abs=0.1)  # half of the blocks lie above the latent
