@@ -20,8 +20,6 @@ from latentlm.tokenizer import load_tokenizer
 from latentlm.training import load_recipe
 
 MIB = 2**20
-
-
 DEFAULT = ["free-124m", "model.backbone.blocks=48", "model.backbone.vocabulary=8192", "model.event_dims=12"]
 
 
@@ -40,7 +38,7 @@ def one(recipe: list[str], *, whole: bool) -> None:
     cpu = torch.device("cpu")
     resolved = resolve(load_recipe(recipe[0], [*recipe[1:], "train.device=cpu"]), tokenizer=load_tokenizer("bytes"))
     with joined() as ranks:
-        gathered(None)
+        gathered(None)  # what they find each other with is no weight
         before = peak_mib(cpu)
         model = make_model(resolved, cpu if whole else "meta")
         shard(model, resolved.train, ranks, cpu)

@@ -12,7 +12,7 @@ Legend: B rows, C columns, Hkv key/value heads, dh head width, E event dimension
 
 from __future__ import annotations
 
-import weakref
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,21 +27,15 @@ from latentlm.composed.decoding import step
 from latentlm.composed.state import ComposedState, Kept
 from latentlm.errors import UserError
 from latentlm.interface import PADDING, Met, Noise, Prefix, State
-from latentlm.interface.moving import moved
 
 _ROUND = 64
 """Columns are as many as the next multiple of this: a graph is made anew for other shapes."""
-_OPTIONS = {"guard_filter_fn": torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe}
-"""Whether a Linear layer is still one is not asked at every token: a twentieth of a small model's step."""
-_compiled: weakref.WeakKeyDictionary[ComposedDecoder, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
 
 
 class Draw(NamedTuple):
-    """Random numbers that a step asks for."""
+    """Uniform numbers that a step asks for."""
 
     latent: str
-    kind: str
-    """A method of `Noise`: "uniform" or "normal"."""
     sites: int
     events: int
 
@@ -99,10 +93,8 @@ class Static:
             _step(self._decoder, tree_map(_cloned, self._carried), tokens, column, listening, temperatures)
         drawn: dict[str, list[Tensor]] = {name: [] for name in here}
         for draw in self._draws:
-            drawn[draw.latent].append(getattr(here[draw.latent], draw.kind)(draw.sites, draw.events, device=tokens.device))
-        if self._decoder not in _compiled:
-            _compiled[self._decoder] = torch.compile(_ready_step, options=dict(_OPTIONS))
-        logits = _compiled[self._decoder](self._decoder, self._carried, tokens, column, drawn, temperatures)
+            drawn[draw.latent].append(here[draw.latent].uniform(draw.sites, draw.events, device=tokens.device))
+        logits = _compiled()(self._decoder, self._carried, tokens, column, drawn, temperatures)
         self._column += 1
         met = {name: Met(store, self._carried.counts[name]) for name, store in self._carried.stores.items()}
         return State(logits, self._carried.lengths, met)
@@ -110,6 +102,14 @@ class Static:
 
 def _cloned(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    """Torch keeps a graph for each decoder and shape. Whether a Linear layer is still one is not asked at every token: that
+    would take a twentieth of a small model's step."""
+    skipped = torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
+    return torch.compile(_ready_step, options={"guard_filter_fn": skipped})
 
 
 def _ready_step(
@@ -210,13 +210,8 @@ class _Listening(Noise):
 
     def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """As it is."""
-        self._asked.append(Draw(self._latent, "uniform", sites, events))
+        self._asked.append(Draw(self._latent, sites, events))
         return super().uniform(sites, events, device=device)
-
-    def normal(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
-        """As it is."""
-        self._asked.append(Draw(self._latent, "normal", sites, events))
-        return moved(torch.special.ndtri(super().uniform(sites, events).double()).float(), device)
 
     def stream(self, name: str) -> Noise:
         """Raises UserError: what is drawn from it would not be noted."""
@@ -241,5 +236,3 @@ class _Ready(Noise):
     def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """The next."""
         return self._numbers.pop(0)
-
-    normal = uniform

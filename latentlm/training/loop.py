@@ -261,9 +261,12 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def during(self, work: Callable[[], None], *, at_once: bool) -> bool:
-        """Whether `work`, with which nothing is lost, was done; with `at_once` it ends where one of the signals comes."""
+        """Whether `work`, with which nothing is lost, was done; with `at_once` it ends where one of the signals comes, or does
+        not begin where one has come."""
         self._at_once = at_once
         try:
+            if at_once and self.requested:
+                return False
             work()
         except KeyboardInterrupt:
             if not self.requested:

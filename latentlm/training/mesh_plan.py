@@ -146,8 +146,8 @@ def check_share(recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
     state, activations = gib(needed.total - needed.activations), gib(needed.activations)
     raise UserError(
         f"each of {ranks.size} processes needs about {gib(needed.total)} of memory ({state} for weights, gradients and AdamW, "
-        f"{activations} for activations), and {gib(free)} are free on {device}{among}. Start more of them on more GPUs, lower "
-        "train.batch (train.accumulate makes up for it), set train.recompute=true, or choose a smaller model."
+        f"{activations} for activations), and {gib(free)} are free on {device}{among}. Start them on more GPUs or machines, "
+        "lower train.batch (train.accumulate makes up for it), set train.recompute=true, or choose a smaller model."
     )
 
 

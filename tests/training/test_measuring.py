@@ -23,8 +23,10 @@ from latentlm.interface.ranks import alone, gathered, place
 from latentlm.likelihood import bits_per_byte, score_texts
 from latentlm.training import InterruptedRun, measuring, prepare, train
 from latentlm.training.gpus import GPUS, peak_by_name, peak_of
+from latentlm.training.loop import StopRequest
 from latentlm.training.record.checkpoint import checkpoints
 from latentlm.training.record.metrics import read_metrics
+from latentlm.training.run import Run
 from latentlm.zoo.accounting import cost_of
 from latentlm_evals.adapter import LatentLM
 from latentlm_evals.evaluation import run_tasks, task_results
@@ -178,6 +180,56 @@ def test_a_run_that_is_stopped_while_it_is_evaluated_stops_at_once_and_evaluates
     train(asked, out=tmp_path / "run", resume=True, progress=False)
     assert [line["step"] for line in evaluations(tmp_path / "run")] == list(range(every, 13, every))
     assert zoo.load(tmp_path / "run").card.training["steps"] == 12
+
+
+def test_a_signal_in_a_step_leaves_the_evaluation_after_it_for_later(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Odd.asked = 9
+    monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: [Entry(Odd)])
+    stepped = Run.step
+
+    def step(run: Run) -> None:
+        stepped(run)
+        if run.trainer.step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "step", step)
+    asked = recipe("train.evaluate.every=6", 'train.evaluate.tasks=["odd"]')
+    with pytest.raises(InterruptedRun, match="stopped and saved at step 12 of 12"):
+        train(asked, out=tmp_path / "run", progress=False)
+    assert Odd.asked == 10
+    train(asked, out=tmp_path / "run", resume=True, progress=False)
+    assert Odd.asked == 11
+
+
+def test_what_was_evaluated_is_not_again_when_a_run_goes_on(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Odd.asked = 9
+    monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: [Entry(Odd)])
+    asked = recipe("train.save_every=100", "train.evaluate.every=6", 'train.evaluate.tasks=["odd"]')
+    stepped = Run.step
+
+    def step(run: Run) -> None:
+        if run.trainer.step == 6:
+            raise KeyboardInterrupt
+        stepped(run)
+
+    monkeypatch.setattr(Run, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, out=tmp_path / "run", progress=False)
+    monkeypatch.setattr(Run, "step", stepped)
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000006"]
+    train(asked, out=tmp_path / "run", resume=True, progress=False)
+    assert Odd.asked == 11
+    assert [line["step"] for line in evaluations(tmp_path / "run")] == [6, 12]
+
+
+def test_nothing_is_begun_after_a_signal() -> None:
+    stop = StopRequest()
+    stop.requested = True
+    assert not stop.during(lambda: pytest.fail("begun"), at_once=True)
 
 
 def test_standard_errors_without_a_closed_form_are_bootstrapped_in_this_process(capfd: pytest.CaptureFixture[str]) -> None:

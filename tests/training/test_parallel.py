@@ -17,7 +17,7 @@ from latentlm.errors import UserError
 from latentlm.training import load_recipe, train
 from latentlm.training.mesh_plan import check_share, share_of
 from latentlm.training.parallel import Ranks, check_ranks
-from latentlm.training.plan import estimate_memory
+from latentlm.training.plan import check_memory, estimate_memory
 from latentlm.training.setup import resolve
 from latentlm_schedules.levels import pool
 from torchrun import SMALL, assert_alike, lines, run
@@ -119,6 +119,14 @@ def test_each_process_needs_room_for_its_share_alone(recipe: Callable[..., Recip
     for ranks, device in ((Ranks(0, 8, beside=3), torch.device("cpu")), (Ranks(0, 2), gpu)):
         with pytest.raises(UserError, match=f"each of {ranks.size} processes needs about"):
             check_share(mine, ranks, device)
+
+
+def test_a_model_that_no_gpu_holds_may_be_trained_by_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = resolve(load_recipe("free-8b", ["train.batch=64"]))
+    monkeypatch.setattr("latentlm.config.memory.available", lambda device: 80 * 10**9)
+    check_share(large, Ranks(0, 64), torch.device("cuda:0"))
+    with pytest.raises(UserError, match="of memory"):
+        check_memory(estimate_memory(large), torch.device("cuda:0"))
 
 
 def test_what_is_refused_is_said_once(tmp_path: Path) -> None:
