@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import Field
+from safetensors.torch import save_file
+from torch import nn
 
 from latentlm import plugins
 from latentlm.composed import build, complete
@@ -17,6 +21,7 @@ from latentlm.plugins.provenance import explained
 from latentlm.tokenizer import ByteTokenizer
 from latentlm.training.recipes import load_recipe
 from latentlm.training.setup import resolve
+from latentlm.zoo.weights import load_into, weights_of
 from samples import small_config
 
 
@@ -51,11 +56,42 @@ class Picky(Encoder):
         return Bits(context.taps[0][..., :4])
 
 
+class Tied(Encoder):
+    """Two projections of one weight."""
+
+    Config = PickyConfig
+    sees_future = False
+    taps = (0,)
+
+    def __init__(self, config: Any, shape: Shape) -> None:
+        super().__init__(config, shape)
+        width = shape.backbone.width
+        self.first, self.second = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, context: Context, objective: Objective | None = None) -> Distribution:
+        return Bits(self.second(self.first(context.taps[0]))[..., :4])
+
+
 @pytest.fixture(autouse=True)
 def picky() -> Iterator[None]:
     plugins.register("encoder", "picky", Picky)
+    plugins.register("encoder", "tied", Tied)
     yield
     plugins.reset()
+
+
+def test_a_weight_that_a_part_has_twice_is_one_when_it_is_built_saved_and_loaded(tmp_path: Path) -> None:
+    config = small_config("free").model_copy(update={"encoder": PartSpec(name="tied")})
+    model, again = build(config, seed=0), build(config, init=False)
+    tied = next(iter(model.latents.values())).encoder
+    assert tied.first.weight is tied.second.weight
+    assert "encoder.second.weight" not in " ".join(weights_of(model))
+    save_file(weights_of(model), tmp_path / "model.safetensors")
+    load_into(again, tmp_path / "model.safetensors")
+    loaded = next(iter(again.latents.values())).encoder
+    assert loaded.first.weight is loaded.second.weight
+    assert torch.equal(loaded.second.weight, tied.first.weight)
 
 
 def part(**settings: Any) -> PartSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ DECODERS = {
     "chunk": {"event_dims": 3},
     "della": {"event_dims": 4},
     "ngram": {},
+    "gaussian": {"event_dims": 4},
+    "ltm": {"event_dims": 4, "injection": {"name": "thoughts", "slots": 1}},
+    "two levels": {
+        "decoder": "composed", "latents": {"intent": {"like": "gaussian", "dims": 4}, "bits": {"like": "free", "dims": 3}},
+    },
 }
 
 USUAL = {"free", "chunk"}
@@ -94,8 +100,13 @@ def test_texts_are_the_same_whichever_rows_end_first(latents: str) -> None:
 
 
 def test_what_is_not_compiled_is_refused() -> None:
-    with pytest.raises(UserError, match="Prefixes and memory slots"):
-        generate(zoo.load("gaussian-tiny"), "def ", max_tokens=4, compile=True)
+    model = decoder("gaussian")
+    known = {"noise": Noise.keyed(0, ["a"]), "last_latent": "posterior", "prior_temperature": 1.0, "capacity": 8}
+    state = model.prefill(torch.zeros(1, 3, dtype=torch.long), torch.tensor([3]), latents={}, **known)
+    for held in state.cache.prefixes.values():
+        held.update({key: replace(prefix, since=prefix.documents) for key, prefix in held.items()})
+    with pytest.raises(UserError, match="Prefixes that grow"):
+        model.compiled_steps(state, capacity=8)
     model = zoo.load("free-tiny")
     given = Latents({"z": Latent(torch.zeros(1, 2, model.latents["z"].dims))})
     with pytest.raises(UserError, match="give none there, or leave compile out"):

@@ -21,7 +21,7 @@ CLEAN = Outcome(1, b"", b"error: bad.yaml does not exist.\n", 1.0, 2**29, (), ti
 
 @pytest.mark.slow
 def test_some_of_the_bad_inputs_end_well(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hostile", "--every", "240", "--jobs", "1", "--json", str(tmp_path / "found.json")]
+    command = [sys.executable, "-m", "hostile", "--every", "480", "--jobs", "1", "--json", str(tmp_path / "found.json")]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (tmp_path / "found.json").is_file(), done.stderr
     assert json.loads((tmp_path / "found.json").read_text()) == []

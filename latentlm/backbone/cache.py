@@ -66,11 +66,10 @@ class KVCache:
         return None if self._documents is None else self._documents[:, : self.length]
 
     def columns(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of each block, (B, Hkv, C, dh), where there are no prefixes."""
-        held = [*self._keys, *self._values]
-        assert not any(self._fronts), "slots lie in front of the columns"
-        assert all(each is not None for each in held), "every block has run"
-        seen = [each.narrow(2, 0, self.length) for each in held if each is not None]
+        """Keys and values of each block, (B, Hkv, M + C, dh), behind those of its prefixes."""
+        held = zip([*self._keys, *self._values], self._fronts * 2, strict=True)
+        seen = [each.narrow(2, 0, _slots(front) + self.length) for each, front in held if each is not None]
+        assert len(seen) == 2 * len(self._keys), "every block has run"
         return seen[: len(self._keys)], seen[len(self._keys) :]
 
     def extend(self, documents: Tensor, *, rotation: Rotation, plain: bool, given: Tensor | None = None) -> None:

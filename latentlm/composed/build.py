@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from latentlm import plugins
 from latentlm.composed.completing import changed, complete, granularity_of, settings_of
@@ -44,10 +45,22 @@ def build(
         model = model if dtype is None else model.to(dtype)
     if torch.device(device).type == "meta":
         return model
-    model = model.to_empty(device=device)
+    _allocate(model, device)
     if init:
         model.init_weights(torch.Generator(device=device).manual_seed(seed))
     return model
+
+
+def _allocate(model: nn.Module, device: torch.device | str) -> None:
+    """Give a model without memory some. A parameter of several modules stays one, of which `to_empty` would make many."""
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(parameter, []).append((module, name))
+    model.to_empty(device=device)
+    for (first, name), *others in owners.values():
+        for module, other in others:
+            setattr(module, other, getattr(first, name))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Keys and values have their room from the start, and a mask hides the columns tha
 from token to token: blocks, head, and every latent's draw, row and norm are one graph (torch.compile). The random numbers come
 from outside, for they are keyed: the first step is rehearsed, to see which ones it asks for.
 
-Legend: B rows, C columns, Hkv key/value heads, dh head width, E event dimensions, V vocabulary.
+Legend: B rows, C columns, M prefix slots, Hkv key/value heads, dh head width, E event dimensions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latentlm.composed.decoder import ComposedDecoder
 from latentlm.composed.decoding import step
 from latentlm.composed.state import ComposedState, Kept
 from latentlm.errors import UserError
-from latentlm.interface import PADDING, Met, Noise, Prefix, State
+from latentlm.interface import PADDING, Cross, Met, Noise, Prefix, State
 
 _ROUND = 64
 """Columns are as many as the next multiple of this: a graph is made anew for other shapes."""
@@ -47,7 +47,7 @@ class Carried(NamedTuple):
     documents: Tensor
     """(B, C) long, -1 in columns that hold nothing."""
     keys: list[Tensor]
-    """(B, Hkv, C, dh) of each block."""
+    """(B, Hkv, M + C, dh) of each block."""
     values: list[Tensor]
     other: dict[str, Tensor]
     """What else the decoder keeps of its rows."""
@@ -56,6 +56,9 @@ class Carried(NamedTuple):
     counts: dict[str, Tensor]
     prior_states: dict[str, Any]
     recent: dict[str, Tensor]
+    prefixes: dict[int, dict[tuple[str, int], Prefix]]
+    """Of the blocks, made with the prompt; so are the memory slots. They stay."""
+    crosses: dict[int, dict[tuple[str, int], Cross]]
 
 
 class Static:
@@ -63,8 +66,8 @@ class Static:
 
     def __init__(self, decoder: ComposedDecoder, state: ComposedState, *, capacity: int) -> None:
         cache = state.cache
-        if cache.prefixes or cache.crosses:
-            raise UserError("Prefixes and memory slots, which this decoder has, are not compiled: leave compile out.")
+        if any(prefix.since is not None for held in cache.prefixes.values() for prefix in held.values()):
+            raise UserError("Prefixes that grow with the text, which this decoder has, are not compiled: leave compile out.")
         room = -(-max(capacity, cache.length + 1) // _ROUND) * _ROUND
         assert cache.documents is not None, "there is a prompt"
         keys, values = cache.columns()
@@ -80,6 +83,8 @@ class Static:
             counts={name: met.counts.clone() for name, met in state.met.items()},
             prior_states={name: tree_map(_cloned, kept.prior_state) for name, kept in state.kept.items()},
             recent={name: kept.recent.clone() for name, kept in state.kept.items()},
+            prefixes=cache.prefixes,
+            crosses=cache.crosses,
         )
         self._draws: list[Draw] | None = None
 
@@ -165,6 +170,7 @@ class StaticCache(KVCache):
         self.start = self.length = self.capacity  # behind the prompt
         self.plain = False
         self.kept = dict(carried.other)
+        self.prefixes, self.crosses = carried.prefixes, carried.crosses
         self._carried, self._column = carried, column
 
     def extend(self, documents: Tensor, *, rotation: Rotation, plain: bool, given: Tensor | None = None) -> None:
@@ -176,10 +182,11 @@ class StaticCache(KVCache):
         self.mask, self.rotation = _Written(documents, seen, bias), rotation  # type: ignore[assignment]
 
     def update(self, block: int, key: Tensor, value: Tensor, prefixes: tuple[Prefix, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Write the token's keys and values (B, Hkv, 1, dh) of a block; return those of all columns."""
+        """Write the token's keys and values (B, Hkv, 1, dh) of a block; return those of all columns, behind its prefixes'."""
         keys, values = self._carried.keys[block], self._carried.values[block]
-        keys.index_copy_(2, self._column[None], key)
-        values.index_copy_(2, self._column[None], value)
+        here = (self._column + sum(prefix.key.shape[2] for prefix in prefixes))[None]
+        keys.index_copy_(2, here, key)
+        values.index_copy_(2, here, value)
         return keys, values
 
 
@@ -192,9 +199,13 @@ class _Written:
         self.query_documents, self.key_documents, self.bias = query_documents, key_documents, bias
 
     def with_prefixes(self, prefixes: Sequence[Prefix]) -> _Written:
-        """There are none."""
-        assert not prefixes, "prefixes are not compiled"
-        return self
+        """The same with the slots of these in front."""
+        if not prefixes:
+            return self
+        slots = torch.cat([prefix.documents for prefix in prefixes], dim=1)
+        allowed = (self.query_documents[:, :, None] == slots[:, None, :]) & (slots >= 0)[:, None, :]
+        front = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, float("-inf"))[:, None]
+        return _Written(self.query_documents, self.key_documents, torch.cat((front, self.bias), dim=-1))
 
 
 class _Listening(Noise):

@@ -67,7 +67,7 @@ def _blamed(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_lost(error):  # another process is gone: no fault of a task
             raise
         said = short(f"{type(error).__name__}: {error}".splitlines()[0])

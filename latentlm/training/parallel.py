@@ -46,7 +46,12 @@ class ElsewhereError(UserError):
 
 
 class LostError(UserError):
-    """Another process of this run has ended, and has said nothing; of those that notice, one says so."""
+    """Another process of this run has ended, and has said nothing, or this one refuses what they do in step; of those that
+    notice, one says so."""
+
+
+class _RefusedError(UserError):
+    """What this process refused in the midst of what they do in step."""
 
 
 def speaks() -> bool:
@@ -90,6 +95,14 @@ class Ranks:
             raise ElsewhereError(said)
         raise error if error is not None else UserError(f"process {errors.index(said)}: {said}")
 
+    def in_step(self, work: Callable[[], T]) -> T:
+        """Do something in which the processes need each other all the way, such as passes through weights that are spread. What
+        one of them refuses ends them all, and one says it."""
+        try:
+            return work()
+        except UserError as refused:
+            raise refused if self.size == 1 else _RefusedError(str(refused)) from refused
+
     def from_first(self, work: Callable[[], T]) -> T:
         """What rank 0 makes, plain data, for every rank; the others wait for it. Raises as `agreed`."""
         return gathered(self.agreed(work) if self.first else self.agreed(lambda: None))[0]  # type: ignore[return-value]
@@ -117,6 +130,8 @@ def joined() -> Iterator[Ranks]:
         ranks = Ranks(rank, size, local, beside=_on_this_machine(size))
         with shared_by(dist.group.WORLD), heard(ranks):
             yield ranks
+    except _RefusedError as error:
+        raise (LostError if _first_to_end(store) else ElsewhereError)(str(error)) from error
     except RuntimeError as error:
         first = _first_to_end(store)
         if not is_lost(error):

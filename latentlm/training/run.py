@@ -91,7 +91,7 @@ class Run:
     def begin(self, command: Sequence[str] | None) -> None:
         """Take up an old run where its last good checkpoint left it; without one, write manifest and recipe and start."""
         with uncompiled(self.recipe.train):
-            self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.check(self.trainer.model)))
+            self.ranks.in_step(lambda: self.trainer.within(lambda: self._measuring.check(self.trainer.model)))
         checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self.ranks.agreed(lambda: self._restore(checkpoint))
@@ -178,7 +178,7 @@ class Run:
         for what, words in (("threads", "CPU threads"), ("processes", "processes")):
             before = manifest.get(what, 1 if what == "processes" else None)
             if isinstance(before, int) and before != here[what] and (on_cpu or what == "processes"):
-                self.reporter.warn(f"{here[what]} {words}, {before} at the start: sums round otherwise, and bits differ.")
+                self.reporter.warn(f"{words}: {here[what]} now, {before} at the start; sums round otherwise, and bits differ.")
         manifest.setdefault("resumed", []).append({"step": checkpoint.step, "time": now(), **here})
         write_manifest(self.out, manifest)
         self.reporter.note(f"resuming at step {checkpoint.step} of {self.recipe.train.steps}")
@@ -243,7 +243,7 @@ class Run:
         """What `train.evaluate` asks for. Where it ends before its time, the run measures again when it goes on."""
         self.wait()  # for the checkpoint that several processes have begun: nothing is lost here
         with uncompiled(self.recipe.train):
-            found = self.ranks.agreed(lambda: self.trainer.within(lambda: self._measuring.measure(self.trainer.model)))
+            found = self.ranks.in_step(lambda: self.trainer.within(lambda: self._measuring.measure(self.trainer.model)))
         now = {"step": self.trainer.step, "tokens": self.tokens, "elapsed": self.seconds}
         self._write({**dict.fromkeys(KEYS), "split": "evaluation", **now, **found})
 

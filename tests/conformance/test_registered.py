@@ -18,9 +18,12 @@ REGISTERED = settings_of(plugins.names("decoder"))
 REPRESENTATIVE = {
     "compiled_equals_eager": {"free"},
     "kill_and_resume_exact": {"free"},
-    "error_bars_honest": {"vanilla", "free", "gaussian"},
-    "leak_found_out": {"vanilla", "free", "gaussian"},
+    "error_bars_honest": {"vanilla", "gaussian"},
+    "leak_found_out": {"vanilla", "gaussian"},
     "scores_keyed": {"vanilla", "free", "gaussian"},
+    "sampler_agrees": {"vanilla", "free", "gaussian"},
+    "probabilities_sum_to_one": {"vanilla", "free", "gaussian"},
+    "bounds_in_order": {"vanilla", "free", "gaussian"},
 }
 """Of the checks that take long, the decoders whose usual run has them."""
 EXPENSIVE = pytest.mark.conformance

@@ -6,8 +6,8 @@
                   injections of those before, so that every stage is met
 
 Every quick check on all three. Likelihoods are sums over the product of all values: 141 points of the number times the codes of
-the chunks times the bits of the tokens, 9,024 at most. Exactness on all three, the rest of the likelihood checks on the second;
-the others' under the marker `conformance`.
+the chunks times the bits of the tokens, 9,024 at most. Exactness on two of them, keyed scores on the first; all else that
+takes long under the marker `conformance`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from latentlm.testing.likelihood import check_exactness
 
 EXACT = ["scores_exact_own_encoder", "scores_exact_planted"]
 LIKELIHOOD = [name for name, check in CHECKS.items() if check.group == "likelihood"]
-ENGINE = [name for name, check in CHECKS.items() if check.group == "engine"]
 LONG = ["compiled_equals_eager", "kill_and_resume_exact"]
-FULL = "causal"
 
 
 def params(labels: list[str], checks: list[str]) -> list[Any]:
@@ -39,31 +37,19 @@ def params(labels: list[str], checks: list[str]) -> list[Any]:
     ]
 
 
-OTHERS = [label for label in SEVERAL if label != FULL]
-
-
-@pytest.mark.parametrize("case", params(list(SEVERAL), [*QUICK, *EXACT, "resume_exact", "noise_alone_decides_training"]))
+@pytest.mark.parametrize("case", params(list(SEVERAL), [*QUICK, "resume_exact", "noise_alone_decides_training"]))
 def test_several(case: Case) -> None:
     case()
 
 
-LONG = ["error_bars_honest", "leak_found_out"]
-
-
-@pytest.mark.parametrize("case", params([FULL], [name for name in LIKELIHOOD if name not in [*EXACT, *LONG]]))
+@pytest.mark.parametrize("case", params(["two_levels", "causal"], EXACT) + params(["two_levels"], ["scores_keyed"]))
 def test_likelihoods(case: Case) -> None:
     case()
 
 
 @pytest.mark.conformance
-@pytest.mark.parametrize("case", params([FULL], LONG))
+@pytest.mark.parametrize("case", params(list(SEVERAL), LIKELIHOOD))
 def test_likelihoods_at_length(case: Case) -> None:
-    case()
-
-
-@pytest.mark.conformance
-@pytest.mark.parametrize("case", params(OTHERS, [name for name in LIKELIHOOD if name not in EXACT]))
-def test_likelihoods_of_the_others(case: Case) -> None:
     case()
 
 
@@ -73,6 +59,7 @@ def test_they_compile_and_survive_a_kill(case: Case) -> None:
     case()
 
 
+@pytest.mark.conformance
 def test_six_tokens_are_summed_over_exactly() -> None:
     """A bit for each of six tokens times a grid: 9,024 values."""
     subject = Subject("composed", model=SEVERAL["causal"].model)

@@ -151,6 +151,16 @@ def test_an_answer_that_is_none_is_one_message(
         train(recipe('train.evaluate.tasks=["odd"]'), out=tmp_path / "run", progress=False)
 
 
+def test_a_task_that_ends_the_process_is_one_message(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(self: Odd, model: object) -> dict[str, Any]:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Odd, "answer", leave)
+    monkeypatch.setattr("latentlm.training.measuring.entry_points", lambda **which: [Entry(Odd)])
+    with pytest.raises(UserError, match=r"an answer cannot be judged \(SystemExit: 0\)"):
+        train(recipe('train.evaluate.tasks=["odd"]'), out=tmp_path / "run", progress=False)
+
+
 class Long(Odd):
     """Tasks during which someone stops the run, at its second evaluation."""
 

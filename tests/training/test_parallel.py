@@ -77,6 +77,8 @@ def test_two_processes_in_half_precision_stay_near_one_in_full(tmp_path: Path) -
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
 FIRST_WEIGHTS = """
 import sys
 import torch
@@ -103,10 +105,42 @@ def test_first_weights_are_those_of_one_process_and_made_where_they_are_spread(t
     (tmp_path / "first.py").write_text(FIRST_WEIGHTS)
     kinds = ("vanilla", "free", "two-level", "ltm", "chunk", "gaussian", "della", "causal")
     names = [f"{kind}-tiny" for kind in kinds]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "first.py")]
+    start = [*TORCHRUN, str(tmp_path / "first.py")]
     done = subprocess.run([*start, " ".join(names), *SMALL], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert all(f"{name} " in done.stdout for name in names)
+
+
+REFUSED = """
+import sys
+import torch
+import torch.distributed as dist
+from latentlm.cli.train import _first_speaks
+from latentlm.errors import UserError
+from latentlm.training.parallel import joined, speaks
+who = [int(rank) for rank in sys.argv[1].split()]
+def work(rank):
+    if rank in who:
+        raise UserError("the task is odd")
+    for _ in range(1000):
+        dist.all_reduce(torch.zeros(1))
+try:
+    with _first_speaks(speaks()), joined() as ranks:
+        ranks.in_step(lambda: work(ranks.rank))
+except UserError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@pytest.mark.parametrize("who", ["1", pytest.param("0 1", marks=pytest.mark.conformance)])
+def test_what_one_process_refuses_in_step_with_the_others_is_said_once(who: str, tmp_path: Path) -> None:
+    """The others wait for it then, in the midst of something."""
+    (tmp_path / "refused.py").write_text(REFUSED)
+    start = [*TORCHRUN, str(tmp_path / "refused.py")]
+    done = subprocess.run([*start, who], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: the task is odd"]
+    assert "refused.py\", line" not in done.stderr, "no traceback of ours"
 
 
 def test_each_process_needs_room_for_its_share_alone(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
