@@ -6,10 +6,10 @@
                          for every token
     ..., compiled        the same two with `compile=True`: each step one graph, made before the clock runs
 
-Batches of 1 and 8 prompts of one length, temperature 0 and 1, 128 new tokens, float32; and one case of a model that is a dozen
+Batches of 1, 8 and 64 prompts of one length, temperature 0 and 1, 128 new tokens, float32; and one case of a model that is a dozen
 times larger.
 
-Run: ``python -m benchmarks.generation [--quick]`` (about 8 minutes, of which graphs take five); prints rows of
+Run: ``python -m benchmarks.generation [--quick]`` (about 15 minutes, of which graphs take seven); prints rows of
 benchmarks/timing.py as JSON.
 """
 
@@ -33,7 +33,7 @@ Job = Callable[[], object]
 
 def run(*, quick: bool = False) -> list[Row]:
     """Rows of all contenders for every batch size and temperature."""
-    plans = [(QUICK if quick else FULL, (1, 8), (0.0, 1.0)), *([] if quick else [(LARGER, (1,), (1.0,))])]
+    plans = [(QUICK if quick else FULL, (1, 8, 64), (0.0, 1.0)), *([] if quick else [(LARGER, (1,), (1.0,))])]
     rows: list[Row] = []
     for size, batches, temperatures in plans:
         models = _models(size, compiled=not quick)

@@ -28,8 +28,9 @@ from latentlm.composed.state import ComposedState, Kept
 from latentlm.errors import UserError
 from latentlm.interface import PADDING, Cross, Met, Noise, Prefix, State
 
-_ROUND = 64
-"""Columns are as many as the next multiple of this: a graph is made anew for other shapes."""
+_ROUND = 16
+"""A step looks at as many columns as there are, up to the next multiple of this: to look at columns that hold nothing takes
+time too."""
 
 
 class Draw(NamedTuple):
@@ -60,6 +61,12 @@ class Carried(NamedTuple):
     """Of the blocks, made with the prompt; so are the memory slots. They stay."""
     crosses: dict[int, dict[tuple[str, int], Cross]]
 
+    def until(self, columns: int) -> Carried:
+        """The same memory, of which so many columns are seen: one graph serves for any number of them."""
+        hidden = self.documents.shape[1] - columns
+        keys, values = ([_begun(each, 2, each.shape[2] - hidden) for each in held] for held in (self.keys, self.values))
+        return self._replace(documents=_begun(self.documents, 1, columns), keys=keys, values=values)
+
 
 class Static:
     """Rows under way. Raises UserError for decoders that one graph cannot serve."""
@@ -87,22 +94,32 @@ class Static:
             crosses=cache.crosses,
         )
         self._draws: list[Draw] | None = None
+        self._seen: Carried | None = None
 
     def step(self, tokens: Tensor, *, noise: Mapping[str, Noise], prior_temperature: Mapping[str, float]) -> State:
         """Feed tokens (B,), one per row, with latents from the prior. What it returns holds until the next step."""
+        if self._seen is None or self._column == self._seen.documents.shape[1]:
+            self._seen = self._carried.until(self._column + _ROUND - self._column % _ROUND)
         here = {name: own.at(self._carried.counts[name]) for name, own in noise.items()}
         column, temperatures = torch.full((), self._column, device=tokens.device), dict(prior_temperature)
         if self._draws is None:
             self._draws = []
             listening: dict[str, Noise] = {name: _Listening(own, name, self._draws) for name, own in here.items()}
-            _step(self._decoder, tree_map(_cloned, self._carried), tokens, column, listening, temperatures)
+            _step(self._decoder, tree_map(_cloned, self._seen), tokens, column, listening, temperatures)
         drawn: dict[str, list[Tensor]] = {name: [] for name in here}
         for draw in self._draws:
             drawn[draw.latent].append(here[draw.latent].uniform(draw.sites, draw.events, device=tokens.device))
-        logits = _compiled()(self._decoder, self._carried, tokens, column, drawn, temperatures)
+        logits = _compiled()(self._decoder, self._seen, tokens, column, drawn, temperatures)
         self._column += 1
         met = {name: Met(store, self._carried.counts[name]) for name, store in self._carried.stores.items()}
         return State(logits, self._carried.lengths, met)
+
+
+def _begun(tensor: Tensor, dim: int, count: int) -> Tensor:
+    """The beginning of a tensor, along a dimension whose length graphs leave open."""
+    view = tensor.narrow(dim, 0, count)
+    torch._dynamo.maybe_mark_dynamic(view, dim)
+    return view
 
 
 def _cloned(leaf: Any) -> Any:
