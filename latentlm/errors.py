@@ -40,7 +40,9 @@ def compiling(*, remedy: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.split(".")[:2] not in (["torch", "_dynamo"], ["torch", "_inductor"]):
             raise
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raised = [line for line in lines if "raised exception" in line]  # what a part said, deep in torch's own words
+        said = short((raised or lines or [type(error).__name__])[0])
         needs = "install what it needs (on a CPU, a C++ compiler)"
         raise UserError(f"torch.compile failed: {said.rstrip('.')}. {remedy}, or {needs}.") from error
 

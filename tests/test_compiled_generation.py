@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from latentlm import zoo
 from latentlm.cli import main
@@ -15,7 +16,8 @@ from latentlm.composed import build, static
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.errors import UserError
 from latentlm.generation import generate
-from latentlm.interface import Latent, LatentDecoder, Latents, Noise
+from latentlm.interface import Bits, Context, Distribution, Generation, Latent, LatentDecoder, Latents, Noise, Prior
+from likelihood_parts import StickyBits, tiny
 
 SMALL = BackboneConfig(vocabulary=257, width=16, blocks=4, heads=2, context=64)
 DECODERS = {
@@ -38,17 +40,26 @@ USUAL = {"free", "chunk"}
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One graph or an error, and no C++ compiler, which takes half a minute."""
+    """No C++ compiler, which takes half a minute."""
     torch._dynamo.reset()
-    static._compiled.cache_clear()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     yield
-    static._compiled.cache_clear()
+    torch._dynamo.reset()
 
 
-def decoder(name: str) -> LatentDecoder:
-    settings = {"decoder": name, **DECODERS[name]}
-    model = build(ModelConfig.model_validate({**settings, "backbone": SMALL})).eval()
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What torch reads of a step is run as it is, which is quick."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    yield
+    torch._dynamo.reset()
+
+
+def decoder(name: str, *, granularity: Any = None, **sizes: Any) -> LatentDecoder:
+    settings = {"decoder": name, **DECODERS[name]} | ({} if granularity is None else {"granularity": granularity})
+    backbone = SMALL.model_copy(update=sizes)
+    model = build(ModelConfig.model_validate({**settings, "backbone": backbone})).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():  # some priors begin uniform: what goes from site to site would not matter
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -84,33 +95,132 @@ def test_a_compiled_step_is_the_step(name: str) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def same_when_compiled(model: LatentDecoder, prompts: Any = ([1, 2, 3], [4, 5, 6, 7]), **asked: Any) -> list[Generation]:
+    """The continuations, which are the same with compiled steps and without."""
+    asked = {"max_tokens": 20, "samples": 2, "seed": 3, **asked}
+    expected, found = (generate(model, prompts, compile=compiles, **asked) for compiles in (False, True))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.text, one.tokens, one.finish) == (other.text, other.tokens, other.finish)
+        for latent in one.latents or ():
+            assert torch.equal(one.latents[latent].value, other.latents[latent].value)  # type: ignore[index]
+    return found
+
+
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("latents", ["fresh", pytest.param("shared", marks=pytest.mark.conformance)])
 def test_texts_are_the_same_whichever_rows_end_first(latents: str) -> None:
-    model = zoo.load("free-tiny")
-    asked = {"max_tokens": 24, "samples": 2, "stop": ["e"], "latents": latents, "seed": 3}
-    expected = generate(model, ["def f(", "import os"], **asked)  # type: ignore[arg-type]
-    found = generate(model, ["def f(", "import os"], compile=True, **asked)  # type: ignore[arg-type]
-    assert len({len(each.tokens) for each in expected}) > 1
-    for one, other in zip(found, expected, strict=True):
-        assert (one.text, one.tokens, one.finish) == (other.text, other.tokens, other.finish)
-        assert one.latents is not None
-        assert other.latents is not None
-        assert torch.equal(one.latents["z"].value, other.latents["z"].value)
+    asked = {"max_tokens": 24, "stop": ["e"], "latents": latents, "prior_temperature": 0.5}
+    found = same_when_compiled(zoo.load("free-tiny"), ["def f(", "import os"], **asked)
+    assert len({len(each.tokens) for each in found}) > 1
 
 
-def test_what_is_not_compiled_is_refused() -> None:
-    model = decoder("gaussian")
-    known = {"noise": Noise.keyed(0, ["a"]), "last_latent": "posterior", "prior_temperature": 1.0, "capacity": 8}
-    state = model.prefill(torch.zeros(1, 3, dtype=torch.long), torch.tensor([3]), latents={}, **known)
-    for held in state.cache.prefixes.values():
-        held.update({key: replace(prefix, since=prefix.documents) for key, prefix in held.items()})
-    with pytest.raises(UserError, match="Prefixes that grow"):
-        model.compiled_steps(state, capacity=8)
+@pytest.mark.usefixtures("read")
+def test_models_that_differ_have_graphs_of_their_own() -> None:
+    """In what is no tensor, or in the shapes of weights; and a model that has changed since."""
+    for change in ({}, {"norm_eps": 0.5}, {"feed_forward": 24}, {"vocabulary": 300}):
+        same_when_compiled(decoder("vanilla", **change))
+    model = decoder("vanilla")
+    before = same_when_compiled(model)
+    model.backbone.norm.eps = 2.0
+    for block in model.backbone.blocks:
+        block.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert [each.tokens for each in same_when_compiled(model)] != [each.tokens for each in before]
+
+
+@pytest.mark.usefixtures("read")
+def test_a_graph_serves_all_temperatures_of_tokens_rows_and_columns_and_each_of_the_prior_has_one() -> None:
+    model = decoder("free")
+    torch._dynamo.utils.counters.clear()
+    for tokens in (20, 35, 50):
+        for rows in (2, 3, 4):
+            same_when_compiled(model, [[1, 2, 3]] * rows, max_tokens=tokens, temperature=tokens / 40)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 2, "one for a size, and then one for any"
+    for number, temperature in enumerate((0.5, 0.7, 2.0), start=1):
+        same_when_compiled(model, prior_temperature=temperature)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + number
+
+
+@pytest.mark.usefixtures("read")
+def test_sites_that_begin_where_earlier_tokens_say_so() -> None:
+    newline = [10, 1, 10, 2, 3, 10]
+    model = decoder("free", granularity={"name": "line", "breaks": [10]})
+    found = same_when_compiled(model, [newline, newline[1:]], max_tokens=40)
+    assert len({each.latents["z"].value.shape[1] for each in found if each.latents}) > 1
+
+
+class LastTwo(StickyBits):
+    """Leans on the two sites before the last one: what is kept moves from place to place."""
+
+    def start(self, context: Context, latent: Latent | None) -> Any:
+        last = torch.zeros(context.rows, self.shape.latent.dims) if latent is None else latent.value[:, -1]
+        return (last, torch.zeros_like(last))
+
+    def step(
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
+    ) -> tuple[Distribution, Any]:
+        p = Bits(3 * (2 * state[1] - 1)[:, None] + self._logits(taps[0], state[0])[:, None])
+        return p, (state[0] if previous is None else previous, state[0])
+
+
+class Growing(StickyBits):
+    """Keeps all sites."""
+
+    def start(self, context: Context, latent: Latent | None) -> Any:
+        return torch.zeros(context.rows, 1, self.shape.latent.dims) if latent is None else latent.value
+
+    def step(
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
+    ) -> tuple[Distribution, Any]:
+        previous = state[:, -1] if previous is None else previous
+        return Bits(self._logits(taps[0], state.mean(1))[:, None]), torch.cat((state, previous[:, None]), dim=1)
+
+
+class Odd(StickyBits):
+    """Bits that draw in a way of their own."""
+
+    def step(
+        self, state: Any, taps: Mapping[int, Tensor], previous: Tensor | None, starts: Tensor, above: Mapping[str, Tensor]
+    ) -> tuple[Distribution, Any]:
+        p, state = super().step(state, taps, previous, starts, above)
+        return OddBits(p.logits), state
+
+
+class OddBits(Bits):
+    """At another place than the decoder says."""
+
+    def sample(self, noise: Noise, *, differentiable: bool = False) -> Latent:
+        return super().sample(noise.at([1] * len(noise)), differentiable=differentiable)
+
+
+@pytest.mark.usefixtures("read")
+def test_a_prior_that_keeps_its_last_values() -> None:
+    model = tiny(prior=LastTwo, encoder=False, steps=0)
+    same_when_compiled(model, [[0, 1], [2, 1, 0]], max_tokens=10, prefill="prior")
+
+
+@pytest.mark.usefixtures("read")
+@pytest.mark.parametrize(("prior", "message"), [(Growing, "state whose form changes"), (Odd, "draws more than uniform numbers")])
+def test_a_prior_that_no_graph_serves_is_refused(prior: type[Prior], message: str) -> None:
+    model = tiny(prior=prior, encoder=False, steps=0)
+    generate(model, [[0, 1, 2]], max_tokens=4, prefill="prior")
+    with pytest.raises(UserError, match=f"{message}.*leave compile out"):
+        generate(model, [[0, 1, 2]], max_tokens=4, prefill="prior", compile=True)
+
+
+def test_what_is_not_compiled_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = decoder("free")
+    monkeypatch.setattr(growing.latents["z"].injection, "slots", ("prefix",))
+    monkeypatch.setattr(growing, "prefill", None)
+    with pytest.raises(UserError, match=r"injection \"free\".*grow with the text"):
+        generate(growing, [[1]], max_tokens=4, compile=True)
     model = zoo.load("free-tiny")
     given = Latents({"z": Latent(torch.zeros(1, 2, model.latents["z"].dims))})
     with pytest.raises(UserError, match="give none there, or leave compile out"):
         generate(model, "def ", max_tokens=4, compile=True, continuation_latents=[given])
+    long = Latents({"z": Latent(torch.zeros(1, 99, model.latents["z"].dims))})
+    with pytest.raises(UserError, match="give none there, or leave compile out"):
+        generate(model, "def ", max_tokens=4, compile=True, latents=[long])
     with pytest.raises(UserError, match="compile"):
         generate(model, "def ", max_tokens=4, compile="yes")  # type: ignore[arg-type]
 

@@ -115,11 +115,19 @@ class ComposedDecoder(LatentDecoder):
         part sets its own."""
         initialise(self, self.config.backbone, generator)
 
+    def check_compiled(self) -> None:
+        """All but prefixes that grow with the text."""
+        for latent in self.latents.values():
+            if "prefix" in latent.injection.slots and latent.shape.granularity != "document":
+                grows = f"{latent.called('injection')} makes prefixes that grow with the text, which are not compiled"
+                raise UserError(f"{grows}: leave compile out.")
+
     def compiled_steps(self, state: State, *, capacity: int) -> CompiledSteps:
         """One graph: see `latentlm.composed.static`."""
         from latentlm.composed.static import Static  # imports what compiles
 
         assert isinstance(state, ComposedState), "a state of this decoder's own"
+        self.check_compiled()
         return Static(self, state, capacity=capacity)
 
     # ------------------------------------------------------------------------------------------------ forward pass

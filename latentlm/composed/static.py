@@ -5,21 +5,22 @@
 
 Keys and values have their room from the start, and a mask hides the columns that are not there yet, so that no shape changes
 from token to token: blocks, head, and every latent's draw, row and norm are one graph (torch.compile). The random numbers come
-from outside, for they are keyed: the first step is rehearsed, to see which ones it asks for.
+from outside, for they are keyed: the first token is fed as ever, to see which ones it asks for.
 
 Legend: B rows, C columns, M prefix slots, Hkv key/value heads, dh head width, E event dimensions, V vocabulary.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from latentlm.backbone import KVCache, Rotation
 from latentlm.composed.decoder import ComposedDecoder
@@ -27,6 +28,7 @@ from latentlm.composed.decoding import step
 from latentlm.composed.state import ComposedState, Kept
 from latentlm.errors import UserError
 from latentlm.interface import PADDING, Cross, Met, Noise, Prefix, State
+from latentlm.interface.granularity import Token
 
 _ROUND = 16
 """A step looks at as many columns as there are, up to the next multiple of this: to look at columns that hold nothing takes
@@ -65,54 +67,79 @@ class Carried(NamedTuple):
         """The same memory, of which so many columns are seen: one graph serves for any number of them."""
         hidden = self.documents.shape[1] - columns
         keys, values = ([_begun(each, 2, each.shape[2] - hidden) for each in held] for held in (self.keys, self.values))
-        return self._replace(documents=_begun(self.documents, 1, columns), keys=keys, values=values)
+        stores = {name: _begun(store, 1, store.shape[1]) for name, store in self.stores.items()}
+        return self._replace(documents=_begun(self.documents, 1, columns), keys=keys, values=values, stores=stores)
 
 
 class Static:
-    """Rows under way. Raises UserError for decoders that one graph cannot serve."""
+    """Rows under way. The first step is not compiled: it shows what a step asks for, and what it leaves."""
 
     def __init__(self, decoder: ComposedDecoder, state: ComposedState, *, capacity: int) -> None:
-        cache = state.cache
-        if any(prefix.since is not None for held in cache.prefixes.values() for prefix in held.values()):
-            raise UserError("Prefixes that grow with the text, which this decoder has, are not compiled: leave compile out.")
-        room = -(-max(capacity, cache.length + 1) // _ROUND) * _ROUND
-        assert cache.documents is not None, "there is a prompt"
-        keys, values = cache.columns()
-        self._decoder, self._column = decoder, cache.length
-        self._carried = Carried(
-            lengths=state.lengths.clone(),
-            documents=F.pad(cache.documents, (0, room - cache.length), value=PADDING),
-            keys=[F.pad(each, (0, 0, 0, room - cache.length)) for each in keys],
-            values=[F.pad(each, (0, 0, 0, room - cache.length)) for each in values],
-            other={name: tensor.clone() for name, tensor in cache.kept.items()},
-            current={name: kept.current.clone() for name, kept in state.kept.items()},
-            stores={name: F.pad(met.value, (0, 0, 0, room - met.value.shape[1])) for name, met in state.met.items()},
-            counts={name: met.counts.clone() for name, met in state.met.items()},
-            prior_states={name: tree_map(_cloned, kept.prior_state) for name, kept in state.kept.items()},
-            recent={name: kept.recent.clone() for name, kept in state.kept.items()},
-            prefixes=cache.prefixes,
-            crosses=cache.crosses,
-        )
-        self._draws: list[Draw] | None = None
+        self._decoder, self._capacity = decoder, capacity
+        self._begun: ComposedState | None = state
+        self._draws: list[Draw] = []
+        self._carried: Carried | None = None
         self._seen: Carried | None = None
+        self._column = 0
+        self._places: dict[str, list[int]] = {}
+        """Of each latent, the site of each row's next token, where that is known without a look."""
 
     def step(self, tokens: Tensor, *, noise: Mapping[str, Noise], prior_temperature: Mapping[str, float]) -> State:
-        """Feed tokens (B,), one per row, with latents from the prior. What it returns holds until the next step."""
+        """Feed tokens (B,), one per row, with latents from the prior. What it returns holds until the next step. Raises
+        UserError for parts that one graph cannot serve."""
+        if self._carried is None:
+            return self._first(tokens, noise, prior_temperature)
         if self._seen is None or self._column == self._seen.documents.shape[1]:
             self._seen = self._carried.until(self._column + _ROUND - self._column % _ROUND)
-        here = {name: own.at(self._carried.counts[name]) for name, own in noise.items()}
-        column, temperatures = torch.full((), self._column, device=tokens.device), dict(prior_temperature)
-        if self._draws is None:
-            self._draws = []
-            listening: dict[str, Noise] = {name: _Listening(own, name, self._draws) for name, own in here.items()}
-            _step(self._decoder, tree_map(_cloned, self._seen), tokens, column, listening, temperatures)
-        drawn: dict[str, list[Tensor]] = {name: [] for name in here}
+        drawn: dict[str, list[Tensor]] = {name: [] for name in noise}
+        here = {name: own.at(self._places.get(name, self._carried.counts[name])) for name, own in noise.items()}
         for draw in self._draws:
             drawn[draw.latent].append(here[draw.latent].uniform(draw.sites, draw.events, device=tokens.device))
-        logits = _compiled()(self._decoder, self._seen, tokens, column, drawn, temperatures)
+        column = torch.full((), self._column, device=tokens.device)
+        words = tuple((name, repr(temperature)) for name, temperature in prior_temperature.items())
+        logits = _compiled(self._decoder, words)(self._decoder, self._seen, tokens, column, drawn, words)
         self._column += 1
+        self._places = {name: [place + 1 for place in places] for name, places in self._places.items()}
         met = {name: Met(store, self._carried.counts[name]) for name, store in self._carried.stores.items()}
         return State(logits, self._carried.lengths, met)
+
+    def _first(self, tokens: Tensor, noise: Mapping[str, Noise], prior_temperature: Mapping[str, float]) -> State:
+        assert self._begun is not None, "there is a state before the first step"
+        state, self._begun = self._begun, None
+        before = {name: kept.prior_state for name, kept in state.kept.items()}
+        listening: dict[str, Noise] = {name: _Listening(own, name, self._draws) for name, own in noise.items()}
+        state = step(self._decoder, state, tokens, latents={}, noise=listening, prior_temperature=prior_temperature)
+        for name, kept in state.kept.items():
+            if not _alike(before[name], kept.prior_state):
+                prior = self._decoder.latents[name].called("prior")
+                raise UserError(f"{prior} has a state whose form changes, which is not compiled: leave compile out.")
+        self._column = state.cache.length
+        # One round more than is ever seen: all of the memory, seen at once, would lie otherwise, which is another graph.
+        self._carried = _carried(state, room=(max(self._capacity, self._column + 1) // _ROUND + 2) * _ROUND)
+        by_token = [name for name, latent in self._decoder.latents.items() if isinstance(latent.granularity, Token)]
+        self._places = {name: self._carried.counts[name].tolist() for name in by_token}
+        return state
+
+
+def _carried(state: ComposedState, *, room: int) -> Carried:
+    """A state's memory, with room for so many columns."""
+    cache = state.cache
+    assert cache.documents is not None, "there is a prompt"
+    keys, values = cache.columns()
+    return Carried(
+        lengths=state.lengths.clone(),
+        documents=F.pad(cache.documents, (0, room - cache.length), value=PADDING),
+        keys=[F.pad(each, (0, 0, 0, room - cache.length)) for each in keys],
+        values=[F.pad(each, (0, 0, 0, room - cache.length)) for each in values],
+        other={name: tensor.clone() for name, tensor in cache.kept.items()},
+        current={name: kept.current.clone() for name, kept in state.kept.items()},
+        stores={name: F.pad(met.value, (0, 0, 0, room - met.value.shape[1])) for name, met in state.met.items()},
+        counts={name: met.counts.clone() for name, met in state.met.items()},
+        prior_states={name: tree_map(_cloned, kept.prior_state) for name, kept in state.kept.items()},
+        recent={name: kept.recent.clone() for name, kept in state.kept.items()},
+        prefixes=cache.prefixes,
+        crosses=cache.crosses,
+    )
 
 
 def _begun(tensor: Tensor, dim: int, count: int) -> Tensor:
@@ -126,12 +153,30 @@ def _cloned(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    """Torch keeps a graph for each decoder and shape. Whether a Linear layer is still one is not asked at every token: that
-    would take a twentieth of a small model's step."""
-    skipped = torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
-    return torch.compile(_ready_step, options={"guard_filter_fn": skipped})
+def _alike(before: object, after: object) -> bool:
+    """Whether two states have one form: a tree of tensors of the same shapes, and equal in what is no tensor."""
+    old, new = tree_flatten(before), tree_flatten(after)
+    return old[1] == new[1] and all(
+        one.shape == other.shape and one.dtype == other.dtype
+        if isinstance(one, Tensor) and isinstance(other, Tensor)
+        else one is other or (type(one) is type(other) and not isinstance(one, Tensor) and one == other)
+        for one, other in zip(old[0], new[0], strict=True)
+    )
+
+
+_Words = tuple[tuple[str, str], ...]
+"""Of each latent a temperature, as text: a number would be one of the graph's inputs as soon as there is a second."""
+_graphs: WeakKeyDictionary[ComposedDecoder, dict[_Words, Callable[..., Tensor]]] = WeakKeyDictionary()
+
+
+def _compiled(decoder: ComposedDecoder, words: _Words) -> Callable[..., Tensor]:
+    """The step of a decoder at these temperatures. Each has a function of its own: torch makes so many graphs of one function,
+    and then no more."""
+    known = _graphs.setdefault(decoder, {})
+    if words not in known:
+        own = FunctionType(_ready_step.__code__.replace(), _ready_step.__globals__)
+        known[words] = torch.compile(own, fullgraph=True)
+    return known[words]
 
 
 def _ready_step(
@@ -140,22 +185,12 @@ def _ready_step(
     tokens: Tensor,
     column: Tensor,
     drawn: dict[str, list[Tensor]],
-    temperatures: dict[str, float],
+    words: _Words,
 ) -> Tensor:
-    """As `_step`, with the random numbers of each latent in the order in which they are asked for."""
-    noise: dict[str, Noise] = {name: _Ready(numbers, len(tokens)) for name, numbers in drawn.items()}
-    return _step(decoder, carried, tokens, column, noise, temperatures)
-
-
-def _step(
-    decoder: ComposedDecoder,
-    carried: Carried,
-    tokens: Tensor,
-    column: Tensor,
-    noise: dict[str, Noise],
-    temperatures: dict[str, float],
-) -> Tensor:
-    """The decoder's own step, (B, V), on what is carried, which it leaves as the next one finds it."""
+    """The decoder's own step, (B, V), on what is carried, which it leaves as the next one finds it. The random numbers of each
+    latent come in the order in which they are asked for."""
+    ready = {name: _Ready(numbers, len(tokens)) for name, numbers in drawn.items()}
+    noise: dict[str, Noise] = {**ready}
     cache = StaticCache(carried, column)
     kept = {
         name: Kept(carried.current[name], carried.stores[name], carried.prior_states[name], carried.recent[name])
@@ -163,17 +198,23 @@ def _step(
     }
     met = {name: Met(carried.stores[name], carried.counts[name]) for name in carried.current}
     before = ComposedState(tokens, carried.lengths, met, cache, kept)  # its logits are not looked at
+    temperatures = {name: float(word) for name, word in words}
     after = step(decoder, before, tokens, latents={}, noise=noise, prior_temperature=temperatures)
+    if any(own.left for own in ready.values()) or cache.kept.keys() != carried.other.keys():
+        raise UserError("This step does not do what the first one did, which is not compiled: leave compile out.")
+    pairs = [(carried.lengths, after.lengths), *((old, cache.kept[name]) for name, old in carried.other.items())]
     for name, own in after.kept.items():
-        carried.current[name].copy_(own.current)
-        carried.recent[name].copy_(own.recent)
-        carried.counts[name].copy_(after.met[name].counts)
-        for old, new in zip(tree_leaves(carried.prior_states[name]), tree_leaves(own.prior_state), strict=True):
-            if isinstance(old, Tensor) and old is not new:
-                old.copy_(new)
-    for name, old in carried.other.items():
-        old.copy_(cache.kept[name])
-    carried.lengths.copy_(after.lengths)
+        pairs += [
+            (carried.current[name], own.current),
+            (carried.recent[name], own.recent),
+            (carried.counts[name], after.met[name].counts),
+            *zip(tree_leaves(carried.prior_states[name]), tree_leaves(own.prior_state), strict=True),
+        ]
+    tensors = [(old, new) for old, new in pairs if isinstance(old, Tensor)]
+    # What is new may be what was: a prior may keep its last value, which is written over here.
+    for (old, _), new in zip(tensors, [new.clone() for _, new in tensors], strict=True):
+        assert old.shape == new.shape, "a state has one form"
+        old.copy_(new)
     return after.logits
 
 
@@ -195,8 +236,8 @@ class StaticCache(KVCache):
         seen = self._carried.documents
         seen.index_copy_(1, self._column[None], documents)
         allowed = documents[:, :, None] == seen[:, None, :]
-        bias = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, float("-inf"))[:, None]
-        self.mask, self.rotation = _Written(documents, seen, bias), rotation  # type: ignore[assignment]
+        written = _Written(documents, seen, _bias(allowed)[:, None], self._column)
+        self.mask, self.rotation = written, rotation  # type: ignore[assignment]
 
     def update(self, block: int, key: Tensor, value: Tensor, prefixes: tuple[Prefix, ...] = ()) -> tuple[Tensor, Tensor]:
         """Write the token's keys and values (B, Hkv, 1, dh) of a block; return those of all columns, behind its prefixes'."""
@@ -212,29 +253,40 @@ class _Written:
 
     simple = False
 
-    def __init__(self, query_documents: Tensor, key_documents: Tensor, bias: Tensor) -> None:
-        self.query_documents, self.key_documents, self.bias = query_documents, key_documents, bias
+    def __init__(self, query_documents: Tensor, key_documents: Tensor, bias: Tensor, column: Tensor) -> None:
+        self.query_documents, self.key_documents, self.bias, self.column = query_documents, key_documents, bias, column
 
     def with_prefixes(self, prefixes: Sequence[Prefix]) -> _Written:
         """The same with the slots of these in front."""
         if not prefixes:
             return self
-        slots = torch.cat([prefix.documents for prefix in prefixes], dim=1)
-        allowed = (self.query_documents[:, :, None] == slots[:, None, :]) & (slots >= 0)[:, None, :]
-        front = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, float("-inf"))[:, None]
-        return _Written(self.query_documents, self.key_documents, torch.cat((front, self.bias), dim=-1))
+        seen = [self._sees(prefix)[:, None] for prefix in prefixes]
+        bias = torch.cat([*(_bias(each) for each in seen), self.bias], dim=-1)
+        return _Written(self.query_documents, self.key_documents, bias, self.column)
+
+    def _sees(self, prefix: Prefix) -> Tensor:
+        """(B, 1, M) bool."""
+        own = (self.query_documents[:, :, None] == prefix.documents[:, None, :]) & (prefix.documents >= 0)[:, None, :]
+        return own if prefix.since is None else own & (prefix.since <= self.column)[:, None, :]
+
+
+def _bias(allowed: Tensor) -> Tensor:
+    """0 where allowed, -inf elsewhere, float32."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, float("-inf"))
 
 
 class _Listening(Noise):
-    """Notes what is asked of it."""
+    """Notes what a step asks of it: uniform numbers at the row's place, and nothing else."""
 
-    def __init__(self, noise: Noise, latent: str, asked: list[Draw]) -> None:
+    def __init__(self, noise: Noise, latent: str, asked: list[Draw], *, placed: bool = False) -> None:
         super().__init__(noise.keys, offsets=noise.offsets)
-        self._latent, self._asked = latent, asked
+        self._latent, self._asked, self._placed = latent, asked, placed
 
     def at(self, offsets: Sequence[int] | Tensor) -> Noise:
-        """It is there already."""
-        return self
+        """At the place that the decoder says."""
+        if self._placed:
+            raise _odd_noise()
+        return _Listening(super().at(offsets), self._latent, self._asked, placed=True)
 
     def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """As it is."""
@@ -243,7 +295,7 @@ class _Listening(Noise):
 
     def stream(self, name: str) -> Noise:
         """Raises UserError: what is drawn from it would not be noted."""
-        raise UserError("A prior that draws from streams of its own is not compiled: leave compile out.")
+        raise _odd_noise()
 
     select = samples = latent = stream  # type: ignore[assignment]
 
@@ -252,15 +304,30 @@ class _Ready(Noise):
     """Numbers that were made before."""
 
     def __init__(self, numbers: list[Tensor], rows: int) -> None:
-        self._numbers, self._rows = list(numbers), rows
+        self.left, self._rows, self._placed = list(numbers), rows, False
 
     def __len__(self) -> int:
         return self._rows
 
     def at(self, offsets: Sequence[int] | Tensor) -> Noise:
         """They are those of the place."""
+        if self._placed:
+            raise _odd_noise()
+        self._placed = True
         return self
 
     def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """The next."""
-        return self._numbers.pop(0)
+        if not self.left or self.left[0].shape[1:] != (sites, events):
+            raise _odd_noise()
+        return self.left.pop(0)
+
+    def stream(self, name: str) -> Noise:
+        """Raises UserError."""
+        raise _odd_noise()
+
+    select = samples = latent = stream  # type: ignore[assignment]
+
+
+def _odd_noise() -> UserError:
+    return UserError("A prior that draws more than uniform numbers of its place is not compiled: leave compile out.")

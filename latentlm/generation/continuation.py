@@ -83,25 +83,30 @@ class Job:
 @torch.no_grad()
 def run(job: Job, rows: list[Row]) -> None:
     """Generate all rows of one batch."""
+    capacity = max(len(row.prompt) for row in rows) + job.max_tokens
+    if job.compile:
+        with compiling(remedy="Leave compile out"):
+            _extend_compiled(job, rows, _prefilled(job, rows, capacity=capacity), capacity=capacity)
+        return
+    _extend(job, rows, _prefilled(job, rows, capacity=capacity))
+
+
+def _prefilled(job: Job, rows: list[Row], *, capacity: int) -> State:
+    """The prompts fed."""
     longest = max(len(row.prompt) for row in rows)
     tokens = torch.tensor([row.prompt + [0] * (longest - len(row.prompt)) for row in rows], device=job.model.device)
     lengths = torch.tensor([len(row.prompt) for row in rows], device=job.model.device)
     noise = job.noise_of(rows)
     latents: dict[str, LatentSource] = {**job.prefill, **_covered_prompt(job, rows, tokens, lengths, noise)}
-    state = job.model.prefill(
+    return job.model.prefill(
         tokens,
         lengths,
         latents=latents,
         noise=noise,
         last_latent=job.last_latent,
         prior_temperature=job.prior_temperature,
-        capacity=longest + job.max_tokens,
+        capacity=capacity,
     )
-    if job.compile:
-        with compiling(remedy="Leave compile out"):
-            _extend_compiled(job, rows, state, capacity=longest + job.max_tokens)
-        return
-    _extend(job, rows, state)
 
 
 def _extend_compiled(job: Job, rows: list[Row], state: State, *, capacity: int) -> None:

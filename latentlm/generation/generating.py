@@ -94,8 +94,9 @@ def generate(
     truncate              "left" keeps the last tokens of a prompt that is too long for the context, else an error.
     In a decoder of several latents each of these five is one setting for all, or a mapping by name; what is not named is fresh.
 
-    compile               one graph for each step (torch.compile): faster once it is made, which takes half a minute, and anew
-                          for other numbers of rows or columns (in steps of 64). Rows that have ended stay until all have.
+    compile               one graph for each step (torch.compile): faster once it is made, which takes half a minute, for each
+                          temperature of the priors, and anew for a second number of rows or columns; that one serves all
+                          others, somewhat slower. Rows that have ended stay until all have.
                           Rounding differs. Latents after the prompt are the prior's, none is given.
     keys                  names of the prompts for the random numbers, one per prompt, instead of their tokens.
 
@@ -128,6 +129,8 @@ def generate(
     names = request_keys(fed) if keys is None else checking.keys(keys, len(fed), of="prompt")
     memory.check_count("samples", samples, each=len(fed) * (_ROW + 4 * max_tokens))
     rows = _rows(model, fed, samples, wanted, continuation_latents)
+    if compile:
+        model.check_compiled()
     if compile and any(row.gives_after_prompt for row in rows):
         raise UserError("compile draws the latents after the prompt from the prior: give none there, or leave compile out.")
     noise = Noise.keyed(seed, names, samples=samples)

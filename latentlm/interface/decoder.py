@@ -300,10 +300,15 @@ class LatentDecoder(nn.Module, ABC):
             state, tokens.repeat_interleave(len(state.lengths) // context.rows), latents=latents, noise=noise
         )
 
-    def compiled_steps(self, state: State, *, capacity: int) -> CompiledSteps:
-        """Steps of a generation that `prefill` began, of at most `capacity` columns, as one compiled graph. Raises UserError
-        where the decoder has none."""
+    def check_compiled(self) -> None:
+        """Raise UserError where steps of this decoder cannot be compiled, as far as that is known before any work."""
         raise UserError(f"{type(self).__name__} has no compiled step: leave compile out.")
+
+    def compiled_steps(self, state: State, *, capacity: int) -> CompiledSteps:
+        """Steps of a generation that `prefill` began, of at most `capacity` columns, as one compiled graph; the state is used
+        up. Raises UserError where the decoder has none."""
+        self.check_compiled()
+        raise NotImplementedError(f"{type(self).__name__} has check_compiled without compiled_steps.")
 
     @property
     def device(self) -> torch.device:
