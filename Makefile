@@ -6,7 +6,7 @@
 #   make conformance  the long half of the tests (an hour on two cores): every decoder compiled and killed, more combinations;
 #                     several processes killed; every command of docs/; a plugin begun in ten minutes; every option of the
 #                     lm-eval adapter run; the slowest benchmarks in their short form
-#   make hostile   thousands of bad inputs, each in a process of its own: one message, nothing lost (half an hour on two cores)
+#   make hostile   thousands of bad inputs, each in a process of its own: one message, nothing lost (an hour on two cores)
 #   make numbers   the likelihoods of the docs measured again where weights changed, and their tables (hours on two cores; it can be
 #                  stopped). NUMBERS_OPTIONS="--device cuda --jobs 8" where there is a GPU, --jobs 16 where there are cores
 #   make bench     the benchmarks            make install the environment in .venv, with what developers need

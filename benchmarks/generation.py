@@ -6,8 +6,8 @@
                          for every token
     ..., compiled        the same two with `compile=True`: each step one graph, made before the clock runs
 
-Batches of 1, 8 and 64 prompts of one length, temperature 0 and 1, 128 new tokens, float32; and one case of a model that is a dozen
-times larger.
+Batches of 1, 8 and 64 prompts of one length, temperature 0 and 1, 128 new tokens, float32; and one case of a model that is a
+dozen times larger.
 
 Run: ``python -m benchmarks.generation [--quick]`` (about 15 minutes, of which graphs take seven); prints rows of
 benchmarks/timing.py as JSON.

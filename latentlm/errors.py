@@ -37,6 +37,9 @@ def compiling(*, remedy: str) -> Iterator[None]:
     """Raises UserError where what is compiled in the block cannot be: no C compiler, a graph that torch does not take."""
     try:
         yield
+    except OSError as error:
+        said = f"torch.compile keeps what it makes in files, and that failed ({error})"
+        raise UserError(f"{said}. {remedy}, or set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to.") from error
     except Exception as error:
         if type(error).__module__.split(".")[:2] not in (["torch", "_dynamo"], ["torch", "_inductor"]):
             raise

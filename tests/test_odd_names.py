@@ -105,6 +105,16 @@ def test_the_way_to_read_a_file_of_another_ending_works_for_odd_names() -> None:
     assert [document.data for document in read_corpus(DataConfig(path="d", pattern=pattern))] == [b"words"]
 
 
+def test_a_source_that_is_text_or_nothing_is_taken_as_it_stands() -> None:
+    def source(text: str) -> str | None:
+        return load_recipe("free-tiny", [f"train.init={text}"]).train.init
+
+    for text in ("run #2", "2024", "&a run", "~", "[run]", "true"):
+        assert source(text) == text
+    assert source("null") is None
+    assert source('"null"') == "null"
+
+
 def test_a_setting_that_is_text_is_taken_as_it_stands_and_quotes_are_taken_off() -> None:
     Path("recipe.yaml").write_text(RECIPE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -84,3 +85,9 @@ def test_settings_that_make_no_distribution_are_refused(settings: dict[str, floa
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(UserError, match="not finite"):
         TokenSampling().draw(torch.tensor([[0.0, math.nan]]), torch.tensor([0.5]))
+
+
+def test_a_fraction_is_a_temperature() -> None:
+    half = TokenSampling(temperature=Fraction(1, 2), top_p=Fraction(1, 2))  # type: ignore[arg-type]
+    assert half == TokenSampling(temperature=0.5, top_p=0.5)
+    half.draw(torch.zeros(1, 3), torch.tensor([0.5]))

@@ -23,7 +23,7 @@ from latentlm.composed.ancestral import sample_autoregressive
 from latentlm.composed.declared import check_declared
 from latentlm.composed.initialisation import initialise
 from latentlm.composed.objective import RowObjective
-from latentlm.composed.sockets import Filled, Holder, Sockets, check_latent, check_order, needs
+from latentlm.composed.sockets import Filled, Holder, Sockets, check_compiled, check_latent, check_order, needs
 from latentlm.composed.state import ComposedState
 from latentlm.config import ModelConfig, PartSpec
 from latentlm.errors import UserError
@@ -117,17 +117,13 @@ class ComposedDecoder(LatentDecoder):
 
     def check_compiled(self) -> None:
         """All but prefixes that grow with the text."""
-        for latent in self.latents.values():
-            if "prefix" in latent.injection.slots and latent.shape.granularity != "document":
-                grows = f"{latent.called('injection')} makes prefixes that grow with the text, which are not compiled"
-                raise UserError(f"{grows}: leave compile out.")
+        check_compiled(self.latents.values())
 
     def compiled_steps(self, state: State, *, capacity: int) -> CompiledSteps:
         """One graph: see `latentlm.composed.static`."""
         from latentlm.composed.static import Static  # imports what compiles
 
         assert isinstance(state, ComposedState), "a state of this decoder's own"
-        self.check_compiled()
         return Static(self, state, capacity=capacity)
 
     # ------------------------------------------------------------------------------------------------ forward pass

@@ -6,7 +6,7 @@ A decoder of one latent holds the parts as modules of its own, so that their par
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -141,6 +141,14 @@ class Sockets:
         for socket, part in self.named_parts():
             with blamed(self.called(socket)):
                 part.bind(self.parts)
+
+
+def check_compiled(latents: Iterable[Sockets]) -> None:
+    """Raise UserError where steps of a decoder of these latents are no one graph."""
+    for latent in latents:
+        if "prefix" in latent.injection.slots and latent.shape.granularity != "document":
+            grows = f"{latent.called('injection')} makes prefixes that grow with the text, which are not compiled"
+            raise UserError(f"{grows}: leave compile out.")
 
 
 def check_latent(latent: Sockets, known: frozenset[str], blocks: int) -> None:

@@ -75,6 +75,7 @@ class Static:
     """Rows under way. The first step is not compiled: it shows what a step asks for, and what it leaves."""
 
     def __init__(self, decoder: ComposedDecoder, state: ComposedState, *, capacity: int) -> None:
+        decoder.check_compiled()
         self._decoder, self._capacity = decoder, capacity
         self._begun: ComposedState | None = state
         self._draws: list[Draw] = []

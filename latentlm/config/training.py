@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from latentlm.config.strict import Strict
 
@@ -31,12 +32,22 @@ class EvaluateConfig(Strict):
     """What is measured beside the held-out bound, every so many steps and after the last. It moves no weight and no noise."""
 
     every: int = Field(1000, ge=1, description="steps between two evaluations; one comes after the last step")
-    tasks: list[str] = Field(default_factory=list, description="names of lm-eval tasks, as `latentlm eval run` takes them")
+    tasks: list[str] = Field(
+        default_factory=list, description="names of lm-eval tasks and patterns of them; no files, which can hold code"
+    )
     limit: int | None = Field(100, ge=1, description="items of each task at most; null: all")
     documents: int = Field(0, ge=0, description="held-out documents whose likelihood is estimated")
     document_bytes: int | None = Field(4096, ge=1, description="of each, its beginning; null: the whole document")
     tolerance: float = Field(0.01, gt=0, description="bits per byte that the likelihood of a document is to be good to")
     max_samples: int = Field(256, ge=32, description="latent samples of a document at most")
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, tasks: list[str]) -> list[str]:
+        if files := [name for name in tasks if "/" in name or os.sep in name or name.endswith((".yaml", ".yml"))]:
+            said = f"{files[0]} is a file, which can hold code, and a recipe is no place for that"
+            raise ValueError(f"{said}: name a task of lm-eval (`latentlm eval run --tasks` takes files)")
+        return tasks
 
     @model_validator(mode="after")
     def _something(self) -> Self:

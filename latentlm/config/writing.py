@@ -148,11 +148,16 @@ def remove_folder(path: Path) -> None:
         path.rename(doomed)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether an interrupted write of ours has left this."""
+    return _PRIVATE.fullmatch(path.name) is not None and _is_own_folder(path)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what interrupted writes of ours left in a folder."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if _PRIVATE.fullmatch(path.name) and _is_own_folder(path):
+            if is_leftover(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -179,7 +184,7 @@ def _bring_back(path: Path) -> None:
     pattern = f".{glob.escape(_start(path.name))}.*.latentlm"
     for folder in path.parent.glob(pattern) if not os.path.lexists(path) else ():
         old = folder / _OLD / path.name
-        if _PRIVATE.fullmatch(folder.name) and _is_own_folder(folder) and old.is_dir():
+        if is_leftover(folder) and old.is_dir():
             old.rename(path)
 
 

@@ -85,8 +85,7 @@ def run(job: Job, rows: list[Row]) -> None:
     """Generate all rows of one batch."""
     capacity = max(len(row.prompt) for row in rows) + job.max_tokens
     if job.compile:
-        with compiling(remedy="Leave compile out"):
-            _extend_compiled(job, rows, _prefilled(job, rows, capacity=capacity), capacity=capacity)
+        _extend_compiled(job, rows, _prefilled(job, rows, capacity=capacity), capacity=capacity)
         return
     _extend(job, rows, _prefilled(job, rows, capacity=capacity))
 
@@ -119,7 +118,8 @@ def _extend_compiled(job: Job, rows: list[Row], state: State, *, capacity: int) 
                 _take(job, row, token)
         if not _leave(rows, state):
             return
-        state = steps.step(drawn, noise=noise, prior_temperature=job.prior_temperature)
+        with compiling(remedy="Leave compile out"):
+            state = steps.step(drawn, noise=noise, prior_temperature=job.prior_temperature)
         place += 1
 
 

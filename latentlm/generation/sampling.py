@@ -32,11 +32,11 @@ class TokenSampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        real("temperature", self.temperature, least=0)
+        object.__setattr__(self, "temperature", real("temperature", self.temperature, least=0))
         if self.top_k is not None:
             whole("top_k", self.top_k, least=1)
         if self.top_p is not None:
-            real("top_p", self.top_p, above=0, most=1)
+            object.__setattr__(self, "top_p", real("top_p", self.top_p, above=0, most=1))
 
     @property
     def greedy(self) -> bool:

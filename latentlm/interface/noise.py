@@ -32,7 +32,7 @@ _AHEAD = 16  # sites drawn at a time where they are asked for one by one: making
 def _key(parts: Sequence[Hashable]) -> int:
     """128-bit key of a tuple of plain values; equal tuples give equal keys in every process."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest(), "little")
 
 
 class Noise:

@@ -215,7 +215,7 @@ def texts_to_score(
 ) -> tuple[list[Request], list[int], How]:
     """What `score_texts` is going to score: windows, the number of each one's text, and how."""
     checking.model(model)
-    steps = (REFINE if samples == "auto" else 0) if refine is None else refine
+    steps = (REFINE if isinstance(samples, str) else 0) if refine is None else refine
     how = how_to_score(
         method=method,
         samples=samples,
@@ -228,6 +228,7 @@ def texts_to_score(
         greedy=greedy,
     )
     how = replace(how, method="iwae") if method in ("operational", "joint") else how
+    tolerance = real("tolerance", tolerance, above=0)  # one for all texts
     if context is not None:
         whole("context", context, least=1)
     texts = several("texts", texts, of="texts, each a list of tokens")
@@ -312,14 +313,14 @@ def how_to_score(
     greedy: bool = False,
 ) -> How:
     """The settings of a call. Raises UserError where one means nothing: to be asked before any long work."""
-    if method not in get_args(Method):
+    if not isinstance(method, str) or method not in get_args(Method):
         raise unknown_name("scoring method", str(method), get_args(Method))
     for given in last_latent.values() if isinstance(last_latent, Mapping) else [last_latent]:
-        if given not in get_args(LastLatent):
+        if not isinstance(given, str) or given not in get_args(LastLatent):
             raise unknown_name("last_latent", str(given), get_args(LastLatent))
     if isinstance(samples, str) and samples != "auto":
         raise UserError(f'samples="{samples}" is neither a number nor "auto".')
-    if samples != "auto":
+    if not isinstance(samples, str):
         whole("samples", samples, least=1)
     whole("max_samples", max_samples, least=1)
     if samples == "auto" and max_samples < FIRST_SAMPLES:

@@ -23,10 +23,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from latentlm.config import TrainConfig, checking
@@ -243,7 +243,7 @@ class CollapseWatch:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    poor: int = 0
+    poor: Annotated[int, Field(ge=0, le=2**62)] = 0
     """In a row."""
     warned: bool = False
 

@@ -33,6 +33,7 @@ from latentlm.training.measuring import Evaluator, tasks_of
 from latentlm.training.mesh_plan import check_share
 from latentlm.training.parallel import Ranks, check_ranks, heard, joined, spreads
 from latentlm.training.plan import check_memory, estimate_memory
+from latentlm.training.profiling import check_trace
 from latentlm.training.recipes import RECIPE
 from latentlm.training.record.checkpoint import checkpoints
 from latentlm.training.record.folder import (
@@ -141,6 +142,7 @@ def _make_ready(recipe: Recipe, *, out: Path, reporter: Reporter, ranks: Ranks) 
     source = None if checkpoints(out / CHECKPOINTS) else recipe.train.init
     if source is not None:
         check_source(source)
+    check_trace(recipe.train.profile, out)
     tasks = tasks_of(recipe.train)
     reporter.note("reading the data")
     if is_started(out):

@@ -5,14 +5,40 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from latentlm.config import ProfileConfig
-from latentlm.config.writing import write_atomically
+from latentlm.config.writing import check_replaceable, write_atomically
+from latentlm.errors import CheckpointError, UserError
 from latentlm.training.record.folder import PROFILE
+
+_KIND = "a trace of training"
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a file is what torch's profiler writes."""
+    with suppress(OSError), path.open("rb") as file:
+        return b'"schemaVersion"' in file.read(4096)
+    return False
+
+
+def trace_file(config: ProfileConfig, out: Path) -> Path:
+    """Where the trace of a run goes."""
+    return out / PROFILE / f"steps-{config.start}-{config.last}.json"
+
+
+def check_trace(config: ProfileConfig | None, out: Path) -> None:
+    """Before the work: raise UserError where the trace would take the place of something else."""
+    if config is not None:
+        try:
+            check_replaceable(trace_file(config, out), is_trace, kind=_KIND)
+        except CheckpointError as error:
+            said = str(error).partition(" Choose another path")[0].rstrip(".,")
+            raise UserError(f"train.profile: {said}. Remove it, or choose another train.profile.start.") from None
 
 
 class StepProfiler:
@@ -35,8 +61,8 @@ class StepProfiler:
             return None
         trace, self._running = self._running, None
         trace.stop()
-        path = self._out / PROFILE / f"steps-{self._config.start}-{self._config.last}.json"
-        write_atomically(path, lambda temporary: trace.export_chrome_trace(str(temporary)))
+        path = trace_file(self._config, self._out)
+        write_atomically(path, lambda temporary: trace.export_chrome_trace(str(temporary)), ours=is_trace, kind=_KIND)
         return path
 
     def close(self) -> None:

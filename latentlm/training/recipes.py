@@ -54,7 +54,10 @@ def literal(override: str) -> str:
     """An override of a setting that is text, such as data.path=2024, with its value in quotes, so that YAML makes no number,
     list or comment of it. What is in quotes already, stays."""
     key, equals, text = override.partition("=")
-    return override if not equals or not _is_text(key) or re.fullmatch("\".*\"|'.*'", text) else f"{key}={_quoted(text)}"
+    kind = _kind_of(key)
+    means_none = kind == str | None and text == "null"
+    as_it_is = kind not in (str, str | None) or means_none or re.fullmatch("\".*\"|'.*'", text)
+    return override if not equals or as_it_is else f"{key}={_quoted(text)}"
 
 
 def _quoted(text: str) -> str:
@@ -63,13 +66,13 @@ def _quoted(text: str) -> str:
     return yaml.safe_dump(text, default_style='"', width=math.inf).strip()
 
 
-def _is_text(key: str) -> bool:
-    """Whether a recipe's key holds any text."""
+def _kind_of(key: str) -> Any:
+    """What a recipe's key holds, by its annotation."""
     schema: Any = Recipe
     for name in key.split("."):
         field = getattr(schema, "model_fields", {}).get(name)
         schema = None if field is None else field.annotation
-    return schema is str
+    return schema
 
 
 def _follow_tokenizer(data: dict[str, Any], overrides: list[str]) -> None:

@@ -16,7 +16,7 @@ from latentlm.errors import CheckpointError, UserError, invalid, sentence, short
 from latentlm.interface import LatentDecoder
 from latentlm.training.evaluation import CollapseWatch
 from latentlm.training.record.checkpoint import Checkpoint
-from latentlm.training.record.metrics import Tally
+from latentlm.training.record.metrics import MOST, Tally
 
 FILES = ("model", "optimizer")
 """What a run saves beside its state."""
@@ -27,13 +27,14 @@ class RunState(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    tokens: int = Field(ge=0)
+    tokens: int = Field(ge=0, le=MOST)
     seconds: FiniteFloat = Field(ge=0)
     schedule: dict[str, Any]
     """Of the one latent, or of each by its name; what is in it is the schedule's to judge."""
     tally: Tally
     watch: CollapseWatch
     data: str
+    next_batch: int = Field(0, ge=0, le=MOST)
 
 
 def run_state(checkpoint: Checkpoint) -> RunState:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from latentlm.config import Recipe
-from latentlm.errors import UserError
+from latentlm.errors import CheckpointError, UserError
 from latentlm.training.compiling import uncompiled
 from latentlm.training.data.prepared import Prepared
 from latentlm.training.evaluation import CollapseWatch, evaluate, excerpts
@@ -192,7 +192,12 @@ class Run:
         started = time.perf_counter()
         facts = self.trainer.advance()
         self._count(facts, seconds=time.perf_counter() - started)
-        if (trace := self._profiler.after(self.trainer.step - 1)) is not None:
+        try:
+            trace = self._profiler.after(self.trainer.step - 1)
+        except CheckpointError as error:  # no step is lost for a trace
+            trace = None
+            self.reporter.warn(f"train.profile: {error}")
+        if trace is not None:
             self.reporter.note(f"wrote {trace}, which https://ui.perfetto.dev opens")
         step, last = self.trainer.step, self.trainer.step == config.steps
         if step % config.log_every == 0 or last:

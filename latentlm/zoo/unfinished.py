@@ -28,7 +28,7 @@ FORMAT, SHARDED = 1, 2
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first. Unfinished ones have hidden names and are not among them."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
+    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-[0-9]+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 

@@ -213,6 +213,11 @@ def _runs() -> Iterator[Case]:
 _STATES: dict[str, Callable[[dict[str, Any]], object]] = {
     "empty": lambda state: state.clear(),
     "a tally of another kind": lambda state: state["tally"].update(nope=1),
+    "a tally of fewer than no steps": lambda state: state["tally"].update(steps=-1),
+    "a tally of steps without end": lambda state: state["tally"].update(steps=10**400),
+    "tokens without end": lambda state: state.update(tokens=10**400),
+    "a batch that is none": lambda state: state.update(next_batch=-1),
+    "a watch of fewer than none": lambda state: state["watch"].update(poor=-5),
     "a tally that is a list": lambda state: state.update(tally=[1]),
     "a tally of texts": lambda state: state["tally"].update(kl_of={"z": "x"}),
     "a watch of texts": lambda state: state["watch"].update(poor="x"),

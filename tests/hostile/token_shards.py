@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,6 +28,21 @@ def _shards(folder: Path) -> Path:
 
     make(DataConfig(path=str(folder / "texts")), out=folder / "shards")
     return folder / "shards"
+
+
+def _begun(folder: Path) -> Path:
+    """The work folder of shards that were broken off after the documents were read."""
+    from latentlm.config import DataConfig
+    from latentlm.training.data.shards import making
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise InterruptedError
+
+    whole, making._make_all = making._make_all, stop
+    with contextlib.chdir(folder), contextlib.suppress(InterruptedError):
+        making.make(DataConfig(path="texts"), out="begun")
+    making._make_all = whole
+    return folder / "begun" / ".prepare"
 
 
 def _changed(place: str, value: object) -> Callable[[Path], None]:
@@ -72,5 +88,23 @@ def cases() -> Iterator[Case]:
         yield Case(f"shards: an index that is {name}", _TRAIN, prepare=_over("index.json", content))
     yield Case("shards: a pipe", _TRAIN, prepare=_pipe, says="no plain file")
     yield Case("shards: verify a pipe", ("data", "verify", "shards"), prepare=_pipe, says="no plain file")
+    prepare = ("data", "prepare", "texts", "--out", "begun", "-q")
+    yield Case("shards: begun", prepare, prepare=_begun, good=True, may_change=("begun/*", "begun/.prepare/*"))
+    for name in ("00000.texts", "00000.text_borders", "read.json", "settings.json"):
+        for what, content in {"empty": b"", "noise": b"\xff\x00\x1b[31m" * 99, "null": b"null", "a list": b"[1]"}.items():
+            yield Case(
+                f"shards: begun, {name} {what}",
+                prepare,
+                prepare=lambda folder, name=name, content=content: (_begun(folder) / name).write_bytes(content),
+                says=r"give the command again|Choose another folder",
+            )
+    yield Case(
+        "shards: a work folder of others",
+        ("data", "prepare", "texts", "--out", "theirs", "-q"),
+        files={"theirs/.prepare/thesis.txt": "mine"},
+        says="none that this command has made",
+    )
+    into = ("data", "prepare", "texts", "--out", "theirs", "-q")
+    yield Case("shards: a lock of others", into, files={"theirs/.lock": "4711"})
     for target in ("texts", "run", ".", "notes.txt", "llama"):
         yield Case(f"shards into {target}", ("data", "prepare", "texts", "--out", target))

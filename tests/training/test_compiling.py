@@ -33,5 +33,7 @@ def test_what_cannot_be_compiled_is_one_message() -> None:
     said = pytest.raises(UserError, match=r"compile failed: .*No working C\+\+ compiler.*train\.compile=false")
     with said, compiling(remedy="Set train.compile=false"):
         raise InvalidCxxCompiler
+    with pytest.raises(UserError, match="false, or set TORCHINDUCTOR_CACHE_DIR"), compiling(remedy="Set train.compile=false"):
+        raise FileNotFoundError(2, "No such file or directory", "/nowhere")
     with pytest.raises(ValueError, match="mine"), compiling(remedy="Set train.compile=false"):
         raise ValueError("mine")

@@ -84,6 +84,8 @@ def test_what_is_evaluated_moves_no_weight(recipe: Make, tmp_path: Path) -> None
         (['train.evaluate.tasks=["latentlm_next_line"]'], "has 53 tokens, and the model sees 32"),
         (["train.evaluate.documents=2", f"train.evaluate.max_samples={2**62}"], "max_samples=.* takes"),
         (["train.evaluate.every=5"], "nothing is to be evaluated"),
+        (['train.evaluate.tasks=["./mine"]'], "is a file, which can hold code"),
+        (['train.evaluate.tasks=["mine.yaml"]'], "is a file, which can hold code"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_first_step(

@@ -29,7 +29,7 @@ from latentlm.errors import CheckpointError, UserError
 from latentlm.training import run as run_module
 from latentlm.training.data import PackedStream, Prepared, load_documents, prepare
 from latentlm.training.data.shards import format as layout
-from latentlm.training.data.shards import making, tasks
+from latentlm.training.data.shards import making, work
 from latentlm.training.data.shards.reading import Shards, damages
 from latentlm.training.loop import train
 from latentlm.training.record.metrics import read_metrics
@@ -389,7 +389,7 @@ def test_a_folder_of_someone_else_stays_as_it_is(recipe: Make, tmp_path: Path) -
     assert files(tmp_path / "full") == {"mine.txt": b"mine"}
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / layout.WORK).symlink_to(tmp_path / "full")
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="none that this command has made"):
         making.make(recipe().data, out=tmp_path / "linked")
     (tmp_path / "file").write_text("mine")
     with pytest.raises((UserError, CheckpointError), match="Choose another folder"):
@@ -418,7 +418,7 @@ def test_two_at_a_time_are_refused(recipe: Make, tmp_path: Path, monkeypatch: py
     documents = making.read_corpus
     monkeypatch.setattr(making, "read_corpus", meanwhile)
     sharded(recipe().data, tmp_path / "shards")
-    assert tasks.chunk_file(tmp_path / "shards", 0, "texts").exists() is False
+    assert work.chunk_file(tmp_path / "shards", 0, "texts").exists() is False
 
 
 # ------------------------------------------------------------------------------------------------------------ command

@@ -30,9 +30,9 @@ import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from latentlm.config.reading import read_bytes
 from latentlm.config.writing import open_to_append, write_text
@@ -46,14 +46,19 @@ KEYS = (
 """Of every line."""
 
 
+MOST = 2**62
+"""Of whatever is counted."""
+Count = Annotated[int, Field(ge=0, le=MOST)]
+
+
 @dataclass
 class Tally:
     """Facts of the steps since the last line; it is part of a checkpoint, so a resumed run writes the same line."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    steps: int = 0
-    targets: int = 0
+    steps: Count = 0
+    targets: Count = 0
     cross_entropy: float = 0.0
     kl: float = 0.0
     kl_of: dict[str, float] = field(default_factory=dict)
@@ -61,7 +66,7 @@ class Tally:
     penalty: float = 0.0
     auxiliary: float = 0.0
     gradient_norm: float = 0.0
-    seconds: float = 0.0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: float = 0.0
     schedule: dict[str, float] = field(default_factory=dict)
 

@@ -4,4 +4,5 @@
     reading    windows and held-out documents out of it, and whether it is whole
     making     documents into shards, by several processes, so that it can be killed
     tasks      what one of those processes does
+    work       what lies in the folder meanwhile
 """

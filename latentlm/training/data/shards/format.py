@@ -46,7 +46,7 @@ class File(Strict):
 class Shard(Strict):
     """Some documents of one part."""
 
-    name: str = Field(pattern=r"^(train|held_out)-\d{5,12}$", max_length=24)
+    name: str = Field(pattern=r"^(train|held_out)-[0-9]{5,12}$", max_length=24)
     documents: int = Field(ge=1)
     tokens: int = Field(ge=2, description="in its file, the first end-of-text and all others among them")
     bytes: int = Field(ge=0, description="of the documents' texts")
@@ -157,6 +157,15 @@ def opened(path: Path, *, size: int | None = None) -> Any:
         file.close()
         raise UserError(f"{path} has {found:,} bytes instead of {size:,}. Bring the file back, or prepare the data anew.")
     return file
+
+
+def check_files(index: Index, folder: Path) -> None:
+    """Raise UserError where a file of a folder is missing, or has another size than its index says."""
+    for shard in (*index.train, *index.held_out):
+        for ending, file in shard.files.items():
+            opened(folder / f"{shard.name}.{ending}", size=file.size).close()
+    for name, file in index.tokenizer.files.items():
+        opened(folder / name, size=file.size).close()
 
 
 def hashed(path: Path) -> File:

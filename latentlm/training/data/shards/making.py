@@ -18,8 +18,8 @@ In memory are one chunk (of each process: a chunk and its tokens), and nothing t
 
 from __future__ import annotations
 
-import json
 import multiprocessing
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,48 +29,46 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from latentlm.config import DataConfig, Strict, parse, read_json
-from latentlm.config.checking import shown, whole
+from latentlm.config import DataConfig, checking, parse
 from latentlm.config.reading import MOST_LINE
 from latentlm.config.writing import acquired, open_to_append, remove_folder, remove_leftovers, write_text
 from latentlm.errors import UserError, path_of
 from latentlm.tokenizer import COMPANION, FILE, Tokenizer, as_bytes, load_tokenizer
 from latentlm.training.data.corpora import Document, read_corpus
 from latentlm.training.data.parting import Cleaned, Parting, always_held_out
-from latentlm.training.data.shards.format import INDEX, WORK, File, Index, TokenizerFacts, hashed, read_index, shards_at
-from latentlm.training.data.shards.tasks import (
-    Done,
-    begin_worker,
+from latentlm.training.data.shards.format import (
+    INDEX,
+    WORK,
+    File,
+    Index,
+    TokenizerFacts,
+    check_files,
+    hashed,
+    read_index,
+    shards_at,
+)
+from latentlm.training.data.shards.tasks import begin_worker, make_shards, portions
+from latentlm.training.data.shards.work import (
+    MARK,
+    READ,
+    SEEN,
+    SETTINGS,
+    Read,
+    Settings,
+    check_work,
     chunk_file,
-    make_shards,
-    portions,
     read_chunk,
+    read_done,
+    read_record,
+    whole,
     write_chunk,
+    write_record,
 )
 from latentlm.training.data.tokenizing import given_tokenizer, make_tokenizer
 
 SHARD_BYTES = 2**26
-_SETTINGS, _READ = "settings.json", "read.json"
 Say = Callable[[str, int, int | None], None]
 """Told how it goes on: what is done, how much of it, of how much."""
-
-
-class _Settings(Strict):
-    """In the work folder: what was asked for."""
-
-    data: DataConfig
-    shard_bytes: int
-
-
-class _Read(Strict):
-    """In the work folder: what was read. It is written after the last document."""
-
-    chunks: int = Field(ge=1)
-    duplicates: int
-    empty: int
-    parting: dict[str, Any]
 
 
 def prepare(
@@ -109,7 +107,7 @@ def make(
 def _named(documents: Iterable[str | bytes | Document], name: str) -> Iterator[Document]:
     for number, each in enumerate(documents):
         if not isinstance(each, str | bytes | Document):
-            raise UserError(f"{name}:{number}: a document is a text (str or bytes), not {shown(each)}.")
+            raise UserError(f"{name}:{number}: a document is a text (str or bytes), not {checking.shown(each)}.")
         document = each if isinstance(each, Document) else Document(f"{name}:{number}", as_bytes(each))
         if len(document.data) > MOST_LINE:
             raise UserError(f"{document.id} is longer than {MOST_LINE // 2**20} MiB, too long for a text.")
@@ -126,16 +124,18 @@ def _made(
     say: Say | None,
 ) -> Index:
     """The folder's index, after whatever of the four steps is not done."""
-    folder, settings = path_of(out), _Settings(data=config, shard_bytes=whole("shard_bytes", shard_bytes, least=1))
-    whole("processes", processes, least=1, most=4096)
+    folder, settings = path_of(out), Settings(data=config, shard_bytes=checking.whole("shard_bytes", shard_bytes, least=1))
+    checking.whole("processes", processes, least=1, most=4096)
     say = say or (lambda what, done, of: None)
     given_tokenizer(config.tokenizer)
     with _claimed(folder, settings):
         if (folder / INDEX).exists():
             index = read_index(folder)
+            check_files(index, folder)
         else:
             read = _read_all(folder, Cleaned(documents(), config), settings, say)
-            parting = Parting(**{**read.parting, "always": frozenset(read.parting["always"])})
+            with whole(folder):
+                parting = read.parts()
             tokenizer = _tokenizer(folder, config.tokenizer, read, parting, say)
             _make_all(folder, read, parting, tokenized=config.tokenizer != "bytes", processes=processes, say=say)
             index = _write_index(folder, settings, read, tokenizer)
@@ -148,7 +148,7 @@ def _made(
 
 
 @contextmanager
-def _claimed(folder: Path, settings: _Settings) -> Iterator[None]:
+def _claimed(folder: Path, settings: Settings) -> Iterator[None]:
     """Hold the folder for this process, if it is empty, or holds what these settings make or have made. Raises UserError."""
     _check(folder, settings)
     try:
@@ -156,29 +156,33 @@ def _claimed(folder: Path, settings: _Settings) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}. Choose another folder with --out.") from None
     with open_to_append(folder / ".lock") as lock:
+        if os.fstat(lock.fileno()).st_size:
+            raise UserError(f"{folder / '.lock'} is not the lock of this command. Choose another folder with --out.")
         if not acquired(lock.fileno()):
             raise UserError(f"another process is preparing data in {folder}. Wait for it, or choose another folder with --out.")
         _check(folder, settings)  # another process may have come first
         for place in (folder, folder / WORK):
             remove_leftovers(place)
         if not (folder / INDEX).exists():
-            write_text(folder / WORK / _SETTINGS, settings.model_dump_json(indent=1) + "\n")
+            write_record(folder / WORK / SETTINGS, settings)
         yield
 
 
-def _check(folder: Path, settings: _Settings) -> None:
+def _check(folder: Path, settings: Settings) -> None:
     """Raise UserError where the folder is someone else's, or was begun with other settings; writes nothing."""
     if (folder / INDEX).exists():
         index = read_index(folder)
-        before = _Settings(data=index.data, shard_bytes=index.shard_bytes)
-    elif (folder / WORK / _READ).exists():
-        place = folder / WORK / _SETTINGS
-        before = parse(_Settings, read_json(place), source=str(place))
+        before = Settings(data=index.data, shard_bytes=index.shard_bytes)
+    elif (folder / WORK / READ).exists():
+        check_work(folder)
+        with whole(folder):
+            before = read_record(folder / WORK / SETTINGS, Settings)
     else:  # nothing was made: other settings will do
         found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         others = [name for name in found if not name.startswith(".")]
-        if others or (folder / WORK).is_symlink():
-            raise UserError(f"{folder} is not empty ({', '.join(others[:3] or [WORK])}). Choose another folder with --out.")
+        if others:
+            raise UserError(f"{folder} is not empty ({', '.join(others[:3])}). Choose another folder with --out.")
+        check_work(folder)
         return
     one, other = ({**each.data.model_dump(), "shard_bytes": each.shard_bytes} for each in (before, settings))
     if differing := [f"{key}: {one[key]} then, {other[key]} now" for key in one if one[key] != other[key]]:
@@ -208,34 +212,35 @@ class _Digests:
         self._table.close()
 
 
-def _read_all(folder: Path, cleaned: Cleaned, settings: _Settings, say: Say) -> _Read:
+def _read_all(folder: Path, cleaned: Cleaned, settings: Settings, say: Say) -> Read:
     """Step 1: documents on the disk, in chunks."""
-    record = folder / WORK / _READ
+    record = folder / WORK / READ
     if record.exists():
-        return parse(_Read, read_json(record), source=str(record))
-    config, seen = settings.data, _Digests(folder / WORK / "seen.sqlite")
+        with whole(folder):
+            return read_record(record, Read)
+    config, seen = settings.data, _Digests(folder / WORK / SEEN)
     parting = Parting(config.seed, config.held_out, frozenset(always_held_out(config)))
     cleaned.seen = seen
-    number = -1
+    chunks = []
     for number, documents in enumerate(portions(cleaned, size=settings.shard_bytes)):
-        write_chunk(folder, number, documents)
+        chunks.append(write_chunk(folder, number, documents))
         for document in documents:
             parting.add(document.id)
         say("documents read", parting.count, None)
     seen.close()
     cleaned.check(parting.count)
     facts = {**asdict(parting), "always": sorted(parting.always)}
-    read = _Read(chunks=number + 1, duplicates=cleaned.duplicates, empty=cleaned.empty, parting=facts)
-    write_text(record, json.dumps(read.model_dump(), indent=1) + "\n")  # (pydantic's refuses names of files that are no text)
+    read = Read(chunks=chunks, duplicates=cleaned.duplicates, empty=cleaned.empty, parting=facts)
+    write_record(record, read)
     return read
 
 
-def _tokenizer(folder: Path, spec: str, read: _Read, parting: Parting, say: Say) -> Tokenizer:
+def _tokenizer(folder: Path, spec: str, read: Read, parting: Parting, say: Say) -> Tokenizer:
     """Step 2: the tokenizer, in the folder."""
-    mark = folder / WORK / "tokenizer"
+    mark = folder / WORK / MARK
     if not mark.exists():
         say("tokenizer", 0, 1)
-        documents = (document for number in range(read.chunks) for document in read_chunk(folder, number))
+        documents = (document for number, chunk in enumerate(read.chunks) for document in read_chunk(folder, number, chunk))
         texts = (document.data for document in documents if not parting.holds_out(document.id))
         make_tokenizer(spec, texts).save(folder)
         write_text(mark, spec)
@@ -243,27 +248,34 @@ def _tokenizer(folder: Path, spec: str, read: _Read, parting: Parting, say: Say)
     return load_tokenizer(spec if spec == "bytes" else FILE, folder=folder)
 
 
-def _make_all(folder: Path, read: _Read, parting: Parting, *, tokenized: bool, processes: int, say: Say) -> None:
+def _make_all(folder: Path, read: Read, parting: Parting, *, tokenized: bool, processes: int, say: Say) -> None:
     """Step 3: all shards."""
-    left = [number for number in range(read.chunks) if not chunk_file(folder, number, "json").exists()]
-    done = read.chunks - len(left)
-    say("shards", done, read.chunks)
+    left, of = [], len(read.chunks)
+    for number in range(of):
+        if chunk_file(folder, number, "json").exists():
+            read_done(folder, number, files=True)  # by the command that was broken off
+        else:
+            left.append(number)
+    done = of - len(left)
+    say("shards", done, of)
     if processes == 1 or len(left) < 2:
         for number in left:
-            make_shards(folder, number, parting, tokenized=tokenized)
+            make_shards(folder, number, read.chunks[number], parting, tokenized=tokenized)
             done += 1
-            say("shards", done, read.chunks)
+            say("shards", done, of)
         return
     start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context, others = multiprocessing.get_context(start), set(multiprocessing.active_children())
     context.set_forkserver_preload([make_shards.__module__])  # which takes seconds, and is then shared
     with ProcessPoolExecutor(min(processes, len(left)), mp_context=context, initializer=begin_worker) as pool:
         try:
-            waiting = [pool.submit(make_shards, folder, number, parting, tokenized=tokenized) for number in left]
+            waiting = [
+                pool.submit(make_shards, folder, number, read.chunks[number], parting, tokenized=tokenized) for number in left
+            ]
             for future in as_completed(waiting):
                 future.result()
                 done += 1
-                say("shards", done, read.chunks)
+                say("shards", done, of)
         except BrokenProcessPool:
             said = "a process that makes shards has ended: it was killed, maybe for want of memory"
             raise UserError(f"{said}. Give the same command again, with fewer --processes.") from None
@@ -273,10 +285,9 @@ def _make_all(folder: Path, read: _Read, parting: Parting, *, tokenized: bool, p
             raise
 
 
-def _write_index(folder: Path, settings: _Settings, read: _Read, tokenizer: Tokenizer) -> Index:
+def _write_index(folder: Path, settings: Settings, read: Read, tokenizer: Tokenizer) -> Index:
     """Step 4: the index."""
-    records = [chunk_file(folder, number, "json") for number in range(read.chunks)]
-    done = [parse(Done, read_json(record), source=str(record)) for record in records]
+    done = [read_done(folder, number, files=False) for number in range(len(read.chunks))]
     files: dict[Any, File] = {name: hashed(folder / name) for name in (FILE, COMPANION) if (folder / name).exists()}
     index = Index(
         format="latentlm token shards",

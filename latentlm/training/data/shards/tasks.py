@@ -1,8 +1,7 @@
 """What one of several processes does: a chunk of raw documents becomes a shard of each part.
 
-A chunk is two files in the work folder, NUMBER.texts and NUMBER.text_borders, as of a shard (format.py). When its shards are on
-the disk, NUMBER.json says what they are, and the chunk is deleted. Chunk, tokenizer and parting alone decide what its shards
-hold: they are the same whoever makes them, and when.
+When the shards of a chunk are on the disk, NUMBER.json says what they are, and the chunk is deleted (work.py). Chunk, tokenizer
+and parting alone decide what its shards hold: they are the same whoever makes them, and when.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import parent_process
@@ -18,22 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from latentlm.config import Strict
-from latentlm.config.writing import write_text
 from latentlm.tokenizer import FILE, Tokenizer, load_tokenizer
 from latentlm.training.data.corpora import Document
 from latentlm.training.data.packing import joined
 from latentlm.training.data.parting import Parting
-from latentlm.training.data.shards.format import BORDER, WORK, Ending, File, Shard, write_array
+from latentlm.training.data.shards.format import BORDER, Ending, File, Shard, write_array
+from latentlm.training.data.shards.work import Chunk, Done, as_arrays, chunk_file, read_chunk, write_record
 
 _TOGETHER = 2**20  # bytes of text that are tokenized together
-
-
-class Done(Strict):
-    """NUMBER.json: the shards of a chunk; None where it has no document of a part."""
-
-    train: Shard | None
-    held_out: Shard | None
 
 
 @dataclass
@@ -46,34 +37,14 @@ class _Half:
     bytes: int = 0
 
 
-def chunk_file(folder: Path, number: int, ending: str) -> Path:
-    """A file of a chunk in the work folder of `folder`."""
-    return folder / WORK / f"{number:05}.{ending}"
-
-
-def write_chunk(folder: Path, number: int, documents: Sequence[Document]) -> None:
-    """Put raw documents on the disk."""
-    texts, borders = _as_arrays(documents)
-    write_array(chunk_file(folder, number, "texts"), texts)
-    write_array(chunk_file(folder, number, "text_borders"), borders)
-
-
-def read_chunk(folder: Path, number: int) -> Iterator[Document]:
-    """Raw documents from the disk, one at a time."""
-    texts = np.memmap(chunk_file(folder, number, "texts"), dtype=np.uint8, mode="r")
-    borders = np.fromfile(chunk_file(folder, number, "text_borders"), dtype=BORDER).tolist()
-    for name, text, end in zip(borders[:-1:2], borders[1::2], borders[2::2], strict=True):
-        yield Document(texts[name + 1 : text].tobytes().decode("utf-8", "surrogateescape"), texts[text + 1 : end].tobytes())
-
-
-def make_shards(folder: Path, number: int, parting: Parting, *, tokenized: bool) -> None:
+def make_shards(folder: Path, number: int, chunk: Chunk, parting: Parting, *, tokenized: bool) -> None:
     """Make the shards of a chunk, unless that is done. `tokenized`: by the tokenizer in the folder; else bytes are tokens."""
     record = chunk_file(folder, number, "json")
     if not record.exists():
         tokenizer = _tokenizer(folder if tokenized else None)
-        halves = _halves(read_chunk(folder, number), parting, tokenizer)
+        halves = _halves(read_chunk(folder, number, chunk), parting, tokenizer)
         made = {part: _write(folder, f"{part}-{number:05}", half, tokenizer.end_of_text) for part, half in halves.items()}
-        write_text(record, Done.model_validate(made).model_dump_json(indent=1) + "\n")
+        write_record(record, Done.model_validate(made))
     for ending in ("texts", "text_borders"):
         chunk_file(folder, number, ending).unlink(missing_ok=True)
 
@@ -116,17 +87,9 @@ def _write(folder: Path, name: str, half: _Half, end_of_text: int) -> Shard | No
     tokens, borders = joined(half.tokens, end_of_text=end_of_text)
     arrays: dict[Ending, np.ndarray] = {"tokens": tokens, "borders": borders.astype(BORDER)}
     if half.documents:
-        arrays["texts"], arrays["text_borders"] = _as_arrays(half.documents)
+        arrays["texts"], arrays["text_borders"] = as_arrays(half.documents)
     files: dict[Ending, File] = {ending: write_array(folder / f"{name}.{ending}", values) for ending, values in arrays.items()}
     return Shard(name=name, documents=len(borders) - 1, tokens=len(tokens), bytes=half.bytes, files=files)
-
-
-def _as_arrays(documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
-    """Names and texts, each between two zero bytes, and where these stand."""
-    halves = [half for each in documents for half in (each.id.encode("utf-8", "surrogateescape"), each.data)]
-    texts = b"".join([b"\0", *(piece for half in halves for piece in (half, b"\0"))])
-    borders = np.cumsum([0, *(len(half) + 1 for half in halves)])
-    return np.frombuffer(texts, dtype=np.uint8), borders.astype(BORDER)
 
 
 def begin_worker() -> None:

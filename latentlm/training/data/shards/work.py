@@ -1,0 +1,153 @@
+"""The work folder (`.prepare`) of shards that are being made. Every record has a hash of its own: what went wrong with the disk
+since is found before anything is made of it.
+
+    settings.json                        what was asked for
+    read.json                            written after the last document: the chunks with their hashes, and who is held out
+    NUMBER.texts, NUMBER.text_borders    a chunk of raw documents, as of a shard (format.py), until its shards are there
+    NUMBER.json                          the shards of a chunk
+    tokenizer                            says that the tokenizer is in the folder
+    seen.sqlite                          hashes of the documents read so far
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from latentlm.config import DataConfig, Strict, parse, read_json
+from latentlm.config.writing import is_leftover, write_text
+from latentlm.errors import UserError, sentence, short
+from latentlm.training.data.corpora import Document
+from latentlm.training.data.parting import Parting
+from latentlm.training.data.shards.format import BORDER, WORK, File, Shard, hashed, write_array
+from latentlm.zoo.unfinished import hash_record
+
+SETTINGS, READ, MARK, SEEN = "settings.json", "read.json", "tokenizer", "seen.sqlite"
+_NAMES = re.compile(r"settings\.json|read\.json|tokenizer|seen\.sqlite(-journal)?|[0-9]{5,12}\.(json|texts|text_borders)")
+_T = TypeVar("_T", bound=Strict)
+
+
+class Settings(Strict):
+    """settings.json."""
+
+    data: DataConfig
+    shard_bytes: int
+
+
+class Chunk(Strict):
+    """The files of a chunk."""
+
+    texts: File
+    text_borders: File
+
+
+class Read(Strict):
+    """read.json."""
+
+    chunks: list[Chunk] = Field(min_length=1)
+    duplicates: int = Field(ge=0)
+    empty: int = Field(ge=0)
+    parting: dict[str, Any]
+    """(Names of files need be no text, which a stricter type would refuse.)"""
+
+    def parts(self) -> Parting:
+        """Who is held out."""
+        return Parting(**{**self.parting, "always": frozenset(self.parting["always"])})
+
+
+class Done(Strict):
+    """NUMBER.json: the shards of a chunk; None where it has no document of a part."""
+
+    train: Shard | None
+    held_out: Shard | None
+
+
+def check_work(folder: Path) -> None:
+    """Raise UserError where the work folder of `folder` is none of this command's: at the end it is deleted."""
+    work = folder / WORK
+    if not work.exists() and not work.is_symlink():
+        return
+    other = f"{work} is none that this command has made. Choose another folder with --out."
+    if work.is_symlink() or not work.is_dir():
+        raise UserError(other)
+    found = [path for path in work.iterdir() if not is_leftover(path)]
+    if any(not _NAMES.fullmatch(path.name) or not stat.S_ISREG(path.lstat().st_mode) for path in found):
+        raise UserError(other)
+    if found and not (work / SETTINGS).exists():
+        raise UserError(other)
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[None]:
+    """What the block finds damaged of the work in `folder`, as a UserError that says how to go on."""
+    try:
+        yield
+    except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        said = sentence(short(str(error).splitlines()[0] if str(error) else type(error).__name__))
+        raise UserError(f"what was begun in {folder} is damaged: {said} Delete {folder}, and give the command again.") from None
+
+
+def write_record(path: Path, record: Strict) -> None:
+    """Put a record on the disk, with its hash."""
+    said = record.model_dump()
+    write_text(path, json.dumps({**said, "sha256": hash_record(said)}, indent=1) + "\n")
+
+
+def read_record(path: Path, kind: type[_T]) -> _T:
+    """A record as it was written. Raises errors for `whole`."""
+    said = read_json(path)
+    if not isinstance(said, dict) or said.pop("sha256", None) != hash_record(said):
+        raise UserError(f"{path.name} has been changed")
+    return parse(kind, said, source=path.name)
+
+
+def chunk_file(folder: Path, number: int, ending: str) -> Path:
+    """A file of a chunk in the work folder of `folder`."""
+    return folder / WORK / f"{number:05}.{ending}"
+
+
+def write_chunk(folder: Path, number: int, documents: Sequence[Document]) -> Chunk:
+    """Put raw documents on the disk."""
+    arrays = zip(("texts", "text_borders"), as_arrays(documents), strict=True)
+    return Chunk(**{ending: write_array(chunk_file(folder, number, ending), values) for ending, values in arrays})
+
+
+def read_chunk(folder: Path, number: int, chunk: Chunk) -> Iterator[Document]:
+    """Raw documents from the disk, one at a time. Raises UserError where they are not what was written."""
+    with whole(folder):
+        for ending in ("texts", "text_borders"):
+            if hashed(chunk_file(folder, number, ending)) != getattr(chunk, ending):
+                raise UserError(f"{number:05}.{ending} has been changed")
+        texts = np.memmap(chunk_file(folder, number, "texts"), dtype=np.uint8, mode="r")
+        borders = np.fromfile(chunk_file(folder, number, "text_borders"), dtype=BORDER).tolist()
+    for name, text, end in zip(borders[:-1:2], borders[1::2], borders[2::2], strict=True):
+        yield Document(texts[name + 1 : text].tobytes().decode("utf-8", "surrogateescape"), texts[text + 1 : end].tobytes())
+
+
+def read_done(folder: Path, number: int, *, files: bool) -> Done:
+    """The shards of a chunk. `files`: they are hashed. Raises UserError where they are not what was written."""
+    with whole(folder):
+        done = read_record(chunk_file(folder, number, "json"), Done)
+        for part, shard in (("train", done.train), ("held_out", done.held_out)):
+            if shard is not None and shard.name != f"{part}-{number:05}":
+                raise UserError(f"{number:05}.json speaks of {shard.name}")
+            for ending, file in shard.files.items() if shard is not None and files else ():
+                if hashed(folder / f"{part}-{number:05}.{ending}") != file:
+                    raise UserError(f"{part}-{number:05}.{ending} has been changed")
+        return done
+
+
+def as_arrays(documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
+    """Names and texts, each between two zero bytes, and where these stand."""
+    halves = [half for each in documents for half in (each.id.encode("utf-8", "surrogateescape"), each.data)]
+    texts = b"".join([b"\0", *(piece for half in halves for piece in (half, b"\0"))])
+    borders = np.cumsum([0, *(len(half) + 1 for half in halves)])
+    return np.frombuffer(texts, dtype=np.uint8), borders.astype(BORDER)

@@ -1,0 +1,118 @@
+"""Shards that are being made: a work folder of someone else's is left alone, and a damaged one is said to be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentlm.config import DataConfig, Recipe
+from latentlm.errors import UserError
+from latentlm.training.data.shards import format as layout
+from latentlm.training.data.shards import making
+from latentlm.zoo.unfinished import hash_record
+
+Make = Callable[..., Recipe]
+
+
+def sharded(data: DataConfig, out: Path) -> None:
+    """Several shards."""
+    making.make(data, out=out, shard_bytes=2500)
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "00000.texts", "settings.json/mine"])
+def test_a_work_folder_of_someone_else_stays_as_it_is(name: str, recipe: Make, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / layout.WORK / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="none that this command has made"):
+        making.make(recipe().data, out=tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_lock_of_someone_else_is_none(recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("4711")
+    with pytest.raises(UserError, match=r"\.lock is not the lock of this command"):
+        making.make(recipe().data, out=tmp_path)
+    assert (tmp_path / ".lock").read_text() == "4711"
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+def _broken_off(data: DataConfig, out: Path, monkeypatch: pytest.MonkeyPatch, *, shards: int) -> None:
+    """Preparing, ended after so many shards."""
+    made = making.make_shards
+
+    def some(folder: Path, number: int, *rest: Any, **options: Any) -> None:
+        if number == shards:
+            raise BrokenOffError
+        made(folder, number, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "make_shards", some)
+        with pytest.raises(BrokenOffError):
+            sharded(data, out)
+
+
+def _as_if_written(path: Path, **changes: Any) -> None:
+    """A record with other values and a right hash."""
+    record = {**json.loads(path.read_text()), **changes}
+    del record["sha256"]
+    path.write_text(json.dumps({**record, "sha256": hash_record(record)}))
+
+
+def _replaced(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+_DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "a text cut short": lambda at: os.truncate(at / "00001.texts", 9),
+    "a text empty": lambda at: os.truncate(at / "00001.texts", 0),
+    "a text changed": lambda at: _replaced(at / "00001.texts", b"e", b"E"),
+    "a text gone": lambda at: (at / "00001.texts").unlink(),
+    "borders cut short": lambda at: os.truncate(at / "00001.text_borders", 8),
+    "a record that is no mapping": lambda at: (at / "00000.json").write_text("[1]"),
+    "a record changed": lambda at: _replaced(at / "00000.json", b'"tokens": ', b'"tokens": 1'),
+    "a record of other shards": lambda at: (at / "00000.json").write_bytes((at / "00001.json").read_bytes()),
+    "a record of nothing": lambda at: _as_if_written(at / "00000.json", train=None, held_out=5),
+    "a shard cut short": lambda at: os.truncate(at.parent / "train-00000.tokens", 8),
+    "a shard gone": lambda at: (at.parent / "train-00000.borders").unlink(),
+    "settings gone": lambda at: (at / "settings.json").unlink(),
+    "settings that are none": lambda at: (at / "settings.json").write_text("{}"),
+    "a number of chunks": lambda at: _as_if_written(at / "read.json", chunks=30_000_000),
+    "another parting": lambda at: _as_if_written(at / "read.json", parting={"seed": 0}),
+    "a parting of numbers": lambda at: _as_if_written(at / "read.json", parting={"always": 5}),
+    "a folder for a file": lambda at: ((at / "seen.sqlite").unlink(missing_ok=True), (at / "seen.sqlite").mkdir()),
+}
+
+
+@pytest.mark.parametrize("what", _DAMAGES)
+def test_damaged_work_is_refused_by_one_message(
+    what: str, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _broken_off(recipe().data, tmp_path / "out", monkeypatch, shards=2 if "of other" in what else 1)
+    _DAMAGES[what](tmp_path / "out" / layout.WORK)
+    with pytest.raises(UserError, match=r"is damaged: .*Delete .*out, and give the command again|Choose another folder"):
+        sharded(recipe().data, tmp_path / "out")
+    assert not (tmp_path / "out" / layout.INDEX).exists()
+
+
+def test_what_was_broken_off_is_gone_on_with(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _broken_off(recipe().data, tmp_path / "out", monkeypatch, shards=1)
+    for name in ("out", "whole"):
+        sharded(recipe().data, tmp_path / name)
+    one, other = (layout.read_index(tmp_path / name) for name in ("out", "whole"))
+    assert one == other
+
+
+def test_files_that_are_gone_from_finished_shards_are_missed(recipe: Make, tmp_path: Path) -> None:
+    sharded(recipe().data, tmp_path)
+    (tmp_path / "train-00000.tokens").unlink()
+    with pytest.raises(UserError, match=r"train-00000.tokens.*prepare the data anew"):
+        sharded(recipe().data, tmp_path)
