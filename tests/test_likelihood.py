@@ -106,7 +106,7 @@ def test_a_decoder_without_latents_is_exact_by_every_method() -> None:
     check_no_latents_no_noise(build(small_config("vanilla")), [([3, 1], [4, 1, 5]), ([9], [2, 6])])
 
 
-@pytest.mark.parametrize("method", ["operational", "iwae"])
+@pytest.mark.parametrize("method", ["operational", pytest.param("iwae", marks=pytest.mark.conformance)])
 def test_error_bars_cover_the_truth_and_shrink(method: str) -> None:
     model = planted("bits per token")
     check_coverage(model, [0, 1], [1, 1, 0], method=method)

@@ -315,6 +315,7 @@ def test_a_plan_counts_without_scoring_all() -> None:
 # ---------------------------------------------------------------------------------------------------- particle filter
 
 
+@pytest.mark.conformance
 def test_few_particles_are_unbiased_for_the_likelihood() -> None:
     model, (context, continuation) = bits(), REQUESTS[1]
     truth = exact_log_likelihood(model, context, continuation, target="generation")

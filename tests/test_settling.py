@@ -99,7 +99,7 @@ def test_auto_of_a_fixed_number_of_samples_takes_no_more() -> None:
     assert (score.method, score.samples) == ("iwae", 2)
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_a_filter_takes_over_where_weights_tell_nothing() -> None:
     """On a whole window few samples in 256 have the weight, and the filter finds nats that they did not."""
     model = zoo.load("chunk-tiny")

@@ -292,7 +292,7 @@ def test_the_decoder_without_likelihood_says_so() -> None:
                 check(energy)
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_a_part_that_is_another_when_compiled_is_found() -> None:
     with pytest.raises(AssertionError, match="the compiled loss"):
         CHECKS["compiled_equals_eager"](Subject("right", model={"injection": "other_compiled"}))

@@ -97,7 +97,7 @@ def test_recipes_are_trained_and_compared_and_the_runs_can_be_compared_again(tmp
     assert [model.bits_per_byte for model in again.models] == [model.bits_per_byte for model in first.models]
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_tasks_of_several_runs_are_paired_with_the_spread_over_seeds(tmp_path: Path, texts: str) -> None:
     plain, *hidden = (
         recipe(tmp_path, name, decoder, path=texts, **model)

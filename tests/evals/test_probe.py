@@ -129,6 +129,7 @@ def test_the_baseline_flips_either_way_and_its_groups_agree_by_chance(found: Pro
     assert found.baseline.groups.more.value == pytest.approx(0.0, abs=0.12)
 
 
+@pytest.mark.conformance
 def test_a_z_that_says_nothing_of_the_text_is_worth_nothing(knowing: ComposedDecoder) -> None:
     dead = copy.deepcopy(knowing)
     (latent,) = dead.latents.values()
@@ -144,6 +145,7 @@ def test_a_z_that_says_nothing_of_the_text_is_worth_nothing(knowing: ComposedDec
     assert swap.follows.value == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.conformance
 def test_a_z_that_changes_nothing_flips_nothing(knowing: ComposedDecoder) -> None:
     deaf = copy.deepcopy(knowing)
     for name, parameter in deaf.named_parameters():
