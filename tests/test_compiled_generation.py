@@ -117,7 +117,7 @@ def test_texts_are_the_same_whichever_rows_end_first(latents: str) -> None:
 @pytest.mark.usefixtures("read")
 def test_models_that_differ_have_graphs_of_their_own() -> None:
     """In what is no tensor, or in the shapes of weights; and a model that has changed since."""
-    for change in ({}, {"norm_eps": 0.5}, {"feed_forward": 24}, {"vocabulary": 300}):
+    for change in ({}, {"norm_eps": 0.5}, {"feed_forward": 24}, {"vocabulary": 300}, {"heads": 4, "kv_heads": 4}):
         same_when_compiled(decoder("vanilla", **change))
     model = decoder("vanilla")
     before = same_when_compiled(model)

@@ -12,6 +12,7 @@ Legend: B rows, C columns, M prefix slots, Hkv key/value heads, dh head width, E
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -167,15 +168,17 @@ def _alike(before: object, after: object) -> bool:
 
 _Words = tuple[tuple[str, str], ...]
 """Of each latent a temperature, as text: a number would be one of the graph's inputs as soon as there is a second."""
+_numbers = itertools.count()
 _graphs: WeakKeyDictionary[ComposedDecoder, dict[_Words, Callable[..., Tensor]]] = WeakKeyDictionary()
 
 
 def _compiled(decoder: ComposedDecoder, words: _Words) -> Callable[..., Tensor]:
-    """The step of a decoder at these temperatures. Each has a function of its own: torch makes so many graphs of one function,
-    and then no more."""
+    """The step of a decoder at these temperatures. Each has a function of its own, by another name: torch makes so many graphs
+    of one function, and then no more, and takes sizes that differ between two of one name for sizes that change."""
     known = _graphs.setdefault(decoder, {})
     if words not in known:
-        own = FunctionType(_ready_step.__code__.replace(), _ready_step.__globals__)
+        code = _ready_step.__code__.replace(co_name=f"step_{next(_numbers)}")
+        own = FunctionType(code, _ready_step.__globals__)
         known[words] = torch.compile(own, fullgraph=True)
     return known[words]
 
