@@ -296,6 +296,8 @@ def test_the_decoder_without_likelihood_says_so() -> None:
 def test_a_part_that_is_another_when_compiled_is_found() -> None:
     with pytest.raises(AssertionError, match="the compiled loss"):
         CHECKS["compiled_equals_eager"](Subject("right", model={"injection": "other_compiled"}))
+    with pytest.raises(AssertionError, match="the logits of a compiled step"):
+        CHECKS["compiled_steps_equal_steps"](Subject("right", model={"injection": "other_compiled"}))
 
 
 def test_every_broken_part_is_here() -> None:

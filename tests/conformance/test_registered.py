@@ -17,6 +17,7 @@ from latentlm.testing import CHECKS, Case, cases
 REGISTERED = settings_of(plugins.names("decoder"))
 REPRESENTATIVE = {
     "compiled_equals_eager": {"free"},
+    "compiled_steps_equal_steps": set(),  # (tests/test_compiled_generation.py has the Free Transformer's and chunks')
     "kill_and_resume_exact": set(),  # (tests/training/test_resume.py kills the Free Transformer's training)
     "error_bars_honest": {"vanilla", "gaussian"},
     "leak_found_out": {"vanilla", "gaussian"},

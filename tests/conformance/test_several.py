@@ -23,7 +23,7 @@ from latentlm.testing.likelihood import check_exactness
 
 EXACT = ["scores_exact_own_encoder", "scores_exact_planted"]
 LIKELIHOOD = [name for name, check in CHECKS.items() if check.group == "likelihood"]
-LONG = ["compiled_equals_eager", "kill_and_resume_exact"]
+LONG = ["compiled_equals_eager", "compiled_steps_equal_steps", "kill_and_resume_exact"]
 
 
 def params(labels: list[str], checks: list[str]) -> list[Any]:

@@ -7,6 +7,7 @@ that the parts can be traced and mean the same, not that they get faster.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import random
 import subprocess
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 
 from latentlm import plugins
 from latentlm.config import SOCKETS, Recipe, parse
-from latentlm.interface import LatentDecoder, Noise
+from latentlm.errors import UserError
+from latentlm.interface import LatentDecoder, Noise, noise_of
 from latentlm.testing.checks.gradients import parts_of
 from latentlm.testing.comparing import TEXTS, assert_close, pack
 from latentlm.testing.registry import check, need
@@ -75,6 +77,33 @@ def _compilable(model: LatentDecoder) -> Iterator[nn.Module]:
         # An encoder without a network differentiates within its forward pass, which is not traced.
         if not getattr(part, "needs_objective", False):
             yield part
+
+
+@check("engine")
+@torch.no_grad()
+def compiled_steps_equal_steps(subject: Subject) -> None:
+    """Steps of generation as one graph give the logits and latents of steps that are not compiled, or are refused."""
+    model = subject.copied()
+    tokens, fed = (torch.tensor(subject.tokens(2, count, seed=count)) for count in (6, 20))
+    begun = [model.prefill(tokens, torch.tensor([6, 3]), noise=noise(2), capacity=26) for _ in range(2)]
+    names, temperature = list(model.latents), 0.7
+    own = {name: noise_of(noise(2), name, names) for name in names}
+    torch._dynamo.reset()
+    with mock.patch("torch.compile", functools.partial(torch.compile, backend="aot_eager")):
+        try:
+            steps = model.compiled_steps(begun[0], capacity=26)
+            found = steps.step(fed[:, 0], noise=own, prior_temperature=dict.fromkeys(names, temperature))
+        except UserError as refused:  # before there is a graph
+            need(False, str(refused))
+        state = model.step(begun[1], fed[:, 0], noise=own, prior_temperature=temperature)
+        for place in range(1, fed.shape[1]):
+            found = steps.step(fed[:, place], noise=own, prior_temperature=dict.fromkeys(names, temperature))
+            state = model.step(state, fed[:, place], noise=own, prior_temperature=temperature)
+            assert_close(found.logits, state.logits, f"the logits of a compiled step, {place + 1} tokens after the prompt")
+            for name in names:
+                sites = state.met[name].value.shape[1]
+                assert_close(found.met[name].value[:, :sites], state.met[name].value, f"latents of {name} in compiled steps")
+    torch._dynamo.reset()
 
 
 @check("engine")
