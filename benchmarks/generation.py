@@ -71,7 +71,7 @@ def _ours(model: LatentDecoder, prompts: torch.Tensor, new: int, temperature: fl
     rows = prompts.tolist()
 
     def job() -> None:
-        made = generate(model, rows, max_tokens=new, temperature=temperature, compile=compiled)
+        made = generate(model, rows, max_tokens=new, temperature=temperature, batch_size=len(rows), compile=compiled)
         assert all(len(text.tokens) == new for text in made)
 
     return job
