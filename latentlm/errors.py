@@ -15,6 +15,7 @@ import difflib
 import errno
 import os
 import re
+import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ def compiling(*, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+        if not any(name.startswith("torch._inductor") for name in frames):
+            raise
         said = f"torch.compile keeps what it makes in files, and that failed ({error})"
         raise UserError(f"{said}. {remedy}, or set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to.") from error
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -33,7 +35,10 @@ def test_what_cannot_be_compiled_is_one_message() -> None:
     said = pytest.raises(UserError, match=r"compile failed: .*No working C\+\+ compiler.*train\.compile=false")
     with said, compiling(remedy="Set train.compile=false"):
         raise InvalidCxxCompiler
+    in_torch = {"__name__": "torch._inductor.codecache", "os": os}
     with pytest.raises(UserError, match="false, or set TORCHINDUCTOR_CACHE_DIR"), compiling(remedy="Set train.compile=false"):
-        raise FileNotFoundError(2, "No such file or directory", "/nowhere")
+        exec("os.listdir('/nowhere')", in_torch)
+    with pytest.raises(FileNotFoundError), compiling(remedy="Set train.compile=false"):
+        os.listdir("/nowhere")
     with pytest.raises(ValueError, match="mine"), compiling(remedy="Set train.compile=false"):
         raise ValueError("mine")
