@@ -144,10 +144,16 @@ def test_a_graph_serves_all_temperatures_of_tokens_rows_and_columns_and_each_of_
 
 @pytest.mark.usefixtures("read")
 def test_sites_that_begin_where_earlier_tokens_say_so() -> None:
-    newline = [10, 1, 10, 2, 3, 10]
-    model = decoder("free", granularity={"name": "line", "breaks": [10]})
-    found = same_when_compiled(model, [newline, newline[1:]], max_tokens=40)
+    model = decoder("free", granularity={"name": "line", "breaks": list(range(128))})
+    found = same_when_compiled(model, [[10, 200, 10, 201, 202, 10], [200, 10, 201]], max_tokens=40)
     assert len({each.latents["z"].value.shape[1] for each in found if each.latents}) > 1
+
+
+@pytest.mark.usefixtures("read")
+def test_a_temperature_of_the_prior_is_that_of_its_graph() -> None:
+    model = decoder("causal")
+    drawn = [same_when_compiled(model, prior_temperature=temperature)[0].latents for temperature in (1.0, 0.05)]
+    assert not torch.equal(*(each["z"].value for each in drawn if each is not None))
 
 
 class LastTwo(StickyBits):
