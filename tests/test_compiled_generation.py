@@ -144,7 +144,9 @@ def test_a_graph_serves_all_temperatures_of_tokens_rows_and_columns_and_each_of_
 
 @pytest.mark.usefixtures("read")
 def test_sites_that_begin_where_earlier_tokens_say_so() -> None:
-    model = decoder("free", granularity={"name": "line", "breaks": list(range(128))})
+    """A token of the first half of all ends a sentence, and one of the other begins the next."""
+    ends = {"closers": list(range(128)), "spaces": list(range(128, 256))}
+    model = decoder("free", granularity={"name": "sentence", **ends})
     found = same_when_compiled(model, [[10, 200, 10, 201, 202, 10], [200, 10, 201]], max_tokens=40)
     assert len({each.latents["z"].value.shape[1] for each in found if each.latents}) > 1
 
