@@ -42,6 +42,9 @@ def cases() -> Iterator[Case]:
             good=True,
             may_change=("half/*", "half/checkpoints/*", "half/checkpoints/*/*"),
         )
+    traced = ("train", "half", "-q", "--resume", "train.profile.start=1", "train.profile.steps=1")
+    for what, make in {"a file": _taken, "a link": _linked}.items():
+        yield Case(f"a trace where there is {what}", traced, prepare=make, says=r"train\.profile")
     for key in ("parameters", "steps", "tokens", "seconds"):
         for what, odd in {"gone": None, **_ODD}.items():
             if what == "huge":
@@ -90,6 +93,18 @@ def _half(said: dict[str, object]) -> Callable[[Path], None]:
         (half / "manifest.json").write_text(json.dumps(manifest | said))
 
     return make
+
+
+def _taken(folder: Path) -> None:
+    _half({})(folder)
+    (folder / "half" / "profile").mkdir()
+    (folder / "half" / "profile" / "steps-1-1.json").write_text("mine")
+
+
+def _linked(folder: Path) -> None:
+    _taken(folder)
+    (folder / "half" / "profile" / "steps-1-1.json").unlink()
+    (folder / "half" / "profile" / "steps-1-1.json").symlink_to(folder / "notes.txt")
 
 
 def _card(folder: Path, changes: dict[str, object] | None) -> None:
