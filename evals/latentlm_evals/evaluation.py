@@ -21,6 +21,7 @@ from lm_eval.evaluator_utils import print_writeout
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import TaskIndex
 
+from latentlm.config.training import means_file
 from latentlm.errors import UserError, path_of, short, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.likelihood import Method
@@ -62,6 +63,9 @@ class Tasks(TaskManager):
 
     def load(self, task_list: Any) -> Any:
         """The tasks, with their data. Raises UserError."""
+        for name in task_list if isinstance(task_list, list) else [task_list]:
+            if isinstance(name, str) and not means_file(name) and name not in self.task_index:  # lm-eval would take any file
+                raise unknown_task(name, self)
         try:
             loaded = super().load(task_list)
         except UserError:
@@ -154,9 +158,14 @@ def unknown_task(name: str, manager: TaskManager) -> UserError:
     return type(error)(f"{hint} Available: {shipped}, and lm-eval's own (lm_eval ls tasks).")
 
 
+def is_task_file(name: str) -> bool:
+    """Whether a task is given as a file that is there."""
+    return means_file(name) and Path(name).is_file()
+
+
 def _unknown(tasks: Sequence[str], manager: TaskManager) -> list[str]:
     """Names that are no task, group or tag, no file, and no pattern that fits one."""
-    return [name for name in tasks if not Path(name).is_file() and not manager.match_tasks([name])]
+    return [name for name in tasks if not is_task_file(name) and not manager.match_tasks([name])]
 
 
 def check_tasks(tasks: Sequence[str], include_path: Path | None = None) -> None:
@@ -183,7 +192,7 @@ def run_with(
     evaluation but the first. Raises UserError, before any work, for tasks that cannot be loaded or served."""
     manager = task_manager(tasks, include_path, metadata=options.pop("metadata", None))
     manager.runs_code, manager.shots = bool(options.get("confirm_run_unsafe_code")), options.get("num_fewshot")
-    names = [match for name in tasks for match in ([name] if Path(name).is_file() else manager.match_tasks([name]))]
+    names = [match for name in tasks for match in ([name] if is_task_file(name) else manager.match_tasks([name]))]
     if options.get("apply_chat_template"):
         adapter.chat_template(options["apply_chat_template"])
     if options.get("use_cache"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm.errors import UserError
-from latentlm_evals.evaluation import Tasks, errors_only, task_manager, unknown_task
+from latentlm_evals.evaluation import Tasks, errors_only, is_task_file, task_manager, unknown_task
 from latentlm_evals.suites import task_path
 
 _OURS = "latentlm_"  # no task of lm-eval's own begins so
@@ -41,7 +41,7 @@ def _task_files(pattern: str) -> list[str]:
 
 
 def _is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[") and not Path(name).is_file()
+    return any(sign in name for sign in "*?[") and not is_task_file(name)
 
 
 def _load(name: str, manager: Tasks) -> dict[str, Any]:

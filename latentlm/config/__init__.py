@@ -3,6 +3,7 @@
     schema       recipes, cards, and what they are made of; unknown keys are refused by name
     reading      text, YAML and JSON of others, refused by one message
     writing      files and folders of ours, whole or not at all
+    hashed       JSON records that carry a hash of their own
     overrides    key=value
 """
 

@@ -28,6 +28,12 @@ class ProfileConfig(Strict):
         return self.start + self.steps - 1
 
 
+def means_file(task: str) -> bool:
+    """Whether a task is given as a file: `./mine` and `mine.yaml` are, whatever lies there. `mine` is a name, even where a file
+    is called so."""
+    return "/" in task or os.sep in task or task.endswith((".yaml", ".yml"))
+
+
 class EvaluateConfig(Strict):
     """What is measured beside the held-out bound, every so many steps and after the last. It moves no weight and no noise."""
 
@@ -44,7 +50,7 @@ class EvaluateConfig(Strict):
     @field_validator("tasks")
     @classmethod
     def _names(cls, tasks: list[str]) -> list[str]:
-        if files := [name for name in tasks if "/" in name or os.sep in name or name.endswith((".yaml", ".yml"))]:
+        if files := [name for name in tasks if means_file(name)]:
             said = f"{files[0]} is a file, which can hold code, and a recipe is no place for that"
             raise ValueError(f"{said}: name a task of lm-eval (`latentlm eval run --tasks` takes files)")
         return tasks

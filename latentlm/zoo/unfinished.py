@@ -6,17 +6,15 @@ is read when it is asked for. So it is never behind.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from latentlm.config import Card, Recipe, WeightsSpec, parse, read_json, read_yaml
-from latentlm.errors import CheckpointError, invalid
+from latentlm.config import Card, Recipe, WeightsSpec, parse, read_yaml
+from latentlm.config.hashed import read_hashed
+from latentlm.errors import CheckpointError, UserError, invalid
 
 CHECKPOINTS, STATE, RECIPE = "checkpoints", "state.json", "recipe.yaml"
 WEIGHTS_OF_MANY = "-model-00001-of-"
@@ -55,13 +53,9 @@ class Record(BaseModel):
 def read_record(path: Path) -> Record:
     """What the state.json of a checkpoint says. Raises CheckpointError where it is damaged, or another checkpoint's."""
     try:
-        record = read_json(path / STATE)
-        promised = record.pop("sha256")
-        intact = promised == hash_record(record)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is not readable ({error}).") from None
-    if not intact:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} has been changed.")
+        record = read_hashed(path / STATE)
+    except UserError as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {error}") from None
     if record.get("format") not in (FORMAT, SHARDED):
         raise CheckpointError(f"the checkpoint {path} has format {record.get('format')}; this version reads formats 1 and 2.")
     try:
@@ -71,11 +65,6 @@ def read_record(path: Path) -> Record:
     if int(path.name.removeprefix("step-")) != said.step:
         raise CheckpointError(f"the checkpoint {path} is damaged: {STATE} is that of step {said.step}.")
     return said
-
-
-def hash_record(record: Mapping[str, Any]) -> str:
-    """Of state.json without its own hash."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def newest_of(run: Path) -> tuple[Card, Path] | None:

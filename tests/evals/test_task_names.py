@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentlm.errors import UserError
+from latentlm_evals.evaluation import check_tasks, task_manager
 from latentlm_evals.suites import SUITE_TASKS
 from latentlm_evals.task_names import resolve_tasks
 
@@ -48,6 +49,25 @@ def test_names_groups_and_files_are_taken_as_they_are(tmp_path: Path) -> None:
     file = str(task(tmp_path, "mine"))
     assert resolve_tasks([file]) == [file]
     assert resolve_tasks([str(tmp_path / "m*.yaml")]) == [file]
+
+
+@pytest.mark.parametrize("name", ["latentlm_mine", "latentlm_[m]ine", "latentlm_mine.YAML"])
+def test_a_name_is_no_file_that_happens_to_be_called_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could hold code, and a recipe's tasks are names."""
+    monkeypatch.chdir(tmp_path)
+    task(tmp_path, "mine").rename(name)
+    for look in (resolve_tasks, check_tasks, lambda names: task_manager([]).load(names)):
+        with pytest.raises(UserError, match="Unknown task"):
+            look([name])
+    assert resolve_tasks([f"./{name}"]) == [f"./{name}"]
+
+
+def test_a_pattern_that_a_file_is_called_by_is_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task(tmp_path, "mine").rename("latentlm_[cb]*")
+    assert resolve_tasks(["latentlm_[cb]*"]) == ["latentlm_brackets", "latentlm_copy"]
 
 
 def test_unknown_names_and_patterns_say_what_is_near() -> None:

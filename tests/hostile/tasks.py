@@ -27,6 +27,15 @@ def cases() -> Iterator[Case]:
     yield Case("task: as it should be", command, files={**rows, "tasks/mine.yaml": _TASK}, good=True)
     for what, (said, odd, says) in _CHANGES.items():
         yield Case(f"task: {what}", command, files={**rows, "tasks/mine.yaml": _TASK.replace(said, odd)}, says=says)
+    code = {"code.py": "import pathlib\npathlib.Path('ran').touch()\n"}
+    for name in ("mine", "[m]ine", "./mine", "mine.yaml", "*.yaml"):  # a recipe is no place for code
+        file = name if name.isalpha() else "mine.yaml" if name.endswith("yaml") else name.removeprefix("./")
+        yield Case(
+            f"task: a recipe that asks for {name}, where a file of that name runs code",
+            ("train", "my.yaml", "-q", "--out", "new", f'train.evaluate.tasks=["{name}"]'),
+            files={**rows, **code, file: f"{_TASK}process_results: !function code.run\n"},
+            says="Unknown task|is a file, which can hold code",
+        )
     beside = {"tasks/odd.yaml": _TASK.replace("task: mine", "task: 5"), "tasks/odder.yaml": "group: 1\ntask: [mine]\n"}
     files = {**rows, "tasks/mine.yaml": _TASK, **beside}
     yield Case("task: beside odd ones", command, files=files, good=True, says="odd.yaml is left out")

@@ -45,6 +45,13 @@ def _begun(folder: Path) -> Path:
     return folder / "begun" / ".prepare"
 
 
+def _beside(folder: Path) -> None:
+    """Whole shards, and a work folder of someone else's."""
+    theirs = _shards(folder) / ".prepare" / "thesis.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+
+
 def _changed(place: str, value: object) -> Callable[[Path], None]:
     """Shards whose index says something else in one place."""
 
@@ -102,6 +109,12 @@ def cases() -> Iterator[Case]:
         "shards: a work folder of others",
         ("data", "prepare", "texts", "--out", "theirs", "-q"),
         files={"theirs/.prepare/thesis.txt": "mine"},
+        says="none that this command has made",
+    )
+    yield Case(
+        "shards: a work folder of others beside whole shards",
+        ("data", "prepare", "texts", "--out", "shards", "-q"),
+        prepare=_beside,
         says="none that this command has made",
     )
     into = ("data", "prepare", "texts", "--out", "theirs", "-q")

@@ -105,7 +105,7 @@ def _in_parts(
         import torch
         from safetensors.torch import load_file, save_file
 
-        from latentlm.zoo.unfinished import hash_record
+        from latentlm.config.hashed import with_hash
 
         _goes_on(folder)
         checkpoint = folder / _CHECKPOINT
@@ -138,7 +138,7 @@ def _in_parts(
         if facts != "":
             state["files"][last] = {**state["files"][last], **facts} if isinstance(facts, dict) else facts
         del state["sha256"]
-        (checkpoint / "state.json").write_text(json.dumps({**state, "sha256": hash_record(state)}))
+        (checkpoint / "state.json").write_text(with_hash(state))
         if after is not None:
             after(checkpoint / _TWO)
 

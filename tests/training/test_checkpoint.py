@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from latentlm.config import writing
+from latentlm.config.hashed import with_hash
 from latentlm.errors import CheckpointError
 from latentlm.training.record import checkpoint
 from latentlm.training.record.checkpoint import (
@@ -119,7 +120,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads((path / "state.json").read_text())
     del record["sha256"]
     change(record)
-    (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint.hash_record(record)}))
+    (path / "state.json").write_text(with_hash(record))
 
 
 @pytest.mark.parametrize(

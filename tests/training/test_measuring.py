@@ -86,6 +86,8 @@ def test_what_is_evaluated_moves_no_weight(recipe: Make, tmp_path: Path) -> None
         (["train.evaluate.every=5"], "nothing is to be evaluated"),
         (['train.evaluate.tasks=["./mine"]'], "is a file, which can hold code"),
         (['train.evaluate.tasks=["mine.yaml"]'], "is a file, which can hold code"),
+        (['train.evaluate.tasks=["mine.yml"]'], "is a file, which can hold code"),
+        (['train.evaluate.tasks=["mi*.yaml"]'], "is a file, which can hold code"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_first_step(

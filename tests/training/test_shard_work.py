@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from latentlm.config import DataConfig, Recipe
+from latentlm.config.hashed import with_hash
 from latentlm.errors import UserError
 from latentlm.training.data.shards import format as layout
-from latentlm.training.data.shards import making
-from latentlm.zoo.unfinished import hash_record
+from latentlm.training.data.shards import making, work
 
 Make = Callable[..., Recipe]
 
@@ -24,7 +24,7 @@ def sharded(data: DataConfig, out: Path) -> None:
     making.make(data, out=out, shard_bytes=2500)
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "00000.texts", "settings.json/mine"])
+@pytest.mark.parametrize("name", ["thesis.txt", "00000.texts", "settings.json", "settings.json/mine"])
 def test_a_work_folder_of_someone_else_stays_as_it_is(name: str, recipe: Make, tmp_path: Path) -> None:
     mine = tmp_path / "out" / layout.WORK / name
     mine.parent.mkdir(parents=True)
@@ -32,6 +32,26 @@ def test_a_work_folder_of_someone_else_stays_as_it_is(name: str, recipe: Make, t
     with pytest.raises(UserError, match="none that this command has made"):
         making.make(recipe().data, out=tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "settings.json"])
+def test_a_work_folder_of_someone_else_beside_whole_shards_stays_as_it_is(name: str, recipe: Make, tmp_path: Path) -> None:
+    sharded(recipe().data, tmp_path)
+    mine = tmp_path / layout.WORK / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="none that this command has made"):
+        sharded(recipe().data, tmp_path)
+    assert mine.read_text() == "mine"
+
+
+def test_work_that_is_left_beside_whole_shards_is_taken_away(recipe: Make, tmp_path: Path) -> None:
+    """The command was killed after its last file."""
+    sharded(recipe().data, tmp_path)
+    index = layout.read_index(tmp_path)
+    work.write_record(tmp_path / layout.WORK / work.SETTINGS, work.Settings(data=index.data, shard_bytes=index.shard_bytes))
+    sharded(recipe().data, tmp_path)
+    assert not (tmp_path / layout.WORK).exists()
 
 
 def test_a_lock_of_someone_else_is_none(recipe: Make, tmp_path: Path) -> None:
@@ -64,7 +84,7 @@ def _as_if_written(path: Path, **changes: Any) -> None:
     """A record with other values and a right hash."""
     record = {**json.loads(path.read_text()), **changes}
     del record["sha256"]
-    path.write_text(json.dumps({**record, "sha256": hash_record(record)}))
+    path.write_text(with_hash(record))
 
 
 def _replaced(path: Path, old: bytes, new: bytes) -> None:

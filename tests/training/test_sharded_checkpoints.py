@@ -24,11 +24,12 @@ from torch import Tensor
 from benchmarks import kills
 from latentlm import zoo
 from latentlm.composed import build
+from latentlm.config.hashed import with_hash
 from latentlm.errors import CheckpointError
 from latentlm.interface.ranks import shared_by
 from latentlm.training import load_recipe, train
 from latentlm.training.parallel import Ranks
-from latentlm.training.record import checkpoint, sharded
+from latentlm.training.record import sharded
 from latentlm.training.record.checkpoint import checkpoints, latest_checkpoint, open_checkpoint
 from latentlm.training.record.folder import saved_recipe
 from latentlm.training.resuming import check_resumable
@@ -195,7 +196,7 @@ def test_right_hashes_of_a_part_alone_are_none_to_go_on_from(two: Path, tmp_path
     check_resumable(open_checkpoint(path), model)
     record = json.loads((path / "state.json").read_text())
     del record["sha256"], record["files"]["shard-00002-model-00001-of-00002.safetensors"]
-    (path / "state.json").write_text(json.dumps({**record, "sha256": checkpoint.hash_record(record)}))
+    (path / "state.json").write_text(with_hash(record))
     with pytest.raises(CheckpointError, match=r"is missing|not there in full"):
         check_resumable(open_checkpoint(path), model)
 

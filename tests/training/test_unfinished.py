@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from latentlm import zoo
 from latentlm.config import Recipe
+from latentlm.config.hashed import with_hash
 from latentlm.errors import CheckpointError, UserError
 from latentlm.training import train
 from latentlm.training.run import Run
 from latentlm.zoo import weights
 from latentlm.zoo.loading import UnfinishedWarning
 from latentlm.zoo.shelves import add_run
-from latentlm.zoo.unfinished import hash_record
 
 Make = Callable[..., Recipe]
 
@@ -74,7 +74,7 @@ def rewrite(checkpoint: Path, **changed: Any) -> None:
     """Its record with something changed, and the hash that goes with it."""
     record = {**json.loads((checkpoint / "state.json").read_text()), **changed}
     del record["sha256"]
-    (checkpoint / "state.json").write_text(json.dumps({**record, "sha256": hash_record(record)}))
+    (checkpoint / "state.json").write_text(with_hash(record))
 
 
 def test_a_run_that_deletes_what_is_being_opened_is_read_again(

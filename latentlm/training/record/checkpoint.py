@@ -16,7 +16,6 @@ A folder appears under its name only when everything in it is on the disk. There
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -29,10 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentlm.config import read_json
+from latentlm.config.hashed import with_hash
 from latentlm.config.tensor_files import TensorFile, open_file
 from latentlm.config.writing import atomic_folder, remove_folder, remove_leftovers
 from latentlm.errors import CheckpointError, UserError
-from latentlm.zoo.unfinished import FORMAT, SHARDED, STATE, checkpoints, hash_record, read_record
+from latentlm.zoo.unfinished import FORMAT, SHARDED, STATE, checkpoints, read_record
 from latentlm.zoo.weights import sha256
 
 
@@ -111,7 +111,7 @@ def write_state(
 ) -> None:
     """Write state.json, the last file of a checkpoint; `files` are `facts_of` each by its name."""
     record = {"format": format, "step": step, "files": dict(files), "state": dict(state)}
-    (folder / STATE).write_text(json.dumps({**record, "sha256": hash_record(record)}, indent=1), encoding="utf-8")
+    (folder / STATE).write_text(with_hash(record), encoding="utf-8")
 
 
 def set_aside_newer(folder: Path, *, step: int) -> None:

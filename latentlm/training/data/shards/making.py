@@ -170,19 +170,17 @@ def _claimed(folder: Path, settings: Settings) -> Iterator[None]:
 
 def _check(folder: Path, settings: Settings) -> None:
     """Raise UserError where the folder is someone else's, or was begun with other settings; writes nothing."""
+    begun = check_work(folder)
     if (folder / INDEX).exists():
         index = read_index(folder)
         before = Settings(data=index.data, shard_bytes=index.shard_bytes)
-    elif (folder / WORK / READ).exists():
-        check_work(folder)
-        with whole(folder):
-            before = read_record(folder / WORK / SETTINGS, Settings)
+    elif begun is not None and (folder / WORK / READ).exists():
+        before = begun
     else:  # nothing was made: other settings will do
         found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         others = [name for name in found if not name.startswith(".")]
         if others:
             raise UserError(f"{folder} is not empty ({', '.join(others[:3])}). Choose another folder with --out.")
-        check_work(folder)
         return
     one, other = ({**each.data.model_dump(), "shard_bytes": each.shard_bytes} for each in (before, settings))
     if differing := [f"{key}: {one[key]} then, {other[key]} now" for key in one if one[key] != other[key]]:

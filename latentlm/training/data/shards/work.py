@@ -11,7 +11,7 @@ since is found before anything is made of it.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import Field
 
-from latentlm.config import DataConfig, Strict, parse, read_json
+from latentlm.config import DataConfig, Strict, parse
+from latentlm.config.hashed import read_hashed, with_hash
 from latentlm.config.writing import is_leftover, write_text
 from latentlm.errors import UserError, sentence, short
 from latentlm.training.data.corpora import Document
 from latentlm.training.data.parting import Parting
 from latentlm.training.data.shards.format import BORDER, WORK, File, Shard, hashed, write_array
-from latentlm.zoo.unfinished import hash_record
 
 SETTINGS, READ, MARK, SEEN = "settings.json", "read.json", "tokenizer", "seen.sqlite"
 _NAMES = re.compile(r"settings\.json|read\.json|tokenizer|seen\.sqlite(-journal)?|[0-9]{5,12}\.(json|texts|text_borders)")
@@ -70,19 +70,29 @@ class Done(Strict):
     held_out: Shard | None
 
 
-def check_work(folder: Path) -> None:
-    """Raise UserError where the work folder of `folder` is none of this command's: at the end it is deleted."""
+def check_work(folder: Path) -> Settings | None:
+    """What the work in `folder` was begun with, None where there is none. Raises UserError where it is damaged, or none of this
+    command's: at the end it is deleted."""
     work = folder / WORK
-    if not work.exists() and not work.is_symlink():
-        return
+    if not os.path.lexists(work):
+        return None
     other = f"{work} is none that this command has made. Choose another folder with --out."
     if work.is_symlink() or not work.is_dir():
         raise UserError(other)
     found = [path for path in work.iterdir() if not is_leftover(path)]
     if any(not _NAMES.fullmatch(path.name) or not stat.S_ISREG(path.lstat().st_mode) for path in found):
         raise UserError(other)
-    if found and not (work / SETTINGS).exists():
+    if not found:
+        return None
+    if not (work / SETTINGS).exists():
         raise UserError(other)
+    try:
+        with whole(folder):
+            return read_record(work / SETTINGS, Settings)
+    except UserError:
+        if (work / READ).exists():  # of ours, and damaged
+            raise
+        raise UserError(other) from None
 
 
 @contextmanager
@@ -97,16 +107,12 @@ def whole(folder: Path) -> Iterator[None]:
 
 def write_record(path: Path, record: Strict) -> None:
     """Put a record on the disk, with its hash."""
-    said = record.model_dump()
-    write_text(path, json.dumps({**said, "sha256": hash_record(said)}, indent=1) + "\n")
+    write_text(path, with_hash(record.model_dump()))
 
 
 def read_record(path: Path, kind: type[_T]) -> _T:
     """A record as it was written. Raises errors for `whole`."""
-    said = read_json(path)
-    if not isinstance(said, dict) or said.pop("sha256", None) != hash_record(said):
-        raise UserError(f"{path.name} has been changed")
-    return parse(kind, said, source=path.name)
+    return parse(kind, read_hashed(path), source=path.name)
 
 
 def chunk_file(folder: Path, number: int, ending: str) -> Path:
