@@ -10,19 +10,12 @@ import pytest
 import torch
 
 from benchmarks.gpu_kernels import __main__ as gpu
-from benchmarks.gpu_kernels import attention, events, head, mapper, philox
+from benchmarks.gpu_kernels import attention, events, head, mapper
 from benchmarks.gpu_kernels.events import Bench
 from benchmarks.timing import Row, call
-from latentlm.interface import Noise
 from latentlm_free import mapper as binary
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(("offsets", "events"), [([0, 3], 16), ([-20, 7], 5), ([2**62, -(2**70)], 4), ([2**64 - 5, -1], 4)])
-def test_noise_of_a_device_is_numpys_to_the_bit(offsets: list[int], events: int) -> None:
-    noise = Noise.keyed(3, ["a", ("b", 1)]).at(offsets)
-    assert torch.equal(philox.uniform(noise, 30, events, device="cpu"), noise.uniform(30, events))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from latentlm.interface import Noise
+from latentlm.interface import Noise, philox
 from latentlm.interface import noise as noise_module
 
 
@@ -38,3 +40,62 @@ def test_equal_rows_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 3
     assert torch.equal(drawn[0], drawn[2])
     assert torch.equal(drawn[0, 1:], drawn[3, :-1])
+
+
+_WITH_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+OFFSETS = [([0, 3], 16), ([-20, 7], 5), ([2**62, -(2**70)], 4), ([2**64 - 5, -1], 4), ([2**256 - 2, 2**192 - 3], 1)]
+
+
+@pytest.fixture
+def made_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """The CPU as a device that makes numbers of its own; of each time, sites and events."""
+    made: list[tuple[int, int]] = []
+
+    def draw(keys: torch.Tensor, counters: torch.Tensor, sites: int, events: int) -> torch.Tensor:
+        made.append((sites, events))
+        return philox.draw(keys, counters, sites, events)
+
+    monkeypatch.setattr(noise_module, "_MAKES_ITS_OWN", {"cpu"})
+    monkeypatch.setattr(philox, "_fastest", lambda device: draw)
+    return made
+
+
+@pytest.mark.parametrize(("offsets", "events"), OFFSETS)
+def test_what_a_device_makes_is_numpys_to_the_bit(
+    offsets: list[int], events: int, made_there: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = Noise.keyed(3, ["a", ("b", 1)]).at(offsets)
+    there = noise.uniform(30, events, device="cpu")
+    assert made_there == [(30, events)]
+    monkeypatch.undo()
+    assert torch.equal(there, noise.uniform(30, events))
+
+
+def test_a_site_that_is_drawn_alone_and_none_at_all_are_not_worth_a_kernel(made_there: list[tuple[int, int]]) -> None:
+    assert Noise.keyed(0, ["a"]).uniform(1, 3).shape == (1, 1, 3)
+    assert Noise.keyed(0, []).uniform(5, 3).shape == (0, 5, 3)
+    assert Noise.keyed(0, ["a"]).uniform(5, 0).shape == (1, 5, 0)
+    assert not made_there
+
+
+def test_where_nothing_can_be_compiled_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*given: object, **options: object) -> object:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: none)
+    philox._fastest.cache_clear()
+    noise = Noise.keyed(0, ["a", "b"])
+    there = philox.uniform(noise.keys, noise.offsets, 7, 5, device=torch.device("cpu"))
+    philox._fastest.cache_clear()
+    assert torch.equal(there, noise.uniform(7, 5))
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, _WITH_A_GPU])])
+def test_compiled_it_makes_the_same(device: str) -> None:
+    for (offsets, events), rows in zip(OFFSETS, (2, 4, 8, 2, 16), strict=True):
+        noise = Noise.keyed(3, range(rows)).at(offsets * (rows // 2))
+        there = philox.uniform(noise.keys, noise.offsets, 3 * rows, events, device=torch.device(device))
+        assert there.device.type == device
+        assert torch.equal(there.cpu(), noise.uniform(3 * rows, events))
+    assert philox._fastest(torch.device(device)) is not philox.draw

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_kernels import philox
 from benchmarks.gpu_kernels.events import Bench, Step
-from latentlm.interface import Noise
+from latentlm.interface import Noise, philox
+from latentlm.interface.moving import moved
 
 EVENTS = 16
 
@@ -18,7 +18,7 @@ def run(bench: Bench) -> None:
     rows, sites = (3, 40) if bench.quick else (16, 2048)
     noise = Noise.keyed(0, range(rows)).at([-5 * row for row in range(rows)])
     expected = noise.uniform(sites, EVENTS).to(bench.device)
-    keys, counters = (part.to(bench.device) for part in philox.words(noise, EVENTS))
+    keys, counters = (part.to(bench.device) for part in philox.words(noise.keys, noise.offsets, EVENTS))
     compiled = bench.compiled(philox.draw)
 
     def measured(step: Step) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def run(bench: Bench) -> None:
         return bench.time(step) | {"equal": torch.equal(found, expected)}
 
     contenders: dict[str, Step] = {
-        "numpy and a copy": lambda: noise.uniform(sites, EVENTS, device=bench.device),
-        "device, eager": lambda: philox.uniform(noise, sites, EVENTS, device=bench.device),
+        "numpy and a copy": lambda: moved(noise.uniform(sites, EVENTS), bench.device),
+        "as the library does": lambda: noise.uniform(sites, EVENTS, device=bench.device),
         "device, eager, keys there": lambda: philox.draw(keys, counters, sites, EVENTS),
         "device, compiled, keys there": lambda: compiled(keys, counters, sites, EVENTS),
     }

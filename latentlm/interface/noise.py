@@ -1,9 +1,10 @@
 """Keyed random numbers: what a row draws depends on its key alone.
 
 A uniform number is a function of (seed, request, sample, stream, site, event), made by the counter-based generator Philox
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011; numpy.random.Philox). Batch size, order, padding, device
-and number of processes do not change it, and any site's numbers can be drawn without those before it. Gaussians come from the
-inverse CDF of the same uniforms. Nothing here touches a global random state.
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011; numpy.random.Philox, and philox.py for GPUs). Batch size,
+order, padding, device and number of processes do not change it, and any site's numbers can be drawn without those before it.
+Gaussians come from the inverse CDF of the same uniforms, on the CPU: another device would round it otherwise. Nothing here
+touches a global random state.
 
 Legend: B rows, S sites, E event dimensions, K samples.
 """
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from latentlm.config import memory
 from latentlm.config.checking import several, whole
+from latentlm.interface import philox
 from latentlm.interface.moving import moved
 
 _WORDS_PER_COUNT = 4  # Philox-4x64 makes four 64-bit words per counter value
 _RESOLUTION = 2.0**-23  # (k + 1/2) * 2^-23 is exact in float32 and lies strictly inside (0, 1)
 _LATENT = "latent/"  # begins the names of the streams of latents, and of no others
 _ROW = 2**6  # bytes of a key and an offset, at least
+_MAKES_ITS_OWN = {"cuda"}  # kinds of devices that make the numbers of many sites faster than they are copied there
 _AHEAD = 16  # sites drawn at a time where they are asked for one by one: making a generator costs more than its numbers
 
 
@@ -101,6 +104,9 @@ class Noise:
     def uniform(self, sites: int, events: int, *, device: torch.device | str | None = None) -> Tensor:
         """Uniform numbers strictly between 0 and 1, float32 (B, S, E)."""
         memory.check_count("sites", sites, each=4 * len(self) * events)
+        device = torch.device(device or "cpu")
+        if device.type in _MAKES_ITS_OWN and sites > 1 and events > 0 and self.keys:
+            return philox.uniform(self.keys, self.offsets, sites, events, device=device)
         out = np.empty((len(self), sites, events), dtype=np.float32)
         made: dict[tuple[int, int], int] = {}  # options of one question have equal rows
         for row, (key, offset) in enumerate(zip(self.keys, self.offsets, strict=True)):

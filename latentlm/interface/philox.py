@@ -1,4 +1,4 @@
-"""The numbers of `latentlm.interface.Noise.uniform`, made on a device by integer operations of PyTorch.
+"""The numbers of `Noise.uniform` made on a device, to the bit, by integer operations of PyTorch that become one kernel.
 
 Philox-4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) as numpy counts: the first block is that of
 the counter plus one. PyTorch has no unsigned 64-bit products, so words are int64, whose sums and products keep the right 64
@@ -9,11 +9,14 @@ Letters: B rows, S sites, E events, C counter values of a site.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentlm.interface import Noise
+from latentlm.interface.moving import moved
 
 ROUNDS = 10
 WORDS = 4
@@ -22,18 +25,30 @@ WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 LOW = 0xFFFFFFFF
 
 
-def uniform(noise: Noise, sites: int, events: int, *, device: torch.device | str) -> Tensor:
-    """The same numbers as ``noise.uniform(sites, events)``, to the bit: float32 (B, S, E) on `device`."""
-    keys, counters = words(noise, events)
-    return draw(keys.to(device), counters.to(device), sites, events)
+def uniform(keys: Sequence[int], offsets: Sequence[int], sites: int, events: int, *, device: torch.device) -> Tensor:
+    """Of each row, from its key, the numbers of the sites offset .. offset + sites - 1: float32 (B, S, E) on `device`."""
+    on_device = [moved(part, device) for part in words(keys, offsets, events)]
+    with torch.no_grad():
+        return _fastest(device)(*on_device, sites, events)
 
 
-def words(noise: Noise, events: int) -> tuple[Tensor, Tensor]:
+@cache
+def _fastest(device: torch.device) -> Callable[[Tensor, Tensor, int, int], Tensor]:
+    """`draw`, compiled where it can be: else some forty kernels, which take as long as the CPU and a copy."""
+    compiled = torch.compile(draw, dynamic=True)
+    try:
+        compiled(*(moved(part, device) for part in words([1, 2], [0, 5], WORDS)), 3, WORDS)
+    except Exception:  # no compiler is here, or none for this device
+        return draw
+    return compiled
+
+
+def words(keys: Sequence[int], offsets: Sequence[int], events: int) -> tuple[Tensor, Tensor]:
     """Of each row the key (B, 2) and the counter of its first site (B, 4), as int64 words, the least significant first."""
     counts = -(-events // WORDS)
-    keys = np.array([_split(key, 2) for key in noise.keys], dtype=np.uint64)
-    counters = np.array([_split(offset * counts % 2**256, WORDS) for offset in noise.offsets], dtype=np.uint64)
-    return torch.from_numpy(keys.view(np.int64)), torch.from_numpy(counters.view(np.int64))
+    split = np.array([_split(key, 2) for key in keys], dtype=np.uint64).reshape(-1, 2)
+    counters = np.array([_split(offset * counts % 2**256, WORDS) for offset in offsets], dtype=np.uint64).reshape(-1, WORDS)
+    return torch.from_numpy(split.view(np.int64)), torch.from_numpy(counters.view(np.int64))
 
 
 def draw(keys: Tensor, counters: Tensor, sites: int, events: int) -> Tensor:
