@@ -47,6 +47,9 @@ def compiling(*, remedy: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.split(".")[:2] not in (["torch", "_dynamo"], ["torch", "_inductor"]):
             raise
+        if type(error).__name__ == "FailOnRecompileLimitHit":
+            said = "the model has changed more often since its first graph than torch makes a graph anew"
+            raise UserError(f"{said}. {remedy}, or load the model again.") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raised = [line for line in lines if "raised exception" in line]  # what a part said, deep in torch's own words
         said = short((raised or lines or [type(error).__name__])[0])

@@ -68,6 +68,8 @@ class Tied(Encoder):
         width = shape.backbone.width
         self.first, self.second = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.second.weight = self.first.weight
+        for layer in (self.first, self.second):
+            layer.register_buffer("seen", getattr(self.first, "seen", torch.zeros(1)), persistent=False)
 
     def forward(self, context: Context, objective: Objective | None = None) -> Distribution:
         return Bits(self.second(self.first(context.taps[0]))[..., :4])
@@ -86,6 +88,7 @@ def test_a_weight_that_a_part_has_twice_is_one_when_it_is_built_saved_and_loaded
     model, again = build(config, seed=0), build(config, init=False)
     tied = next(iter(model.latents.values())).encoder
     assert tied.first.weight is tied.second.weight
+    assert tied.first.seen is tied.second.seen
     assert "encoder.second.weight" not in " ".join(weights_of(model))
     save_file(weights_of(model), tmp_path / "model.safetensors")
     load_into(again, tmp_path / "model.safetensors")

@@ -122,9 +122,17 @@ def test_models_that_differ_have_graphs_of_their_own() -> None:
     model = decoder("vanilla")
     before = same_when_compiled(model)
     model.backbone.norm.eps = 2.0
-    for block in model.backbone.blocks:
-        block.register_forward_hook(lambda module, inputs, output: 2 * output)
     assert [each.tokens for each in same_when_compiled(model)] != [each.tokens for each in before]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_refused_for_a_graph_that_is_there_would_not_know_of_them(register: str) -> None:
+    model = decoder("vanilla")
+    hook = getattr(model.backbone.blocks[0].attention, register)(lambda module, *values: None)
+    with pytest.raises(UserError, match="Attention has a forward hook, which is not compiled"):
+        generate(model, [[1, 2, 3]], max_tokens=3, compile=True)
+    hook.remove()
+    model.check_compiled()
 
 
 @pytest.mark.conformance

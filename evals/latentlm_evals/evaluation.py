@@ -21,6 +21,7 @@ from lm_eval.evaluator_utils import print_writeout
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import TaskIndex
 
+from latentlm.config.checking import real
 from latentlm.config.training import means_file
 from latentlm.errors import UserError, path_of, short, unknown_name
 from latentlm.interface import LatentDecoder
@@ -190,6 +191,11 @@ def run_with(
 ) -> dict[str, Any] | None:
     """The same with any option of `lm_eval.simple_evaluate` (`gen_kwargs` as a mapping); None in the processes of a shared
     evaluation but the first. Raises UserError, before any work, for tasks that cannot be loaded or served."""
+    if (limit := options.get("limit")) is not None:
+        share = real("limit", limit, above=0)
+        if share > 1 and not share.is_integer():
+            raise UserError(f"limit={limit} is neither a number of items nor a share of them.")
+        options["limit"] = int(share) if share >= 1 else share
     manager = task_manager(tasks, include_path, metadata=options.pop("metadata", None))
     manager.runs_code, manager.shots = bool(options.get("confirm_run_unsafe_code")), options.get("num_fewshot")
     names = [match for name in tasks for match in ([name] if is_task_file(name) else manager.match_tasks([name]))]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentlm import plugins
 from latentlm.composed.completing import changed, complete, granularity_of, settings_of
@@ -52,11 +52,12 @@ def build(
 
 
 def _allocate(model: nn.Module, device: torch.device | str) -> None:
-    """Give a model without memory some. A parameter of several modules stays one, of which `to_empty` would make many."""
-    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    """Give a model without memory some. A tensor of several modules stays one, of which `to_empty` would make many."""
+    owners: dict[Tensor, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(parameter, []).append((module, name))
+        own = (module.named_parameters, module.named_buffers)
+        for name, tensor in (pair for each in own for pair in each(recurse=False, remove_duplicate=False)):
+            owners.setdefault(tensor, []).append((module, name))
     model.to_empty(device=device)
     for (first, name), *others in owners.values():
         for module, other in others:

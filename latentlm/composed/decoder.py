@@ -117,7 +117,7 @@ class ComposedDecoder(LatentDecoder):
 
     def check_compiled(self) -> None:
         """All but prefixes that grow with the text."""
-        check_compiled(self.latents.values())
+        check_compiled(self, self.latents.values())
 
     def compiled_steps(self, state: State, *, capacity: int) -> CompiledSteps:
         """One graph: see `latentlm.composed.static`."""

@@ -21,6 +21,7 @@ from latentlm.composed import stages
 from latentlm.composed.decoder import ComposedDecoder
 from latentlm.composed.sockets import Sockets
 from latentlm.composed.state import ComposedState, Kept, stored
+from latentlm.config.checking import real
 from latentlm.errors import UserError
 from latentlm.interface import (
     PADDING,
@@ -38,7 +39,7 @@ from latentlm.interface import (
     recent_tokens,
 )
 from latentlm.interface.granularity import Token
-from latentlm.interface.latents import check_temperatures
+from latentlm.interface.latents import prior_temperatures
 
 LastLatent = Literal["posterior", "prior"]
 
@@ -66,8 +67,7 @@ def prefill(
         latents, names, default="posterior", what="latents", words=words, or_values=True  # type: ignore[arg-type]
     )
     last: dict[str, LastLatent] = by_name(last_latent, names, default="posterior", what="last_latent", words=words)
-    temperatures = by_name(prior_temperature, names, default=1.0, what="prior_temperature")
-    check_temperatures(temperatures.values())
+    temperatures = prior_temperatures(prior_temperature, names)
     noises = _noises(noise, names)
     context = decoder.context(batch, cache)
     drawn = Latents({})
@@ -268,8 +268,7 @@ class _Turn:
         else:
             noise = noise.at(self.met.counts if self.level is None else [self.level - 1])
             if temperature != 1.0:
-                check_temperatures([temperature])
-                p = p.tempered(temperature)
+                p = p.tempered(real("prior_temperature", temperature, above=0))
             drawn = p.sample(noise).value[:, 0].to(self.kept.current)
         if self.by_token:
             return drawn, self.met.counts + 1, prior_state

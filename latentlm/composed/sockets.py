@@ -143,8 +143,13 @@ class Sockets:
                 part.bind(self.parts)
 
 
-def check_compiled(latents: Iterable[Sockets]) -> None:
-    """Raise UserError where steps of a decoder of these latents are no one graph."""
+def check_compiled(decoder: nn.Module, latents: Iterable[Sockets]) -> None:
+    """Raise UserError where steps of a decoder of these latents are no one graph, or one that torch would not make anew: it
+    does not look whether hooks have come since."""
+    for module in decoder.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            hooked = f"{type(module).__name__} has a forward hook, which is not compiled"
+            raise UserError(f"{hooked}: leave compile out, or remove it.")
     for latent in latents:
         if "prefix" in latent.injection.slots and latent.shape.granularity != "document":
             grows = f"{latent.called('injection')} makes prefixes that grow with the text, which are not compiled"

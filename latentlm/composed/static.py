@@ -168,6 +168,8 @@ def _alike(before: object, after: object) -> bool:
 
 _Words = tuple[tuple[str, str], ...]
 """Of each latent a temperature, as text: a number would be one of the graph's inputs as soon as there is a second."""
+_MOST_GRAPHS = 16
+"""Of a decoder."""
 _numbers = itertools.count()
 _graphs: WeakKeyDictionary[ComposedDecoder, dict[_Words, Callable[..., Tensor]]] = WeakKeyDictionary()
 
@@ -177,6 +179,8 @@ def _compiled(decoder: ComposedDecoder, words: _Words) -> Callable[..., Tensor]:
     of one function, and then no more, and takes sizes that differ between two of one name for sizes that change."""
     known = _graphs.setdefault(decoder, {})
     if words not in known:
+        if len(known) == _MOST_GRAPHS:
+            known.pop(next(iter(known)))  # the oldest: a sweep of temperatures makes one after another
         code = _ready_step.__code__.replace(co_name=f"step_{next(_numbers)}")
         own = FunctionType(code, _ready_step.__globals__)
         known[words] = torch.compile(own, fullgraph=True)

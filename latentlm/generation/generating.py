@@ -47,7 +47,7 @@ from latentlm.interface import (
 )
 from latentlm.interface.generation import Continued
 from latentlm.interface.granularity import Document
-from latentlm.interface.latents import check_temperatures
+from latentlm.interface.latents import prior_temperatures
 
 if TYPE_CHECKING:
     from latentlm.interface import LatentDecoder
@@ -108,9 +108,8 @@ def generate(
     checking.model(model)
     sampling = TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p)
     stops = StopStrings(stop, model.tokenizer)
-    for name, value in (("max_tokens", max_tokens), ("samples", samples), ("batch_size", batch_size)):
-        whole(name, value, least=1)
-    whole("seed", seed, least=None)
+    max_tokens, samples = whole("max_tokens", max_tokens, least=1), whole("samples", samples, least=1)
+    batch_size, seed = whole("batch_size", batch_size, least=1), whole("seed", seed, least=None)
     function("on_token", on_token)
     flag("compile", compile)
     latent_names = list(model.latents)
@@ -119,8 +118,7 @@ def generate(
     wanted = by_name(
         _transposed(latents), latent_names, default="fresh", what="latents", words=("fresh", "shared"), or_values=True
     )
-    temperatures = by_name(prior_temperature, latent_names, default=1.0, what="prior_temperature")
-    check_temperatures(temperatures.values())
+    temperatures = prior_temperatures(prior_temperature, latent_names)
     if not latent_names and not isinstance(latents, str | Mapping):
         check_events(latents, model)  # type: ignore[arg-type]
     texts = [prompts] if isinstance(prompts, str) else several("prompts", prompts, of="texts, or of lists of tokens")
@@ -177,9 +175,8 @@ def encode(
     checking.model(model)
     if not model.has_latents:
         raise UserError("This model has no latents: there is nothing to encode a text into.")
-    real("temperature", temperature, least=0)
-    whole("samples", samples, least=1)
-    whole("seed", seed, least=None)
+    temperature, samples = real("temperature", temperature, least=0), whole("samples", samples, least=1)
+    seed = whole("seed", seed, least=None)
     tokens = fed_tokens(model, text, 0)
     (tokens,) = fitted(model, [tokens], max_tokens=0, truncate=None)
     sites = {name: count_sites(latent.granularity, tokens) for name, latent in model.latents.items()}

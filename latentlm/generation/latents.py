@@ -90,8 +90,8 @@ def joined(*latents: Latent | Latents) -> Latent:
 
 def cut(latent: Latent | Latents, start: int, stop: int | None = None) -> Latent:
     """Sites start .. stop - 1 (to the end where stop is None)."""
-    whole("start", start, least=None)
-    return Latent(value_of(latent)[:, start : stop if stop is None else whole("stop", stop, least=None)].clone())
+    start, stop = whole("start", start, least=None), None if stop is None else whole("stop", stop, least=None)
+    return Latent(value_of(latent)[:, start:stop].clone())
 
 
 def codes(latent: Latent | Latents) -> Tensor:
@@ -106,7 +106,7 @@ def from_codes(numbers: Tensor, *, event_dims: int) -> Latent:
     """Bit latents (R, S, E) from codes (R, S)."""
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex():
         raise UserError(f"Codes are given as a tensor of whole numbers, not as {shown(numbers)}.")
-    whole("event_dims", event_dims, least=1, most=_MOST_CODE_BITS)
+    event_dims = whole("event_dims", event_dims, least=1, most=_MOST_CODE_BITS)
     if bool(((numbers < 0) | (numbers >= 2**event_dims)).any()):
         raise UserError(f"Codes of {event_dims} bits run from 0 to {2**event_dims - 1}.")
     return Latent((numbers[..., None] >> torch.arange(event_dims, device=numbers.device) & 1).float())

@@ -34,7 +34,7 @@ class TokenSampling:
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", real("temperature", self.temperature, least=0))
         if self.top_k is not None:
-            whole("top_k", self.top_k, least=1)
+            object.__setattr__(self, "top_k", whole("top_k", self.top_k, least=1))
         if self.top_p is not None:
             object.__setattr__(self, "top_p", real("top_p", self.top_p, above=0, most=1))
 

@@ -5,7 +5,7 @@ Legend: R latent rows, S sites, E event dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -129,7 +129,7 @@ def noise_of(noise: Noise, name: str, names: Sequence[str]) -> Noise:
     return noise if len(names) == 1 else noise.latent(name)
 
 
-def check_temperatures(temperatures: Iterable[float]) -> None:
-    """Refuse temperatures of a prior that are not positive. Raises UserError."""
-    for temperature in temperatures:
-        real("prior_temperature", temperature, above=0)
+def prior_temperatures(given: float | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The temperature of each latent's prior, 1 where none is given. Raises UserError for those that are not positive."""
+    found = by_name(given, names, default=1.0, what="prior_temperature")
+    return {name: real("prior_temperature", temperature, above=0) for name, temperature in found.items()}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,13 @@ def _key(parts: Sequence[Hashable]) -> int:
     """128-bit key of a tuple of plain values; equal tuples give equal keys in every process."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest(), "little")
+
+
+def _plain(part: Any) -> Any:
+    """A number or text of numpy as Python's own: equal keys are one key."""
+    if isinstance(part, tuple):
+        return tuple(map(_plain, part))
+    return part.item() if isinstance(part, np.generic) else part
 
 
 class Noise:
@@ -63,8 +71,8 @@ class Noise:
 
         Requests are plain values (integers, strings, tuples of them); equal requests draw equal numbers.
         """
-        requests = several("requests", requests, of="keys, one per row")
-        whole("samples", samples, least=1)
+        requests = [_plain(request) for request in several("requests", requests, of="keys, one per row")]
+        samples, seed = whole("samples", samples, least=1), whole("seed", seed, least=None)
         memory.check_count("samples", samples, each=_ROW * len(requests))
         return cls([_key((seed, request, first + k)) for request in requests for k in range(samples)])
 
@@ -94,7 +102,7 @@ class Noise:
 
     def samples(self, count: int) -> Noise:
         """`count` independent rows for each row, row-major (b*K + k)."""
-        whole("samples", count, least=1)
+        count = whole("samples", count, least=1)
         memory.check_count("samples", count, each=_ROW * len(self))
         return Noise(
             [_key((key, k)) for key in self.keys for k in range(count)],

@@ -27,17 +27,18 @@ LOW = 0xFFFFFFFF
 
 def uniform(keys: Sequence[int], offsets: Sequence[int], sites: int, events: int, *, device: torch.device) -> Tensor:
     """Of each row, from its key, the numbers of the sites offset .. offset + sites - 1: float32 (B, S, E) on `device`."""
-    on_device = [moved(part, device) for part in words(keys, offsets, events)]
+    split, counters = (moved(part, device) for part in words(keys, offsets, events))
     with torch.no_grad():
-        return _fastest(device)(*on_device, sites, events)
+        return _fastest(device)(split, counters, sites, events)
 
 
 @cache
-def _fastest(device: torch.device) -> Callable[[Tensor, Tensor, int, int], Tensor]:
+def _fastest(device: torch.device) -> Callable[..., Tensor]:
     """`draw`, compiled where it can be: else some forty kernels, which take as long as the CPU and a copy."""
     compiled = torch.compile(draw, dynamic=True)
+    split, counters = (moved(part, device) for part in words([1, 2], [0, 5], WORDS))
     try:
-        compiled(*(moved(part, device) for part in words([1, 2], [0, 5], WORDS)), 3, WORDS)
+        compiled(split, counters, 3, WORDS)
     except Exception:  # no compiler is here, or none for this device
         return draw
     return compiled

@@ -74,8 +74,7 @@ def diagnose(
 ) -> Diagnostics:
     """Diagnose a model on texts (lists of at least two tokens), one latent sample each. Raises UserError without texts."""
     checking.model(model)
-    whole("batch_size", batch_size, least=1)
-    whole("seed", seed, least=None)
+    batch_size, seed = whole("batch_size", batch_size, least=1), whole("seed", seed, least=None)
     texts = several("texts", texts, of="texts, each a list of tokens")
     if not len(texts) or any(len(several("a text", text, of="tokens")) < 2 for text in texts):
         raise UserError("Diagnostics need texts of at least two tokens: end-of-text and one more.")

@@ -180,7 +180,8 @@ def continuations_to_score(
         refine=refine,
         greedy=greedy,
     )
-    wanted = [float(tolerance)] * len(requests) if isinstance(tolerance, int | float) else list(tolerance)
+    wanted = _tolerances(tolerance)
+    wanted = wanted * len(requests) if not isinstance(tolerance, Sequence) else wanted
     if len(wanted) != len(requests):
         raise UserError(f"{len(wanted)} tolerances for {len(requests)} requests; give one, or one per request.")
     keys = None if keys is None else checking.keys(keys, len(requests), of="request")
@@ -229,8 +230,7 @@ def texts_to_score(
     )
     how = replace(how, method="iwae") if method in ("operational", "joint") else how
     tolerance = real("tolerance", tolerance, above=0)  # one for all texts
-    if context is not None:
-        whole("context", context, least=1)
+    context = None if context is None else whole("context", context, least=1)
     texts = several("texts", texts, of="texts, each a list of tokens")
     limit = min(context or model.config.backbone.context, model.config.backbone.context)
     keys = None if keys is None else checking.keys(keys, len(texts), of="text")
@@ -248,14 +248,14 @@ def texts_to_score(
 
 def windows(tokens: Sequence[int], context: int) -> list[list[int]]:
     """Cut a text into disjoint windows of at most `context` targets; each begins with the token before its first target."""
-    whole("context", context, least=1)
+    context = whole("context", context, least=1)
     return [list(tokens[start : start + context + 1]) for start in range(0, len(tokens) - 1, context)]
 
 
 def fit_to_context(context: Sequence[int], continuation: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
     """Cut the context from the left until context and continuation, its last token being no input, fit `limit` tokens (as
     lm-eval does). Raises UserError where the continuation alone does not fit."""
-    whole("limit", limit, least=1)
+    limit = whole("limit", limit, least=1)
     if len(continuation) > limit:
         raise UserError(
             f"A continuation of {len(continuation)} tokens does not fit the model's context of {limit}. "
@@ -321,20 +321,19 @@ def how_to_score(
     if isinstance(samples, str) and samples != "auto":
         raise UserError(f'samples="{samples}" is neither a number nor "auto".')
     if not isinstance(samples, str):
-        whole("samples", samples, least=1)
-    whole("max_samples", max_samples, least=1)
+        samples = whole("samples", samples, least=1)
+    max_samples = whole("max_samples", max_samples, least=1)
     if samples == "auto" and max_samples < FIRST_SAMPLES:
         raise UserError(f'max_samples={max_samples}: samples="auto" begins with {FIRST_SAMPLES}.')
-    if not 0 <= real("defensive", defensive) < 1:
+    defensive = real("defensive", defensive)
+    if not 0 <= defensive < 1:
         raise UserError(f"defensive={defensive} is not a share of paths: choose 0 <= defensive < 1.")
     name, most = ("max_samples", max_samples) if samples == "auto" else ("samples", samples)
     memory.check_count(name, most, each=_SAMPLE)
-    whole("refine", refine, most=_MOST_STEPS)
-    whole("seed", seed, least=None)
-    for each in tolerance if isinstance(tolerance, Sequence) and not isinstance(tolerance, str | bytes) else [tolerance]:
-        real("tolerance", each, above=0)
+    refine, seed = whole("refine", refine, most=_MOST_STEPS), whole("seed", seed, least=None)
+    _tolerances(tolerance)
     if batch_size is not None:
-        whole("batch_size", batch_size, least=1)
+        batch_size = whole("batch_size", batch_size, least=1)
     flag("greedy", greedy)
     first = FIRST_SAMPLES if samples == "auto" else samples
     return How(
@@ -349,6 +348,12 @@ def how_to_score(
         greedy=greedy,
         refine=refine,
     )
+
+
+def _tolerances(given: float | Sequence[float]) -> list[float]:
+    """Those of a sequence, or the one that is for all. Raises UserError."""
+    each_has_one = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    return [real("tolerance", each, above=0) for each in (given if each_has_one else [given])]  # type: ignore[union-attr]
 
 
 def _check_length(model: LatentDecoder, request: Request, number: int) -> None:

@@ -143,7 +143,8 @@ class BPETokenizer(LibraryTokenizer):
 
         if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
             raise UserError(f"texts must be a list of texts, not {shown(texts)}.")
-        if whole("vocabulary", vocabulary, least=None) < 257:
+        vocabulary = whole("vocabulary", vocabulary, least=None)
+        if vocabulary < 257:
             raise UserError(f"a BPE vocabulary of {vocabulary} cannot hold the 256 bytes and end-of-text; ask for 257 or more.")
         memory.check_count("vocabulary", vocabulary, each=_SYMBOL)
         backend = Backend(models.BPE())

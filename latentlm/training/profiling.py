@@ -22,7 +22,8 @@ _KIND = "a trace of training"
 def is_trace(path: Path) -> bool:
     """Whether a file is what torch's profiler writes."""
     with suppress(OSError), path.open("rb") as file:
-        return b'"schemaVersion"' in file.read(4096)
+        said = file.read(4096)
+        return b'"schemaVersion"' in said and b'"deviceProperties"' in said
     return False
 
 

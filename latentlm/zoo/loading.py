@@ -79,7 +79,7 @@ def load(
         raise UserError(f"A model is given by a name or a path, not {shown(name_or_path)}.")
     if not (weights is None or isinstance(weights, str | Path)):
         raise UserError(f'weights must be "auto", "required", None or a path, not {shown(weights)}.')
-    whole("seed", seed, least=None)
+    seed = whole("seed", seed, least=None)
     target, path = _device(device), typed_path(name_or_path)
     if is_llama(name_or_path):
         return _llama(path, target, dtype, weights)

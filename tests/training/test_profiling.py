@@ -47,35 +47,38 @@ def test_steps_that_are_none(recipe: Make, setting: str) -> None:
         recipe(f"train.profile.{setting}")
 
 
-def test_what_is_no_trace_stays_and_is_looked_at_before_the_work(recipe: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mine_is", ["thesis", '{"schemaVersion": 2, "mine": 1}'])
+def test_what_is_no_trace_stays_and_is_looked_at_before_the_work(mine_is: str, recipe: Make, tmp_path: Path) -> None:
     mine = ["train.profile.start=1", "train.profile.steps=1"]
     train(recipe(*mine), out=tmp_path / "run", progress=False)
     for name in ("card.yaml", "model.safetensors", "profile/steps-1-1.json"):
         (tmp_path / "run" / name).unlink()
-    (tmp_path / "run" / "profile" / "steps-1-1.json").write_text("thesis")
+    (tmp_path / "run" / "profile" / "steps-1-1.json").write_text(mine_is)
     with pytest.raises(UserError, match=r"steps-1-1\.json is not a trace.*another train\.profile\.start"):
         train(recipe(*mine), out=tmp_path / "run", resume=True, progress=False)
-    assert (tmp_path / "run" / "profile" / "steps-1-1.json").read_text() == "thesis"
+    assert (tmp_path / "run" / "profile" / "steps-1-1.json").read_text() == mine_is
 
 
+@pytest.mark.parametrize("mine_is", ["a file", "a folder"])
 def test_a_trace_that_cannot_be_written_loses_no_step(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mine_is: str, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "run" / "profile" / "steps-1-1.json"
-    monkeypatch.setattr("latentlm.training.profiling.StepProfiler.before", _before(place))
+    monkeypatch.setattr("latentlm.training.profiling.StepProfiler.before", _before(place, mine_is))
     train(recipe("train.steps=3", "train.profile.start=1", "train.profile.steps=1"), out=tmp_path / "run")
     assert "train.profile: " in capsys.readouterr().err
-    assert place.is_dir()
+    assert place.is_dir() if mine_is == "a folder" else place.read_text() == "mine"
     assert (tmp_path / "run" / "card.yaml").exists()
 
 
-def _before(place: Path) -> Callable[[StepProfiler, int], None]:
-    """As the profiler's own; a folder comes to stand where the trace is to go."""
+def _before(place: Path, mine_is: str) -> Callable[[StepProfiler, int], None]:
+    """As the profiler's own; something comes to stand where the trace is to go."""
     own = StepProfiler.before
 
     def before(self: StepProfiler, step: int) -> None:
         own(self, step)
         if step == 1:
-            place.mkdir(parents=True)
+            place.parent.mkdir(exist_ok=True)
+            place.mkdir() if mine_is == "a folder" else place.write_text("mine")
 
     return before

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latentlm.config import DataConfig, Recipe
@@ -15,6 +17,7 @@ from latentlm.config.hashed import with_hash
 from latentlm.errors import UserError
 from latentlm.training.data.shards import format as layout
 from latentlm.training.data.shards import making, work
+from latentlm.training.data.shards.reading import Shards
 
 Make = Callable[..., Recipe]
 
@@ -87,6 +90,27 @@ def _as_if_written(path: Path, **changes: Any) -> None:
     path.write_text(with_hash(record))
 
 
+def _said(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _in_shard(at: Path, **changes: Any) -> None:
+    """The record of the first chunk, of whose training shard something else is said."""
+    _as_if_written(at / "00000.json", train={**_said(at / "00000.json")["train"], **changes})
+
+
+def _borders(at: Path) -> list[int]:
+    return np.fromfile(at / "00001.text_borders", dtype=layout.BORDER).tolist()
+
+
+def _with_borders(at: Path, borders: list[int]) -> None:
+    """The second chunk with other borders, which its record knows."""
+    chunks = _said(at / "read.json")["chunks"]
+    file = layout.write_array(at / "00001.text_borders", np.array(borders, dtype=layout.BORDER))
+    chunks[1]["text_borders"] = file.model_dump()
+    _as_if_written(at / "read.json", chunks=chunks)
+
+
 def _replaced(path: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(path.read_bytes().replace(old, new))
 
@@ -98,16 +122,25 @@ _DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a text gone": lambda at: (at / "00001.texts").unlink(),
     "borders cut short": lambda at: os.truncate(at / "00001.text_borders", 8),
     "a record that is no mapping": lambda at: (at / "00000.json").write_text("[1]"),
-    "a record changed": lambda at: _replaced(at / "00000.json", b'"tokens": ', b'"tokens": 1'),
+    "a record changed": lambda at: _replaced(at / "00000.json", b'"documents": ', b'"documents": 1'),
     "a record of other shards": lambda at: (at / "00000.json").write_bytes((at / "00001.json").read_bytes()),
+    "a record of shards of another number": lambda at: _in_shard(at, name="train-00007"),
     "a record of nothing": lambda at: _as_if_written(at / "00000.json", train=None, held_out=5),
+    "a record without the shard of a part": lambda at: _as_if_written(at / "00000.json", train=None),
+    "a record of shards without files": lambda at: _in_shard(at, files={}),
+    "a record of more tokens than there are": lambda at: _in_shard(at, tokens=2**40),
     "a shard cut short": lambda at: os.truncate(at.parent / "train-00000.tokens", 8),
     "a shard gone": lambda at: (at.parent / "train-00000.borders").unlink(),
     "settings gone": lambda at: (at / "settings.json").unlink(),
     "settings that are none": lambda at: (at / "settings.json").write_text("{}"),
     "a number of chunks": lambda at: _as_if_written(at / "read.json", chunks=30_000_000),
-    "another parting": lambda at: _as_if_written(at / "read.json", parting={"seed": 0}),
-    "a parting of numbers": lambda at: _as_if_written(at / "read.json", parting={"always": 5}),
+    "a chunk that is not read": lambda at: _as_if_written(at / "read.json", chunks=_said(at / "read.json")["chunks"][:-1]),
+    "a parting that is none": lambda at: _as_if_written(at / "read.json", lowest=5),
+    "borders of other texts": lambda at: _with_borders(at, [0, 3]),
+    "borders that fall": lambda at: _with_borders(at, sorted(_borders(at), reverse=True)),
+    "another tokenizer": lambda at: (at.parent / "tokenizer.json").write_text("{}"),
+    "a tokenizer that is gone": lambda at: (at.parent / "tokenizer.json").unlink(),
+    "a tokenizer's mark of an earlier version": lambda at: (at / "tokenizer").write_text("bpe:300"),
     "a folder for a file": lambda at: ((at / "seen.sqlite").unlink(missing_ok=True), (at / "seen.sqlite").mkdir()),
 }
 
@@ -116,10 +149,11 @@ _DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_damaged_work_is_refused_by_one_message(
     what: str, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _broken_off(recipe().data, tmp_path / "out", monkeypatch, shards=2 if "of other" in what else 1)
+    data = recipe("data.tokenizer=bpe:300").data
+    _broken_off(data, tmp_path / "out", monkeypatch, shards=2 if "of other shards" in what else 1)
     _DAMAGES[what](tmp_path / "out" / layout.WORK)
     with pytest.raises(UserError, match=r"is damaged: .*Delete .*out, and give the command again|Choose another folder"):
-        sharded(recipe().data, tmp_path / "out")
+        sharded(data, tmp_path / "out")
     assert not (tmp_path / "out" / layout.INDEX).exists()
 
 
@@ -129,6 +163,25 @@ def test_what_was_broken_off_is_gone_on_with(recipe: Make, tmp_path: Path, monke
         sharded(recipe().data, tmp_path / name)
     one, other = (layout.read_index(tmp_path / name) for name in ("out", "whole"))
     assert one == other
+
+
+def test_the_tokenizer_of_a_folder_that_was_made_anew_is_the_new_one(tmp_path: Path) -> None:
+    """In one process, too."""
+    for words in ("the quick brown fox", "sphinx of black quartz"):
+        texts = [f"{words} {number} {words}" for number in range(20)]
+        index = making.prepare(texts, out=tmp_path / "out", tokenizer="bpe:300")
+        found = Shards(tmp_path / "out").corpus()
+        assert {document.data.decode() for document in (*found.train, *found.held_out)} == set(texts)
+        assert index.tokenizer.files
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_source_whose_name_is_no_text_is_written_down(recipe: Make, tmp_path: Path) -> None:
+    data = recipe().data
+    odd = tmp_path / os.fsdecode(b"te\xffxts")
+    shutil.copytree(data.path, odd)
+    sharded(data.model_copy(update={"path": str(odd)}), tmp_path / "out")
+    assert layout.read_index(tmp_path / "out").data.path == str(odd)
 
 
 def test_files_that_are_gone_from_finished_shards_are_missed(recipe: Make, tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "counts that contradict": (said(lambda index: index["train"][0].update(documents=1)), "contradicts itself about train-0"),
     "a shard twice": (said(lambda index: index["train"].append(index["train"][0])), "contradicts itself"),
     "a path that leaves": (said(rename_first), "train.0.name"),
-    "a link": (leave, "It is a link, and none is followed"),
+    "a link": (leave, "is a link, and none is followed"),
     "another vocabulary": (said(lambda index: index["tokenizer"].update(vocabulary=99)), "contradicts its tokenizer"),
     "not finished": (unfinished, "is not finished: give the command"),
 }

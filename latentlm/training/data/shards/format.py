@@ -116,6 +116,12 @@ def read_index(folder: Path) -> Index:
         said = f"has version {version!r}; this latentlm reads version {VERSION}"
         raise UserError(f"{path} {said}. Install the latentlm that made it, or prepare the data anew.")
     index = parse(Index, data, source=str(path))
+    check_index(index, source=str(path))
+    return index
+
+
+def check_index(index: Index, *, source: str) -> None:
+    """Raise UserError where an index contradicts itself."""
     wanted = {"train": {"tokens", "borders"}, "held_out": {"tokens", "borders", "texts", "text_borders"}}
     width = np.dtype(index.dtype).itemsize
     seen: set[str] = set()
@@ -126,11 +132,10 @@ def read_index(folder: Path) -> Index:
             if part == "held_out":
                 right |= {"texts": sizes.get("texts", 0), "text_borders": (2 * shard.documents + 1) * BORDER.itemsize}
             if not shard.name.startswith(f"{part}-") or sizes.keys() != wanted[part] or sizes != right or shard.name in seen:
-                raise UserError(f"{path} contradicts itself about {shard.name}: it is damaged. Prepare the data anew.")
+                raise UserError(f"{source} contradicts itself about {shard.name}: it is damaged. Prepare the data anew.")
             seen.add(shard.name)
     if np.dtype(index.dtype) != (np.uint16 if index.tokenizer.vocabulary <= 2**16 else np.uint32):
-        raise UserError(f"{path} contradicts itself about dtype and vocabulary: it is damaged. Prepare the data anew.")
-    return index
+        raise UserError(f"{source} contradicts itself about dtype and vocabulary: it is damaged. Prepare the data anew.")
 
 
 def tokenizer_of(index: Index, folder: Path) -> Tokenizer:
@@ -150,8 +155,8 @@ def opened(path: Path, *, size: int | None = None) -> Any:
     try:
         file = open_plain(path, links=False)
     except (OSError, ValueError) as error:
-        link = " It is a link, and none is followed." if path.is_symlink() else ""
-        raise UserError(f"{why_not(path, error)}{link} Bring the file back, or prepare the data anew.") from None
+        why = f"{path} is a link, and none is followed." if path.is_symlink() else why_not(path, error)
+        raise UserError(f"{why} Bring the file back, or prepare the data anew.") from None
     found = os.fstat(file.fileno()).st_size
     if size is not None and found != size:
         file.close()

@@ -18,6 +18,7 @@ In memory are one chunk (of each process: a chunk and its tokens), and nothing t
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -25,24 +26,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from latentlm.config import DataConfig, checking, parse
 from latentlm.config.reading import MOST_LINE
 from latentlm.config.writing import acquired, open_to_append, remove_folder, remove_leftovers, write_text
 from latentlm.errors import UserError, path_of
-from latentlm.tokenizer import COMPANION, FILE, Tokenizer, as_bytes, load_tokenizer
+from latentlm.tokenizer import COMPANION, FILE, as_bytes, load_tokenizer
 from latentlm.training.data.corpora import Document, read_corpus
 from latentlm.training.data.parting import Cleaned, Parting, always_held_out
 from latentlm.training.data.shards.format import (
     INDEX,
     WORK,
-    File,
     Index,
     TokenizerFacts,
     check_files,
+    check_index,
     hashed,
     read_index,
     shards_at,
@@ -55,11 +54,13 @@ from latentlm.training.data.shards.work import (
     SETTINGS,
     Read,
     Settings,
+    Tokenized,
     check_work,
     chunk_file,
     read_chunk,
     read_done,
     read_record,
+    read_tokenized,
     whole,
     write_chunk,
     write_record,
@@ -125,7 +126,7 @@ def _made(
 ) -> Index:
     """The folder's index, after whatever of the four steps is not done."""
     folder, settings = path_of(out), Settings(data=config, shard_bytes=checking.whole("shard_bytes", shard_bytes, least=1))
-    checking.whole("processes", processes, least=1, most=4096)
+    processes = checking.whole("processes", processes, least=1, most=4096)
     say = say or (lambda what, done, of: None)
     given_tokenizer(config.tokenizer)
     with _claimed(folder, settings):
@@ -134,11 +135,10 @@ def _made(
             check_files(index, folder)
         else:
             read = _read_all(folder, Cleaned(documents(), config), settings, say)
-            with whole(folder):
-                parting = read.parts()
-            tokenizer = _tokenizer(folder, config.tokenizer, read, parting, say)
-            _make_all(folder, read, parting, tokenized=config.tokenizer != "bytes", processes=processes, say=say)
-            index = _write_index(folder, settings, read, tokenizer)
+            parting = read.parting(config)
+            tokenized = _tokenized(folder, config.tokenizer, read, parting, say)
+            _make_all(folder, read, parting, tokenized, processes=processes, say=say)
+            index = _write_index(folder, settings, read, tokenized)
         if (folder / WORK).exists():
             remove_folder(folder / WORK)
     return index
@@ -227,38 +227,49 @@ def _read_all(folder: Path, cleaned: Cleaned, settings: Settings, say: Say) -> R
         say("documents read", parting.count, None)
     seen.close()
     cleaned.check(parting.count)
-    facts = {**asdict(parting), "always": sorted(parting.always)}
-    read = Read(chunks=chunks, duplicates=cleaned.duplicates, empty=cleaned.empty, parting=facts)
+    read = Read(
+        chunks=chunks,
+        documents=parting.count,
+        duplicates=cleaned.duplicates,
+        empty=cleaned.empty,
+        below=parting.below,
+        lowest=parting.lowest,
+        highest=parting.highest,
+    )
     write_record(record, read)
     return read
 
 
-def _tokenizer(folder: Path, spec: str, read: Read, parting: Parting, say: Say) -> Tokenizer:
+def _tokenized(folder: Path, spec: str, read: Read, parting: Parting, say: Say) -> Tokenized:
     """Step 2: the tokenizer, in the folder."""
-    mark = folder / WORK / MARK
-    if not mark.exists():
+    tokenized = read_tokenized(folder)
+    if tokenized is None:
         say("tokenizer", 0, 1)
         documents = (document for number, chunk in enumerate(read.chunks) for document in read_chunk(folder, number, chunk))
         texts = (document.data for document in documents if not parting.holds_out(document.id))
         make_tokenizer(spec, texts).save(folder)
-        write_text(mark, spec)
+        names = () if spec == "bytes" else (FILE, COMPANION)
+        tokenized = Tokenized(files={name: hashed(folder / name) for name in names if (folder / name).exists()})  # type: ignore[misc]
+        write_record(folder / WORK / MARK, tokenized)
     say("tokenizer", 1, 1)
-    return load_tokenizer(spec if spec == "bytes" else FILE, folder=folder)
+    return tokenized
 
 
-def _make_all(folder: Path, read: Read, parting: Parting, *, tokenized: bool, processes: int, say: Say) -> None:
+def _make_all(
+    folder: Path, read: Read, parting: Parting, tokenized: Tokenized, *, processes: int, say: Say
+) -> None:
     """Step 3: all shards."""
     left, of = [], len(read.chunks)
     for number in range(of):
         if chunk_file(folder, number, "json").exists():
-            read_done(folder, number, files=True)  # by the command that was broken off
+            read_done(folder, number, read.chunks[number], files=True)  # by the command that was broken off
         else:
             left.append(number)
     done = of - len(left)
     say("shards", done, of)
     if processes == 1 or len(left) < 2:
         for number in left:
-            make_shards(folder, number, read.chunks[number], parting, tokenized=tokenized)
+            make_shards(folder, number, read.chunks[number], parting, tokenized)
             done += 1
             say("shards", done, of)
         return
@@ -267,9 +278,7 @@ def _make_all(folder: Path, read: Read, parting: Parting, *, tokenized: bool, pr
     context.set_forkserver_preload([make_shards.__module__])  # which takes seconds, and is then shared
     with ProcessPoolExecutor(min(processes, len(left)), mp_context=context, initializer=begin_worker) as pool:
         try:
-            waiting = [
-                pool.submit(make_shards, folder, number, read.chunks[number], parting, tokenized=tokenized) for number in left
-            ]
+            waiting = [pool.submit(make_shards, folder, number, read.chunks[number], parting, tokenized) for number in left]
             for future in as_completed(waiting):
                 future.result()
                 done += 1
@@ -283,27 +292,29 @@ def _make_all(folder: Path, read: Read, parting: Parting, *, tokenized: bool, pr
             raise
 
 
-def _write_index(folder: Path, settings: Settings, read: Read, tokenizer: Tokenizer) -> Index:
+def _write_index(folder: Path, settings: Settings, read: Read, tokenized: Tokenized) -> Index:
     """Step 4: the index."""
-    done = [read_done(folder, number, files=False) for number in range(len(read.chunks))]
-    files: dict[Any, File] = {name: hashed(folder / name) for name in (FILE, COMPANION) if (folder / name).exists()}
-    index = Index(
-        format="latentlm token shards",
-        version=1,
-        tokenizer=TokenizerFacts(
-            spec=settings.data.tokenizer,
-            name=tokenizer.name,
-            vocabulary=tokenizer.vocabulary,
-            end_of_text=tokenizer.end_of_text,
-            files=files,
-        ),
-        dtype="uint16" if tokenizer.vocabulary <= 2**16 else "uint32",
-        data=settings.data,
-        shard_bytes=settings.shard_bytes,
-        duplicates=read.duplicates,
-        empty=read.empty,
-        train=[each.train for each in done if each.train is not None],
-        held_out=[each.held_out for each in done if each.held_out is not None],
-    )
-    write_text(folder / INDEX, index.model_dump_json(indent=1) + "\n")
+    done = [read_done(folder, number, chunk, files=False) for number, chunk in enumerate(read.chunks)]
+    with whole(folder):
+        tokenizer = load_tokenizer(FILE if tokenized.files else "bytes", folder=folder)
+        index = Index(
+            format="latentlm token shards",
+            version=1,
+            tokenizer=TokenizerFacts(
+                spec=settings.data.tokenizer,
+                name=tokenizer.name,
+                vocabulary=tokenizer.vocabulary,
+                end_of_text=tokenizer.end_of_text,
+                files=tokenized.files,
+            ),
+            dtype="uint16" if tokenizer.vocabulary <= 2**16 else "uint32",
+            data=settings.data,
+            shard_bytes=settings.shard_bytes,
+            duplicates=read.duplicates,
+            empty=read.empty,
+            train=[each.train for each in done if each.train is not None],
+            held_out=[each.held_out for each in done if each.held_out is not None],
+        )
+        check_index(index, source=INDEX)
+    write_text(folder / INDEX, json.dumps(index.model_dump(mode="python"), indent=1) + "\n")
     return index

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from latentlm.training.data.corpora import Document
 from latentlm.training.data.packing import joined
 from latentlm.training.data.parting import Parting
 from latentlm.training.data.shards.format import BORDER, Ending, File, Shard, write_array
-from latentlm.training.data.shards.work import Chunk, Done, as_arrays, chunk_file, read_chunk, write_record
+from latentlm.training.data.shards.work import Chunk, Done, Tokenized, as_arrays, chunk_file, read_chunk, write_record
 
 _TOGETHER = 2**20  # bytes of text that are tokenized together
 
@@ -37,11 +37,11 @@ class _Half:
     bytes: int = 0
 
 
-def make_shards(folder: Path, number: int, chunk: Chunk, parting: Parting, *, tokenized: bool) -> None:
-    """Make the shards of a chunk, unless that is done. `tokenized`: by the tokenizer in the folder; else bytes are tokens."""
+def make_shards(folder: Path, number: int, chunk: Chunk, parting: Parting, tokenized: Tokenized) -> None:
+    """Make the shards of a chunk, unless that is done."""
     record = chunk_file(folder, number, "json")
     if not record.exists():
-        tokenizer = _tokenizer(folder if tokenized else None)
+        tokenizer = _tokenizer(folder, *(file.sha256 for file in tokenized.files.values()))
         halves = _halves(read_chunk(folder, number, chunk), parting, tokenizer)
         made = {part: _write(folder, f"{part}-{number:05}", half, tokenizer.end_of_text) for part, half in halves.items()}
         write_record(record, Done.model_validate(made))
@@ -49,9 +49,10 @@ def make_shards(folder: Path, number: int, chunk: Chunk, parting: Parting, *, to
         chunk_file(folder, number, ending).unlink(missing_ok=True)
 
 
-@cache
-def _tokenizer(folder: Path | None) -> Tokenizer:
-    return load_tokenizer("bytes") if folder is None else load_tokenizer(FILE, folder=folder)
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path, *hashes: str) -> Tokenizer:
+    """The tokenizer in the folder, whose files have these hashes; bytes where it has none."""
+    return load_tokenizer(FILE if hashes else "bytes", folder=folder)
 
 
 def _halves(documents: Iterable[Document], parting: Parting, tokenizer: Tokenizer) -> dict[str, _Half]:

@@ -5,7 +5,7 @@ since is found before anything is made of it.
     read.json                            written after the last document: the chunks with their hashes, and who is held out
     NUMBER.texts, NUMBER.text_borders    a chunk of raw documents, as of a shard (format.py), until its shards are there
     NUMBER.json                          the shards of a chunk
-    tokenizer                            says that the tokenizer is in the folder
+    tokenizer                            which files of the folder are the tokenizer
     seen.sqlite                          hashes of the documents read so far
 """
 
@@ -17,17 +17,17 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from latentlm.config import DataConfig, Strict, parse
 from latentlm.config.hashed import read_hashed, with_hash
 from latentlm.config.writing import is_leftover, write_text
 from latentlm.errors import UserError, sentence, short
 from latentlm.training.data.corpora import Document
-from latentlm.training.data.parting import Parting
+from latentlm.training.data.parting import Parting, always_held_out
 from latentlm.training.data.shards.format import BORDER, WORK, File, Shard, hashed, write_array
 
 SETTINGS, READ, MARK, SEEN = "settings.json", "read.json", "tokenizer", "seen.sqlite"
@@ -43,8 +43,9 @@ class Settings(Strict):
 
 
 class Chunk(Strict):
-    """The files of a chunk."""
+    """How many documents a chunk has, and its files."""
 
+    documents: int = Field(ge=1)
     texts: File
     text_borders: File
 
@@ -53,14 +54,31 @@ class Read(Strict):
     """read.json."""
 
     chunks: list[Chunk] = Field(min_length=1)
+    documents: int
+    """Of all chunks."""
     duplicates: int = Field(ge=0)
     empty: int = Field(ge=0)
-    parting: dict[str, Any]
-    """(Names of files need be no text, which a stricter type would refuse.)"""
+    below: int = Field(ge=0)
+    lowest: tuple[float, str]
+    highest: tuple[float, str]
+    """Of `Parting`, with `below`."""
 
-    def parts(self) -> Parting:
+    @model_validator(mode="after")
+    def _all(self) -> Self:
+        if self.documents != sum(chunk.documents for chunk in self.chunks):
+            raise ValueError("its chunks have another number of documents than it says")
+        return self
+
+    def parting(self, config: DataConfig) -> Parting:
         """Who is held out."""
-        return Parting(**{**self.parting, "always": frozenset(self.parting["always"])})
+        always = frozenset(always_held_out(config))
+        return Parting(config.seed, config.held_out, always, self.documents, self.below, self.lowest, self.highest)
+
+
+class Tokenized(Strict):
+    """The files of the tokenizer; none where bytes are tokens."""
+
+    files: dict[Literal["tokenizer.json", "tokenizer_config.json"], File]
 
 
 class Done(Strict):
@@ -115,6 +133,18 @@ def read_record(path: Path, kind: type[_T]) -> _T:
     return parse(kind, read_hashed(path), source=path.name)
 
 
+def read_tokenized(folder: Path) -> Tokenized | None:
+    """The tokenizer's files, None where it is not made yet. Raises UserError where they are not what was written."""
+    if not (folder / WORK / MARK).exists():
+        return None
+    with whole(folder):
+        tokenized = read_record(folder / WORK / MARK, Tokenized)
+        for name, file in tokenized.files.items():
+            if hashed(folder / name) != file:
+                raise UserError(f"{name} has been changed")
+        return tokenized
+
+
 def chunk_file(folder: Path, number: int, ending: str) -> Path:
     """A file of a chunk in the work folder of `folder`."""
     return folder / WORK / f"{number:05}.{ending}"
@@ -123,7 +153,8 @@ def chunk_file(folder: Path, number: int, ending: str) -> Path:
 def write_chunk(folder: Path, number: int, documents: Sequence[Document]) -> Chunk:
     """Put raw documents on the disk."""
     arrays = zip(("texts", "text_borders"), as_arrays(documents), strict=True)
-    return Chunk(**{ending: write_array(chunk_file(folder, number, ending), values) for ending, values in arrays})
+    files = {ending: write_array(chunk_file(folder, number, ending), values) for ending, values in arrays}
+    return Chunk(documents=len(documents), **files)
 
 
 def read_chunk(folder: Path, number: int, chunk: Chunk) -> Iterator[Document]:
@@ -134,14 +165,18 @@ def read_chunk(folder: Path, number: int, chunk: Chunk) -> Iterator[Document]:
                 raise UserError(f"{number:05}.{ending} has been changed")
         texts = np.memmap(chunk_file(folder, number, "texts"), dtype=np.uint8, mode="r")
         borders = np.fromfile(chunk_file(folder, number, "text_borders"), dtype=BORDER).tolist()
+        if len(borders) != 2 * chunk.documents + 1 or borders[-1] != len(texts) - 1 or sorted(set(borders)) != borders:
+            raise UserError(f"{number:05}.text_borders contradicts the texts")
     for name, text, end in zip(borders[:-1:2], borders[1::2], borders[2::2], strict=True):
         yield Document(texts[name + 1 : text].tobytes().decode("utf-8", "surrogateescape"), texts[text + 1 : end].tobytes())
 
 
-def read_done(folder: Path, number: int, *, files: bool) -> Done:
+def read_done(folder: Path, number: int, chunk: Chunk, *, files: bool) -> Done:
     """The shards of a chunk. `files`: they are hashed. Raises UserError where they are not what was written."""
     with whole(folder):
         done = read_record(chunk_file(folder, number, "json"), Done)
+        if sum(shard.documents for shard in (done.train, done.held_out) if shard is not None) != chunk.documents:
+            raise UserError(f"{number:05}.json speaks of other documents")
         for part, shard in (("train", done.train), ("held_out", done.held_out)):
             if shard is not None and shard.name != f"{part}-{number:05}":
                 raise UserError(f"{number:05}.json speaks of {shard.name}")
