@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
+from latentlm.backbone import attention_flex
 from latentlm.backbone.attention import Mask, attend
 from latentlm.backbone.attention_xformers import lower, refusal, run_lengths
 from latentlm.composed import build
 from latentlm.errors import UserError
-from latentlm.interface import Batch, Prefix
-from samples import small_config
+from latentlm.interface import Batch, Noise, Prefix
+from latentlm.training.compiling import compile_blocks
+from samples import pack, small_config
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 1, -1, -1]])
 
@@ -127,6 +130,66 @@ def test_sdpa_equals_attention_by_hand(causal: bool, plain: bool) -> None:
     torch.testing.assert_close(attend(query, key, value, mask=mask), attention_by_hand(query, key, value, mask.allowed))
 
 
+def masks() -> dict[str, Mask]:
+    given = torch.tensor([3, 0])
+    return {
+        "causal": Mask(DOCUMENTS, DOCUMENTS),
+        "both ways": Mask(DOCUMENTS, DOCUMENTS, causal=False),
+        "window": Mask(DOCUMENTS, DOCUMENTS, window=2),
+        "prompt both ways": Mask(DOCUMENTS, DOCUMENTS, given=given),
+        "prefix": Mask(DOCUMENTS, DOCUMENTS).with_prefix(SLOT_DOCUMENTS),
+        "prefix since": Mask(DOCUMENTS, DOCUMENTS, window=3, given=given).with_prefix(SLOT_DOCUMENTS, SINCE),
+        "without causality, since": Mask(DOCUMENTS, DOCUMENTS, causal=False).with_prefix(SLOT_DOCUMENTS, SINCE),
+        "one document": Mask(torch.zeros(2, 8), torch.zeros(2, 8), plain=True),
+        "after a cache": Mask(DOCUMENTS[:, 5:], DOCUMENTS, start=5),
+    }
+
+
+@pytest.fixture(params=["as it is", pytest.param("compiled", marks=pytest.mark.conformance)])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """FlexAttention as it is in eager mode, or compiled, as the library has it."""
+    if request.param == "as it is":
+        monkeypatch.setattr(attention_flex, "_kernel", lambda: flex_attention)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("what", masks())
+@torch.no_grad()
+def test_flex_equals_attention_by_hand(what: str) -> None:
+    mask = masks()[what]
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(*mask.query_documents.shape, 4, 16, generator=generator).transpose(1, 2)
+    key, value = (torch.randn(2, 2, mask.allowed.shape[-1], 16, generator=generator) for _ in range(2))
+    found = attend(query, key, value, mask=mask, backend="flex")
+    sees_something = mask.allowed.any(-1)[:, None, :, None]  # what sees nothing is padding's, and no number
+    expected = attention_by_hand(query, key, value, mask.allowed)
+    torch.testing.assert_close(found.where(sees_something, 0), expected.where(sees_something, 0))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("decoder", ["vanilla", "free", "gaussian"])
+def test_a_model_says_the_same_by_flex(decoder: str, kernel: str) -> None:
+    """Packed rows, encoder and prefixes among them, and with its blocks compiled."""
+    sites = "document" if decoder == "gaussian" else "token"
+    plain, flex = (build(small_config(decoder, granularity=sites, attention=how), seed=0).eval() for how in ("sdpa", "flex"))
+    if kernel == "compiled":
+        compile_blocks(flex)
+    batch = pack([[[1, 2, 3, 4], [5, 6, 7]], [[8, 9], [10, 11, 12, 13, 14]]])
+    noise = Noise.keyed(0, range(len(batch.inputs)))
+    torch._dynamo.utils.counters.clear()
+    graphs = []
+    for _ in range(3):
+        with torch.no_grad():
+            ours, theirs = (model.loss(batch, step=0, noise=noise) for model in (plain, flex))
+        torch.testing.assert_close(theirs.total, ours.total)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(set(graphs)) == 1, "a new mask is no new graph"
+    with pytest.raises(UserError, match="no backward pass on a CPU"):
+        flex.loss(batch, step=0, noise=noise)
+
+
 def test_shortcut_for_single_documents_is_taken_only_for_them() -> None:
     assert Mask(torch.zeros(1, 3), torch.zeros(1, 3), plain=True).simple
     assert not Mask(DOCUMENTS, DOCUMENTS).simple
@@ -157,6 +220,21 @@ def _xformers_computes() -> bool:
     from xformers.ops import fmha
 
     return torch.cuda.is_available() and any(operator.is_available() for operator in fmha.ALL_FW_OPS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 30])
+def test_flex_equals_sdpa_on_cuda_and_so_do_its_gradients(window: int | None) -> None:
+    documents = torch.arange(200, device="cuda").expand(2, -1) // 70
+    parts = [torch.randn(2, heads, 200, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for heads in (4, 2, 2)]
+    found, gradients = {}, {}
+    for backend in ("sdpa", "flex"):
+        found[backend] = attend(*parts, mask=Mask(documents, documents, window=window), backend=backend)
+        gradients[backend] = torch.autograd.grad(found[backend].float().square().sum(), parts)
+    torch.testing.assert_close(found["flex"], found["sdpa"], atol=2e-2, rtol=2e-2)
+    for flex, sdpa in zip(gradients["flex"], gradients["sdpa"], strict=True):
+        torch.testing.assert_close(flex, sdpa, atol=1e-1, rtol=5e-2)
 
 
 @pytest.mark.gpu

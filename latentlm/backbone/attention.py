@@ -133,9 +133,13 @@ def _joined_since(seen: _Seen) -> Tensor | None:
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Mask, backend: str = "auto") -> Tensor:
     """Attention of query (B, H, Tq, dh) over key and value (B, Hkv, M + Tk, dh): (B, H, Tq, dh).
 
-    `auto` takes the first backend that serves the request; `sdpa` serves them all, so `xformers` is taken by name only.
-    Raises UserError where a named backend cannot serve, with the reason.
+    `auto` takes the first backend that serves the request; `sdpa` serves them all, so `xformers` and `flex` are taken by name
+    only. Raises UserError where a named backend cannot serve, with the reason.
     """
+    if backend == "flex":
+        from latentlm.backbone.attention_flex import flex_attend  # its kernels are compiled
+
+        return flex_attend(query, key, value, mask=mask)
     if backend == "xformers":
         from latentlm.backbone.attention_xformers import xformers_attend  # slow and loud to import
 

@@ -68,7 +68,8 @@ class Attention(nn.Module):
         elif prefixes:
             key = torch.cat((*(prefix.key.to(key.dtype) for prefix in prefixes), key), dim=2)
             value = torch.cat((*(prefix.value.to(value.dtype) for prefix in prefixes), value), dim=2)
-        mixed = attend(query, key, value, mask=mask.with_prefixes(prefixes), backend=self.backend)
+        seen = mask if mask.prefix_documents is not None else mask.with_prefixes(prefixes)
+        mixed = attend(query, key, value, mask=seen, backend=self.backend)
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -121,7 +122,7 @@ class Block(nn.Module):
         index: int = 0,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D). `source` (B, T, D) is the key/value stream where it is not x; `index` the block's place in
-        the cache."""
+        the cache. `mask` may have the slots of the condition's prefixes already."""
         slots = condition or _NOTHING
         if slots.residual is not None:
             x = x + slots.residual

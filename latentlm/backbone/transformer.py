@@ -21,7 +21,7 @@ from latentlm.backbone.block import Block
 from latentlm.backbone.cache import KVCache
 from latentlm.backbone.rotary import Rotation
 from latentlm.config import BackboneConfig
-from latentlm.interface import SLOTS, BlockCondition
+from latentlm.interface import SLOTS, BlockCondition, listed
 
 
 class Transformer(nn.Module):
@@ -57,7 +57,10 @@ class Transformer(nn.Module):
             if index in taps:
                 kept[index] = x
             condition = None if conditions is None else conditions.get(index)
-            x = self.blocks[index](x, mask=mask, rotation=rotation, condition=condition, cache=cache, index=index)
+            seen = mask  # with prefixes it is looked up outside of the block: a compiled one would be made anew for each
+            if condition is not None and condition.prefix is not None and cache is None:
+                seen = mask.with_prefixes(listed(condition.prefix))
+            x = self.blocks[index](x, mask=seen, rotation=rotation, condition=condition, cache=cache, index=index)
         if stop in taps:
             kept[stop] = x
         return x, kept

@@ -260,6 +260,7 @@ class _Written:
     """A mask that is written out already."""
 
     simple = False
+    prefix_documents = None
 
     def __init__(self, query_documents: Tensor, key_documents: Tensor, bias: Tensor, column: Tensor) -> None:
         self.query_documents, self.key_documents, self.bias, self.column = query_documents, key_documents, bias, column

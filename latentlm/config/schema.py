@@ -63,7 +63,9 @@ class BackboneConfig(Strict):
     tie_embeddings: bool = Field(True, description="the output layer is the embedding, transposed")
     norm_eps: float = Field(1e-5, gt=0, description="added to the mean square in RMSNorm")
     init_std: float = Field(0.02, gt=0, description="standard deviation of weights at initialisation")
-    attention: Literal["auto", "sdpa", "xformers"] = Field("auto", description="backend; auto: the first that serves")
+    attention: Literal["auto", "sdpa", "xformers", "flex"] = Field(
+        "auto", description="backend; auto: the first that serves; flex: no mask is written out, for packed documents on a GPU"
+    )
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:

@@ -7,12 +7,13 @@ import os
 import pytest
 import torch
 
+from latentlm import zoo
 from latentlm.composed import build
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError, compiling
 from latentlm.interface import Batch, Noise
 from latentlm.training.compiling import compile_blocks, uncompiled
-from samples import small_config
+from samples import pack, small_config
 
 
 def test_compiled_blocks_give_the_same_loss_and_stand_aside_where_asked() -> None:
@@ -42,3 +43,17 @@ def test_what_cannot_be_compiled_is_one_message() -> None:
         os.listdir("/nowhere")
     with pytest.raises(ValueError, match="mine"), compiling(remedy="Set train.compile=false"):
         raise ValueError("mine")
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "free", "gaussian", "causal", "chunk", "della", "two-level", "ltm"])
+def test_a_second_batch_needs_no_graph_of_its_own(kind: str) -> None:
+    """Of the same shape, whatever is in it: a graph for each step would be slower than none."""
+    model = zoo.load(f"{kind}-tiny", weights=None)
+    compile_blocks(model.train(), backend="eager")
+    graphs = []
+    torch._dynamo.utils.counters.clear()
+    for step in range(4):
+        rows = torch.randint(1, 200, (2, 2, 9), generator=torch.Generator().manual_seed(step)).tolist()
+        model.loss(pack(rows), step=step, noise=Noise.keyed(step, range(2))).total.backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(set(graphs)) == 1
