@@ -178,6 +178,7 @@ def test_a_model_says_the_same_by_flex(decoder: str, kernel: str) -> None:
         compile_blocks(flex)
     batch = pack([[[1, 2, 3, 4], [5, 6, 7]], [[8, 9], [10, 11, 12, 13, 14]]])
     noise = Noise.keyed(0, range(len(batch.inputs)))
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     graphs = []
     for _ in range(3):

@@ -12,6 +12,7 @@ Legend: B rows, C columns, M prefix slots, Hkv key/value heads, dh head width, E
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
@@ -34,6 +35,8 @@ from latentlm.interface.granularity import Token
 _ROUND = 16
 """A step looks at as many columns as there are, up to the next multiple of this: to look at columns that hold nothing takes
 time too."""
+_AHEAD = 16
+"""Sites whose random numbers are made together."""
 
 
 class Draw(NamedTuple):
@@ -82,9 +85,13 @@ class Static:
         self._draws: list[Draw] = []
         self._carried: Carried | None = None
         self._seen: Carried | None = None
-        self._column = 0
+        self._column = self._fed = 0
         self._places: dict[str, list[int]] = {}
-        """Of each latent, the site of each row's next token, where that is known without a look."""
+        """Of each latent, the site of each row's first compiled token, where each token is a site."""
+        self._ahead: dict[int, tuple[Noise, list[Tensor]]] = {}
+        """Of each draw, numbers that were made, those of the next token last, and of what noise."""
+        self._graph: tuple[dict[str, float], Callable[..., Tensor]] | None = None
+        """That of the last step, and its temperatures."""
 
     def step(self, tokens: Tensor, *, noise: Mapping[str, Noise], prior_temperature: Mapping[str, float]) -> State:
         """Feed tokens (B,), one per row, with latents from the prior. What it returns holds until the next step. Raises
@@ -94,16 +101,28 @@ class Static:
         if self._seen is None or self._column == self._seen.documents.shape[1]:
             self._seen = self._carried.until(self._column + _ROUND - self._column % _ROUND)
         drawn: dict[str, list[Tensor]] = {name: [] for name in noise}
-        here = {name: own.at(self._places.get(name, self._carried.counts[name])) for name, own in noise.items()}
-        for draw in self._draws:
-            drawn[draw.latent].append(here[draw.latent].uniform(draw.sites, draw.events, device=tokens.device))
+        for number, draw in enumerate(self._draws):
+            drawn[draw.latent].append(self._uniform(number, draw, noise[draw.latent], tokens.device))
         column = torch.full((), self._column, device=tokens.device)
-        words = tuple((name, repr(temperature)) for name, temperature in prior_temperature.items())
-        logits = _compiled(self._decoder, words)(self._decoder, self._seen, tokens, column, drawn, words)
+        if self._graph is None or self._graph[0] != prior_temperature:
+            self._graph = dict(prior_temperature), _compiled(self._decoder, prior_temperature)
+        logits = self._graph[1](self._decoder, self._seen, tokens, column, drawn)
         self._column += 1
-        self._places = {name: [place + 1 for place in places] for name, places in self._places.items()}
+        self._fed += 1
         met = {name: Met(store, self._carried.counts[name]) for name, store in self._carried.stores.items()}
         return State(logits, self._carried.lengths, met)
+
+    def _uniform(self, number: int, draw: Draw, noise: Noise, device: torch.device) -> Tensor:
+        """The numbers (B, sites, E) of the next token for one of the draws."""
+        assert self._carried is not None, "the first step has shown what is drawn"
+        if draw.latent not in self._places or draw.sites != 1:
+            return noise.at(self._carried.counts[draw.latent]).uniform(draw.sites, draw.events, device=device)
+        of, made = self._ahead.get(number, (noise, []))
+        if of is not noise or not made:
+            here = noise.at([place + self._fed for place in self._places[draw.latent]])
+            made = list(reversed(here.uniform(_AHEAD, draw.events, device=device).split(1, dim=1)))
+            self._ahead[number] = noise, made
+        return made.pop()
 
     def _first(self, tokens: Tensor, noise: Mapping[str, Noise], prior_temperature: Mapping[str, float]) -> State:
         assert self._begun is not None, "there is a state before the first step"
@@ -174,9 +193,10 @@ _numbers = itertools.count()
 _graphs: WeakKeyDictionary[ComposedDecoder, dict[_Words, Callable[..., Tensor]]] = WeakKeyDictionary()
 
 
-def _compiled(decoder: ComposedDecoder, words: _Words) -> Callable[..., Tensor]:
+def _compiled(decoder: ComposedDecoder, temperatures: Mapping[str, float]) -> Callable[..., Tensor]:
     """The step of a decoder at these temperatures. Each has a function of its own, by another name: torch makes so many graphs
     of one function, and then no more, and takes sizes that differ between two of one name for sizes that change."""
+    words = tuple((name, repr(temperature)) for name, temperature in temperatures.items())
     known = _graphs.setdefault(decoder, {})
     if words not in known:
         if len(known) == _MOST_GRAPHS:
@@ -184,16 +204,16 @@ def _compiled(decoder: ComposedDecoder, words: _Words) -> Callable[..., Tensor]:
         code = _ready_step.__code__.replace(co_name=f"step_{next(_numbers)}")
         own = FunctionType(code, _ready_step.__globals__)
         known[words] = torch.compile(own, fullgraph=True)
-    return known[words]
+    return functools.partial(known[words], words)
 
 
 def _ready_step(
+    words: _Words,
     decoder: ComposedDecoder,
     carried: Carried,
     tokens: Tensor,
     column: Tensor,
     drawn: dict[str, list[Tensor]],
-    words: _Words,
 ) -> Tensor:
     """The decoder's own step, (B, V), on what is carried, which it leaves as the next one finds it. The random numbers of each
     latent come in the order in which they are asked for."""
