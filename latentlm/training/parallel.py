@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+_SOON = 20.0
+"""Seconds in which the processes of a run find each other."""
 
 
 class ElsewhereError(UserError):
@@ -122,8 +125,9 @@ def joined() -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
+        with _said_if_it_takes_long(size):
+            store, rank, size = next(dist.rendezvous("env://"))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the {size} processes did not find each other: {error}. Start them with torchrun.") from None
     try:
@@ -143,6 +147,19 @@ def joined() -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _said_if_it_takes_long(size: int) -> Iterator[None]:
+    """Say on standard error what is waited for: variables of the environment may be left from another run."""
+    said = f"waiting for {size - 1} other processes: WORLD_SIZE is {size}. Without torchrun, unset RANK and WORLD_SIZE."
+    timer = threading.Timer(_SOON, lambda: print(said, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _on_this_machine(size: int) -> int:

@@ -3,9 +3,11 @@ refused once. (Their checkpoints: test_sharded_checkpoints.py.)"""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 
 from latentlm.config import Recipe
 from latentlm.errors import UserError
-from latentlm.training import load_recipe, train
+from latentlm.training import load_recipe, parallel, train
 from latentlm.training.mesh_plan import check_share, share_of
 from latentlm.training.parallel import Ranks, check_ranks
 from latentlm.training.plan import check_memory, estimate_memory
@@ -168,6 +170,20 @@ def test_what_is_refused_is_said_once(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.count("2 processes share the rows of a micro-batch, and train.batch is 1.") == 1
     assert "latentlm/training" not in done.stderr
+
+
+def test_who_waits_for_processes_that_never_come_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(parallel, "_SOON", 0.1)
+    monkeypatch.setattr(parallel, "timedelta", lambda minutes: timedelta(seconds=1))
+    with pytest.raises(UserError, match="did not find each other"), parallel.joined():
+        pass
+    assert "waiting for 1 other processes: WORLD_SIZE is 2" in capfd.readouterr().err
 
 
 def test_rows_of_a_micro_batch_go_round() -> None:
