@@ -133,6 +133,25 @@ def test_hooks_are_refused_for_a_graph_that_is_there_would_not_know_of_them(regi
         generate(model, [[1, 2, 3]], max_tokens=3, compile=True)
     hook.remove()
     model.check_compiled()
+    of_all = getattr(torch.nn.modules.module, register.replace("register_", "register_module_"))(lambda module, *values: None)
+    with pytest.raises(UserError, match="All modules have a forward hook"):
+        model.check_compiled()
+    of_all.remove()
+    model.check_compiled()
+
+
+@pytest.mark.usefixtures("read")
+def test_a_sweep_of_temperatures_keeps_the_last_graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "_MOST_GRAPHS", 2)
+    model = decoder("free")
+    for temperature in (0.5, 0.75, 1.25):
+        same_when_compiled(model, prior_temperature=temperature)
+    assert [words[0][1] for words in static._graphs[model]] == ["0.75", "1.25"]
+
+
+@pytest.mark.usefixtures("read")
+def test_steps_of_a_model_whose_attention_is_flex_are_compiled() -> None:
+    same_when_compiled(decoder("free", attention="flex"))
 
 
 @pytest.mark.conformance

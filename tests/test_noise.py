@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -47,13 +45,13 @@ OFFSETS = [([0, 3], 16), ([-20, 7], 5), ([2**62, -(2**70)], 4), ([2**64 - 5, -1]
 
 
 @pytest.fixture
-def made_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """The CPU as a device that makes numbers of its own; of each time, sites and events."""
-    made: list[tuple[int, int]] = []
+def made_there(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The CPU as a device that makes numbers of its own; of each time, how many counter values."""
+    made: list[int] = []
 
-    def draw(keys: torch.Tensor, counters: torch.Tensor, sites: int, events: int) -> torch.Tensor:
-        made.append((sites, events))
-        return philox.draw(keys, counters, sites, events)
+    def draw(keys: torch.Tensor, counters: torch.Tensor, count: int) -> torch.Tensor:
+        made.append(count)
+        return philox.draw(keys, counters, count)
 
     monkeypatch.setattr(noise_module, "_MAKES_ITS_OWN", {"cpu"})
     monkeypatch.setattr(philox, "_fastest", lambda device: draw)
@@ -62,20 +60,25 @@ def made_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]
 
 @pytest.mark.parametrize(("offsets", "events"), OFFSETS)
 def test_what_a_device_makes_is_numpys_to_the_bit(
-    offsets: list[int], events: int, made_there: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    offsets: list[int], events: int, made_there: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = Noise.keyed(3, ["a", ("b", 1)]).at(offsets)
     there = noise.uniform(30, events, device="cpu")
-    assert made_there == [(30, events)]
+    assert made_there == [30 * -(-events // 4)]
     monkeypatch.undo()
     assert torch.equal(there, noise.uniform(30, events))
 
 
-def test_a_site_that_is_drawn_alone_and_none_at_all_are_not_worth_a_kernel(made_there: list[tuple[int, int]]) -> None:
+def test_a_site_that_is_drawn_alone_and_none_at_all_are_not_worth_a_kernel(made_there: list[int]) -> None:
     assert Noise.keyed(0, ["a"]).uniform(1, 3).shape == (1, 1, 3)
     assert Noise.keyed(0, []).uniform(5, 3).shape == (0, 5, 3)
     assert Noise.keyed(0, ["a"]).uniform(5, 0).shape == (1, 5, 0)
     assert not made_there
+
+
+def test_a_seed_may_be_any_whole_number() -> None:
+    seeds = [0, 2**63, 2**64 - 1, -(2**70)]
+    assert len({float(Noise.keyed(seed, ["a"]).uniform(1, 1)) for seed in seeds}) == len(seeds)
 
 
 def test_where_nothing_can_be_compiled_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +96,15 @@ def test_where_nothing_can_be_compiled_the_numbers_are_the_same(monkeypatch: pyt
 @pytest.mark.conformance
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, _WITH_A_GPU])])
 def test_compiled_it_makes_the_same(device: str) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    philox._fastest.cache_clear()
     for (offsets, events), rows in zip(OFFSETS, (2, 4, 8, 2, 16), strict=True):
         noise = Noise.keyed(3, range(rows)).at(offsets * (rows // 2))
         there = philox.uniform(noise.keys, noise.offsets, 3 * rows, events, device=torch.device(device))
         assert there.device.type == device
         assert torch.equal(there.cpu(), noise.uniform(3 * rows, events))
+        with torch.inference_mode():
+            assert not philox.uniform(noise.keys, noise.offsets, 5, events, device=torch.device(device)).is_inference()
     assert philox._fastest(torch.device(device)) is not philox.draw
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "one graph for all sizes"

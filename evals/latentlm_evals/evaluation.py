@@ -151,12 +151,16 @@ def task_manager(
 
 def unknown_task(name: str, manager: TaskManager) -> UserError:
     """The error of a name that is not in an index of tasks, which says what is near."""
-    error = unknown_name("task", name, manager.all_tasks)
+    error = unknown_name("task", name, manager.all_tasks, remedy=_as_a_file(name))
     if len(manager.all_tasks) <= _LISTED:
         return error
     hint = str(error).partition(" Available:")[0]  # naming all of lm-eval's would bury the message
     shipped = ", ".join(Tasks(include_path=manager.include_path, include_defaults=False).all_tasks)
-    return type(error)(f"{hint} Available: {shipped}, and lm-eval's own (lm_eval ls tasks).")
+    return type(error)(f"{hint} Available: {shipped}, and lm-eval's own (lm_eval ls tasks). {_as_a_file(name)}".rstrip())
+
+
+def _as_a_file(name: str) -> str:
+    return f"For the file of that name write ./{name}." if Path(name).is_file() else ""
 
 
 def is_task_file(name: str) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentlm.backbone.attention import Mask, sdpa
 from latentlm.errors import UserError
+from latentlm.interface.moving import compiled_all_the_same
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Mask) -> Tensor:
@@ -25,12 +26,14 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Mask) -> Ten
     """
     if mask.simple or mask.start or mask.prefix_documents is not None:
         return sdpa(query, key, value, mask=mask)
-    if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
+    learning = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
+    if query.device.type == "cpu" and learning:
         raise UserError('FlexAttention has no backward pass on a CPU: set model.backbone.attention to "auto" to train there.')
     if "flex" not in mask.lowered:
         mask.lowered["flex"] = lower(mask)
-    grouped = query.shape[1] != key.shape[1]
-    mixed: Tensor = _kernel()(query, key, value, block_mask=mask.lowered["flex"], enable_gqa=grouped)
+    options = {"block_mask": mask.lowered["flex"], "enable_gqa": query.shape[1] != key.shape[1]}
+    with compiled_all_the_same():
+        mixed: Tensor = _kernel()(query, key, value, **options)
     return mixed
 
 

@@ -146,6 +146,8 @@ class Sockets:
 def check_compiled(decoder: nn.Module, latents: Iterable[Sockets]) -> None:
     """Raise UserError where steps of a decoder of these latents are no one graph, or one that torch would not make anew: it
     does not look whether hooks have come since."""
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        raise UserError("All modules have a forward hook, which is not compiled: leave compile out, or remove it.")
     for module in decoder.modules():
         if module._forward_hooks or module._forward_pre_hooks:
             hooked = f"{type(module).__name__} has a forward hook, which is not compiled"

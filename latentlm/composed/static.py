@@ -28,6 +28,7 @@ from latentlm.backbone import KVCache, Rotation
 from latentlm.composed.decoder import ComposedDecoder
 from latentlm.composed.decoding import step
 from latentlm.composed.state import ComposedState, Kept
+from latentlm.config.checking import real
 from latentlm.errors import UserError
 from latentlm.interface import PADDING, Cross, Met, Noise, Prefix, State
 from latentlm.interface.granularity import Token
@@ -196,7 +197,7 @@ _graphs: WeakKeyDictionary[ComposedDecoder, dict[_Words, Callable[..., Tensor]]]
 def _compiled(decoder: ComposedDecoder, temperatures: Mapping[str, float]) -> Callable[..., Tensor]:
     """The step of a decoder at these temperatures. Each has a function of its own, by another name: torch makes so many graphs
     of one function, and then no more, and takes sizes that differ between two of one name for sizes that change."""
-    words = tuple((name, repr(temperature)) for name, temperature in temperatures.items())
+    words = tuple((name, repr(real("prior_temperature", value, above=0))) for name, value in temperatures.items())
     known = _graphs.setdefault(decoder, {})
     if words not in known:
         if len(known) == _MOST_GRAPHS:
@@ -280,6 +281,7 @@ class _Written:
     """A mask that is written out already."""
 
     simple = False
+    start = 1  # it goes on from a cache
     prefix_documents = None
 
     def __init__(self, query_documents: Tensor, key_documents: Tensor, bias: Tensor, column: Tensor) -> None:

@@ -17,11 +17,11 @@ MOST = 2**63 - 1
 """What a tensor's sizes and seeds can be."""
 
 
-def whole(name: str, value: Any, *, least: int | None = 0, most: int = MOST) -> int:
+def whole(name: str, value: Any, *, least: int | None = 0, most: int | None = MOST) -> int:
     """An integer, of Python or numpy; True is none. Raises UserError."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
-        if number > most:
+        if most is not None and number > most:
             raise UserError(f"{name} must be at most {most:,}, not {shown(number)}.")
         if least is not None and number < least:
             raise UserError(f"{name} must be at least {least}, not {shown(number)}.")

@@ -40,8 +40,8 @@ def _key(parts: Sequence[Hashable]) -> int:
 
 
 def _plain(part: Any) -> Any:
-    """A number or text of numpy as Python's own: equal keys are one key."""
-    if isinstance(part, tuple):
+    """A number or text of numpy as Python's own, in tuples too."""
+    if type(part) is tuple:
         return tuple(map(_plain, part))
     return part.item() if isinstance(part, np.generic) else part
 
@@ -72,7 +72,7 @@ class Noise:
         Requests are plain values (integers, strings, tuples of them); equal requests draw equal numbers.
         """
         requests = [_plain(request) for request in several("requests", requests, of="keys, one per row")]
-        samples, seed = whole("samples", samples, least=1), whole("seed", seed, least=None)
+        samples, seed = whole("samples", samples, least=1), whole("seed", seed, least=None, most=None)
         memory.check_count("samples", samples, each=_ROW * len(requests))
         return cls([_key((seed, request, first + k)) for request in requests for k in range(samples)])
 

@@ -4,7 +4,7 @@ Philox-4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 20
 the counter plus one. PyTorch has no unsigned 64-bit products, so words are int64, whose sums and products keep the right 64
 bits, and the high halves are put together from 32-bit halves.
 
-Letters: B rows, S sites, E events, C counter values of a site.
+Letters: B rows, S sites, E events, N counter values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentlm.interface.moving import moved
+from latentlm.interface.moving import compiled_all_the_same, moved
 
 ROUNDS = 10
 WORDS = 4
@@ -27,18 +27,23 @@ LOW = 0xFFFFFFFF
 
 def uniform(keys: Sequence[int], offsets: Sequence[int], sites: int, events: int, *, device: torch.device) -> Tensor:
     """Of each row, from its key, the numbers of the sites offset .. offset + sites - 1: float32 (B, S, E) on `device`."""
-    split, counters = (moved(part, device) for part in words(keys, offsets, events))
-    with torch.no_grad():
-        return _fastest(device)(split, counters, sites, events)
+    counts = -(-events // WORDS)
+    with torch.inference_mode(False), torch.no_grad(), compiled_all_the_same():
+        split, counters = (moved(part, device) for part in words(keys, offsets, events))
+        made = _fastest(device)(split, counters, sites * counts)
+    return made.view(len(keys), sites, counts * WORDS)[..., :events]
 
 
 @cache
-def _fastest(device: torch.device) -> Callable[..., Tensor]:
-    """`draw`, compiled where it can be: else some forty kernels, which take as long as the CPU and a copy."""
+def _fastest(device: torch.device) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """`draw`, compiled where it can be, one graph for all sizes: else some forty kernels, which take as long as the CPU and a
+    copy."""
     compiled = torch.compile(draw, dynamic=True)
-    split, counters = (moved(part, device) for part in words([1, 2], [0, 5], WORDS))
+    split, counters = (moved(part, device) for part in words([1, 2, 3], [0, 5, 9], WORDS))
     try:
-        compiled(split, counters, 3, WORDS)
+        compiled(split, counters, 7)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # no compiler is here, or none for this device
         return draw
     return compiled
@@ -52,10 +57,10 @@ def words(keys: Sequence[int], offsets: Sequence[int], events: int) -> tuple[Ten
     return torch.from_numpy(split.view(np.int64)), torch.from_numpy(counters.view(np.int64))
 
 
-def draw(keys: Tensor, counters: Tensor, sites: int, events: int) -> Tensor:
-    """Uniform numbers from (B, 2) and (B, 4) of int64 words: float32 (B, S, E) strictly between 0 and 1."""
-    counts = -(-events // WORDS)
-    steps = torch.arange(1, sites * counts + 1, device=keys.device)  # (S C,)
+def draw(keys: Tensor, counters: Tensor, count: int) -> Tensor:
+    """Uniform numbers of so many counter values from (B, 2) and (B, 4) of int64 words: float32 (B, N, 4) strictly between 0 and
+    1."""
+    steps = torch.arange(1, count + 1, device=keys.device)  # (N,)
     counter = _advanced(counters, steps)
     key = [keys[:, 0, None], keys[:, 1, None]]
     for turn in range(ROUNDS):
@@ -64,8 +69,7 @@ def draw(keys: Tensor, counters: Tensor, sites: int, events: int) -> Tensor:
         high0, low0 = _product(counter[0], MULTIPLIERS[0])
         high1, low1 = _product(counter[2], MULTIPLIERS[1])
         counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]
-    made = torch.stack(counter, dim=-1)  # (B, S C, 4)
-    made = made.view(len(keys), sites, counts * WORDS)[..., :events]
+    made = torch.stack(counter, dim=-1)  # (B, N, 4)
     # The 23 leading bits, in the middle of their interval: exact in float32.
     return (((made >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
 

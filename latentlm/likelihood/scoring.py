@@ -180,8 +180,7 @@ def continuations_to_score(
         refine=refine,
         greedy=greedy,
     )
-    wanted = _tolerances(tolerance)
-    wanted = wanted * len(requests) if not isinstance(tolerance, Sequence) else wanted
+    wanted = _tolerances(tolerance, len(requests))
     if len(wanted) != len(requests):
         raise UserError(f"{len(wanted)} tolerances for {len(requests)} requests; give one, or one per request.")
     keys = None if keys is None else checking.keys(keys, len(requests), of="request")
@@ -331,7 +330,7 @@ def how_to_score(
     name, most = ("max_samples", max_samples) if samples == "auto" else ("samples", samples)
     memory.check_count(name, most, each=_SAMPLE)
     refine, seed = whole("refine", refine, most=_MOST_STEPS), whole("seed", seed, least=None)
-    _tolerances(tolerance)
+    _tolerances(tolerance, 1)
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size, least=1)
     flag("greedy", greedy)
@@ -350,10 +349,11 @@ def how_to_score(
     )
 
 
-def _tolerances(given: float | Sequence[float]) -> list[float]:
-    """Those of a sequence, or the one that is for all. Raises UserError."""
-    each_has_one = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-    return [real("tolerance", each, above=0) for each in (given if each_has_one else [given])]  # type: ignore[union-attr]
+def _tolerances(given: float | Sequence[float], count: int) -> list[float]:
+    """Those of a sequence, or the one that is for all `count`. Raises UserError."""
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        return [real("tolerance", each, above=0) for each in given]
+    return [real("tolerance", given, above=0)] * count
 
 
 def _check_length(model: LatentDecoder, request: Request, number: int) -> None:

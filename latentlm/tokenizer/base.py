@@ -96,16 +96,17 @@ class Tokenizer(ABC):
 
     def _check(self, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens as plain numbers. Raises UserError, a ValueError, for what is none of this tokenizer's."""
-        tokens = several("tokens", tokens, of="numbers")
-        for token in tokens:
+        plain = []
+        for token in several("tokens", tokens, of="numbers"):
             if type(token) is not int:
-                whole("a token", token.item() if hasattr(token, "item") else token, least=None)
+                token = whole("a token", token.item() if hasattr(token, "item") else token, least=None)
+            plain.append(token)
             if not 0 <= token < self.vocabulary:
                 raise UserError(
                     f"token {token} is not one of the {self.vocabulary} symbols (0 to {self.vocabulary - 1}) of the "
                     f'tokenizer "{self.name}"; decode with the tokenizer that the tokens were made with.'
                 )
-        return tokens
+        return plain
 
 
 def as_bytes(text: str | bytes) -> bytes:

@@ -41,6 +41,9 @@ def test_what_cannot_be_compiled_is_one_message() -> None:
         exec("os.listdir('/nowhere')", in_torch)
     with pytest.raises(FileNotFoundError), compiling(remedy="Set train.compile=false"):
         os.listdir("/nowhere")
+    anew = type("FailOnRecompileLimitHit", (Exception,), {"__module__": "torch._dynamo.exc"})
+    with pytest.raises(UserError, match=r"changed more often.*or load the model again"), compiling(remedy="Leave compile out"):
+        raise anew
     with pytest.raises(ValueError, match="mine"), compiling(remedy="Set train.compile=false"):
         raise ValueError("mine")
 

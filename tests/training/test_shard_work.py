@@ -15,6 +15,8 @@ import pytest
 from latentlm.config import DataConfig, Recipe
 from latentlm.config.hashed import with_hash
 from latentlm.errors import UserError
+from latentlm.tokenizer import BPETokenizer
+from latentlm.training.data.corpora import Document
 from latentlm.training.data.shards import format as layout
 from latentlm.training.data.shards import making, work
 from latentlm.training.data.shards.reading import Shards
@@ -136,9 +138,11 @@ _DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a number of chunks": lambda at: _as_if_written(at / "read.json", chunks=30_000_000),
     "a chunk that is not read": lambda at: _as_if_written(at / "read.json", chunks=_said(at / "read.json")["chunks"][:-1]),
     "a parting that is none": lambda at: _as_if_written(at / "read.json", lowest=5),
-    "borders of other texts": lambda at: _with_borders(at, [0, 3]),
-    "borders that fall": lambda at: _with_borders(at, sorted(_borders(at), reverse=True)),
-    "another tokenizer": lambda at: (at.parent / "tokenizer.json").write_text("{}"),
+    "fewer borders": lambda at: _with_borders(at, [*_borders(at)[:-3], _borders(at)[-1]]),
+    "borders of longer texts": lambda at: _with_borders(at, [*_borders(at)[:-1], _borders(at)[-1] + 9]),
+    "borders that fall": lambda at: _with_borders(at, [*_borders(at)[:2], 1, *_borders(at)[3:]]),
+    "another tokenizer": lambda at: BPETokenizer.train([b"sphinx of black quartz"] * 9, vocabulary=300).save(at.parent),
+    "another end of text": lambda at: (at.parent / "tokenizer_config.json").write_text('{"eos_token": "t"}'),
     "a tokenizer that is gone": lambda at: (at.parent / "tokenizer.json").unlink(),
     "a tokenizer's mark of an earlier version": lambda at: (at / "tokenizer").write_text("bpe:300"),
     "a folder for a file": lambda at: ((at / "seen.sqlite").unlink(missing_ok=True), (at / "seen.sqlite").mkdir()),
@@ -155,6 +159,30 @@ def test_damaged_work_is_refused_by_one_message(
     with pytest.raises(UserError, match=r"is damaged: .*Delete .*out, and give the command again|Choose another folder"):
         sharded(data, tmp_path / "out")
     assert not (tmp_path / "out" / layout.INDEX).exists()
+
+
+def test_damaged_settings_of_work_that_is_ours_say_so(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _broken_off(recipe().data, tmp_path, monkeypatch, shards=1)
+    (tmp_path / layout.WORK / "settings.json").write_text("{}")
+    with pytest.raises(UserError, match=r"what was begun in .* is damaged"):
+        sharded(recipe().data, tmp_path)
+
+
+def test_a_companion_that_is_left_of_a_tokenizer_is_not_the_new_ones(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the tokenizer and its mark."""
+    data = recipe("data.tokenizer=bpe:300").data
+    _broken_off(data, tmp_path, monkeypatch, shards=0)
+    (tmp_path / layout.WORK / "tokenizer").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "t"}')
+    sharded(data, tmp_path)
+    assert list(layout.read_index(tmp_path).tokenizer.files) == ["tokenizer.json"]
+
+
+def test_documents_of_one_name_cannot_be_parted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no document is left to train on: they are parted by their names"):
+        making.prepare([Document("one", letter) for letter in (b"a", b"b", b"c")], out=tmp_path)
 
 
 def test_what_was_broken_off_is_gone_on_with(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

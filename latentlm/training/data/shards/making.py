@@ -247,7 +247,10 @@ def _tokenized(folder: Path, spec: str, read: Read, parting: Parting, say: Say) 
         say("tokenizer", 0, 1)
         documents = (document for number, chunk in enumerate(read.chunks) for document in read_chunk(folder, number, chunk))
         texts = (document.data for document in documents if not parting.holds_out(document.id))
-        make_tokenizer(spec, texts).save(folder)
+        made = make_tokenizer(spec, texts)
+        for name in (FILE, COMPANION):  # of one that was broken off, whose companion this one may not have
+            (folder / name).unlink(missing_ok=True)
+        made.save(folder)
         names = () if spec == "bytes" else (FILE, COMPANION)
         tokenized = Tokenized(files={name: hashed(folder / name) for name in names if (folder / name).exists()})  # type: ignore[misc]
         write_record(folder / WORK / MARK, tokenized)
@@ -295,26 +298,32 @@ def _make_all(
 def _write_index(folder: Path, settings: Settings, read: Read, tokenized: Tokenized) -> Index:
     """Step 4: the index."""
     done = [read_done(folder, number, chunk, files=False) for number, chunk in enumerate(read.chunks)]
+    train = [each.train for each in done if each.train is not None]
+    held_out = [each.held_out for each in done if each.held_out is not None]
+    if not (train and held_out):
+        missing = "to train on" if held_out else "to hold out"
+        raise UserError(f"no document is left {missing}: they are parted by their names. Give each one of its own.")
     with whole(folder):
         tokenizer = load_tokenizer(FILE if tokenized.files else "bytes", folder=folder)
-        index = Index(
-            format="latentlm token shards",
-            version=1,
-            tokenizer=TokenizerFacts(
-                spec=settings.data.tokenizer,
-                name=tokenizer.name,
-                vocabulary=tokenizer.vocabulary,
-                end_of_text=tokenizer.end_of_text,
-                files=tokenized.files,
-            ),
-            dtype="uint16" if tokenizer.vocabulary <= 2**16 else "uint32",
-            data=settings.data,
-            shard_bytes=settings.shard_bytes,
-            duplicates=read.duplicates,
-            empty=read.empty,
-            train=[each.train for each in done if each.train is not None],
-            held_out=[each.held_out for each in done if each.held_out is not None],
-        )
+    index = Index(
+        format="latentlm token shards",
+        version=1,
+        tokenizer=TokenizerFacts(
+            spec=settings.data.tokenizer,
+            name=tokenizer.name,
+            vocabulary=tokenizer.vocabulary,
+            end_of_text=tokenizer.end_of_text,
+            files=tokenized.files,
+        ),
+        dtype="uint16" if tokenizer.vocabulary <= 2**16 else "uint32",
+        data=settings.data,
+        shard_bytes=settings.shard_bytes,
+        duplicates=read.duplicates,
+        empty=read.empty,
+        train=train,
+        held_out=held_out,
+    )
+    with whole(folder):
         check_index(index, source=INDEX)
     write_text(folder / INDEX, json.dumps(index.model_dump(mode="python"), indent=1) + "\n")
     return index

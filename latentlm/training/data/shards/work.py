@@ -11,6 +11,7 @@ since is found before anything is made of it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
@@ -26,9 +27,10 @@ from latentlm.config import DataConfig, Strict, parse
 from latentlm.config.hashed import read_hashed, with_hash
 from latentlm.config.writing import is_leftover, write_text
 from latentlm.errors import UserError, sentence, short
+from latentlm.tokenizer import COMPANION, FILE
 from latentlm.training.data.corpora import Document
 from latentlm.training.data.parting import Parting, always_held_out
-from latentlm.training.data.shards.format import BORDER, WORK, File, Shard, hashed, write_array
+from latentlm.training.data.shards.format import BORDER, INDEX, WORK, File, Shard, hashed, write_array
 
 SETTINGS, READ, MARK, SEEN = "settings.json", "read.json", "tokenizer", "seen.sqlite"
 _NAMES = re.compile(r"settings\.json|read\.json|tokenizer|seen\.sqlite(-journal)?|[0-9]{5,12}\.(json|texts|text_borders)")
@@ -108,6 +110,8 @@ def check_work(folder: Path) -> Settings | None:
         with whole(folder):
             return read_record(work / SETTINGS, Settings)
     except UserError:
+        if (folder / INDEX).exists():
+            raise UserError(f"{other} Or delete {work}, if it is nobody's: the shards beside it are not touched.") from None
         if (work / READ).exists():  # of ours, and damaged
             raise
         raise UserError(other) from None
@@ -139,8 +143,9 @@ def read_tokenized(folder: Path) -> Tokenized | None:
         return None
     with whole(folder):
         tokenized = read_record(folder / WORK / MARK, Tokenized)
-        for name, file in tokenized.files.items():
-            if hashed(folder / name) != file:
+        for name in (FILE, COMPANION):
+            found = hashed(folder / name) if (folder / name).exists() else None
+            if found != tokenized.files.get(name):  # type: ignore[call-overload]
                 raise UserError(f"{name} has been changed")
         return tokenized
 
@@ -165,7 +170,8 @@ def read_chunk(folder: Path, number: int, chunk: Chunk) -> Iterator[Document]:
                 raise UserError(f"{number:05}.{ending} has been changed")
         texts = np.memmap(chunk_file(folder, number, "texts"), dtype=np.uint8, mode="r")
         borders = np.fromfile(chunk_file(folder, number, "text_borders"), dtype=BORDER).tolist()
-        if len(borders) != 2 * chunk.documents + 1 or borders[-1] != len(texts) - 1 or sorted(set(borders)) != borders:
+        whole_chunk = len(borders) == 2 * chunk.documents + 1 and borders[-1] == len(texts) - 1
+        if not whole_chunk or any(after <= before for before, after in itertools.pairwise(borders)):
             raise UserError(f"{number:05}.text_borders contradicts the texts")
     for name, text, end in zip(borders[:-1:2], borders[1::2], borders[2::2], strict=True):
         yield Document(texts[name + 1 : text].tobytes().decode("utf-8", "surrogateescape"), texts[text + 1 : end].tobytes())
