@@ -270,6 +270,10 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
                 together = _rows_together(path, file.metadata.row_group(group), field)
                 for batch in file.iter_batches(columns=[field], row_groups=[group], batch_size=together):
                     for value in batch.column(field):
+                        text = value.value if isinstance(value, pyarrow.DictionaryScalar) else value
+                        held = text.as_buffer() if hasattr(text, "as_buffer") else None
+                        if held is not None and held.size > MOST_LINE:  # before it is made again as one of Python's
+                            raise UserError(f"{path}:{number} is longer than {MOST_LINE // 2**20} MiB, too long for a text.")
                         yield number, value.as_py()
                         number += 1
     except (pyarrow.ArrowException, OSError) as error:
