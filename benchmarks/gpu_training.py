@@ -8,6 +8,7 @@ same size, documents and compilation.
     compiled     blocks and cross-entropy by torch.compile (`train.compile`)
     TF32         what is left in float32, foremost the table's product, rounded to TF32
     packed       documents of about 600 tokens side by side; otherwise each row is one document
+    flex         with FlexAttention (`model.backbone.attention: flex`), where documents are packed
 
 MFU counts the operations of `latentlm zoo show` (a causal block sees half its context; look-ups, norms and recomputation are
 left out) over the card's dense bfloat16 peak.
@@ -75,6 +76,7 @@ SIZES = {
 }
 QUICK = {"quick": Size(_backbone(64, 2, 2, 2, 128, vocabulary=512, context=64), rows=2)}
 CONTENDERS = ("vanilla", "free", "free, TF32", "free additive")
+PACKED = ("vanilla", "vanilla, flex", "free, TF32", "free, flex, TF32")
 
 
 def main() -> None:
@@ -108,7 +110,7 @@ def measured(sizes: dict[str, Size]) -> Iterator[Row]:
         modes = [(False, False), (True, False), (True, True)]
         for compiled, packed in modes:
             vanilla = None
-            for contender in CONTENDERS if not packed else ("vanilla", "free, TF32"):
+            for contender in PACKED if packed else CONTENDERS:
                 facts: Row = {"size": name, "contender": contender, "compiled": compiled, "packed": packed}
                 try:
                     row = _measure(size, contender, compiled=compiled, packed=packed)
@@ -155,11 +157,12 @@ def _measure(size: Size, contender: str, *, compiled: bool, packed: bool) -> Row
 
 
 def _model(size: Size, contender: str) -> ModelConfig:
-    if contender == "vanilla":
-        return ModelConfig(decoder="vanilla", backbone=size.backbone)
+    backbone = size.backbone.model_copy(update={"attention": "flex"} if "flex" in contender else {})
+    if contender.startswith("vanilla"):
+        return ModelConfig(decoder="vanilla", backbone=backbone)
     table = "additive" if contender.endswith("additive") else "full"
     bits = 4 if size.backbone.width < 256 else 16
-    data = {"decoder": "free", "backbone": size.backbone, "event_dims": bits, "injection": {"name": "free", "table": table}}
+    data = {"decoder": "free", "backbone": backbone, "event_dims": bits, "injection": {"name": "free", "table": table}}
     return ModelConfig.model_validate(data)
 
 
