@@ -6,6 +6,7 @@ same size, documents and compilation.
 
     vanilla, free (the full table at H=16), free additive (one vector per bit)
     compiled     blocks and cross-entropy by torch.compile (`train.compile`)
+    bf16 scores  the product with the table in bfloat16 (`model.injection.scores: bfloat16`)
     TF32         what is left in float32, foremost the table's product, rounded to TF32
     packed       documents of about 600 tokens side by side; otherwise each row is one document
     flex         with FlexAttention (`model.backbone.attention: flex`), where documents are packed
@@ -75,8 +76,8 @@ SIZES = {
     ),
 }
 QUICK = {"quick": Size(_backbone(64, 2, 2, 2, 128, vocabulary=512, context=64), rows=2)}
-CONTENDERS = ("vanilla", "free", "free, TF32", "free additive")
-PACKED = ("vanilla", "vanilla, flex", "free, TF32", "free, flex, TF32")
+CONTENDERS = ("vanilla", "free", "free, TF32", "free, bf16 scores", "free additive")
+PACKED = ("vanilla", "vanilla, flex", "free, TF32", "free, flex, bf16 scores")
 
 
 def main() -> None:
@@ -162,7 +163,8 @@ def _model(size: Size, contender: str) -> ModelConfig:
         return ModelConfig(decoder="vanilla", backbone=backbone)
     table = "additive" if contender.endswith("additive") else "full"
     bits = 4 if size.backbone.width < 256 else 16
-    data = {"decoder": "free", "backbone": backbone, "event_dims": bits, "injection": {"name": "free", "table": table}}
+    injection = {"name": "free", "table": table, "scores": "bfloat16" if "bf16" in contender else "float32"}
+    data = {"decoder": "free", "backbone": backbone, "event_dims": bits, "injection": injection}
     return ModelConfig.model_validate(data)
 
 

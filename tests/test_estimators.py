@@ -449,6 +449,8 @@ def test_settings_survive_the_round_trip_of_a_configuration() -> None:
         ({"estimator": "rebar"}, "Available: exact, sampled, reinmax, straight_through, concrete"),
         ({"samples": 4}, 'samples belongs to estimator "sampled" or "reinmax", but estimator is "exact"'),
         ({"estimator": "sampled", "temperature": 0.5}, 'temperature belongs to estimator "concrete"'),
+        ({"estimator": "sampled", "scores": "bfloat16"}, "scores belongs to the exact gradient of a table of rows"),
+        ({"table": "additive", "scores": "bfloat16"}, "scores belongs to the exact gradient of a table of rows"),
         ({"estimator": "sampled", "samples": 0}, "samples: .*greater than or equal to 1"),
         ({"estimator": "concrete", "temperature": 0}, "temperature: .*greater than 0"),
         ({"estimator": "concrete", "temprature": 1}, 'Did you mean "temperature"\\?'),

@@ -33,13 +33,6 @@ def test_chunks_of_the_head_give_the_whole_loss_and_gradients(loss: head.Loss) -
     torch.testing.assert_close(found, expected)
 
 
-def test_bfloat16_blocks_are_near_the_exact_gradient() -> None:
-    torch.manual_seed(0)
-    g, logits, table = torch.randn(6, 32), torch.randn(6, 9), torch.randn(512, 32)
-    exact = binary._covariance_blocks(g.double(), logits.double(), table.double(), 64)[0]
-    assert 1e-4 < events.relative(mapper.half_blocks(g, logits, table, 64), exact) < 2e-2
-
-
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_fused_kernel_gives_dense_autograds_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # before triton is imported: in a process of its own

@@ -177,6 +177,18 @@ def test_autocast_leaves_the_gradient_in_float32() -> None:
     assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
 
 
+@pytest.mark.parametrize("method", ["dense", "blocks"])
+@pytest.mark.parametrize("bits", [3, 9, 11])
+def test_scores_in_bfloat16_give_the_same_rows_and_nearly_the_gradient(bits: int, method: mapper.Method) -> None:
+    logits, sampled, table, upstream = make_case(bits, shape=(40,), dtype=torch.float32)
+    rows = {half: lookup(logits, sampled, table, method=method, block_size=64, half=half) for half in (False, True)}
+    assert torch.equal(rows[True], rows[False])
+    exact, near = (torch.autograd.grad(rows[half], [logits, table], upstream) for half in (False, True))
+    error = (near[0] - exact[0]).norm() / exact[0].norm()
+    assert 1e-5 < float(error) < 0.01  # operands have 8 bits of precision
+    assert torch.equal(near[1], exact[1])
+
+
 @pytest.mark.parametrize("bits", [1, 3, 9, 10, 13])
 def test_moments_are_the_covariance_and_the_mean_score(bits: int) -> None:
     logits, _, table, upstream = make_case(bits, shape=(4,))
@@ -250,8 +262,8 @@ def test_blocks_never_hold_tokens_times_all_codes(tokens: int) -> None:
 def test_auto_is_dense_for_few_bits_and_blocks_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
     dense, blocks = mapper._covariance_dense, mapper._covariance_blocks
-    monkeypatch.setattr(mapper, "_covariance_dense", lambda *a: (used.append("dense"), dense(*a))[1])
-    monkeypatch.setattr(mapper, "_covariance_blocks", lambda *a: (used.append("blocks"), blocks(*a))[1])
+    monkeypatch.setattr(mapper, "_covariance_dense", lambda *a, **b: (used.append("dense"), dense(*a, **b))[1])
+    monkeypatch.setattr(mapper, "_covariance_blocks", lambda *a, **b: (used.append("blocks"), blocks(*a, **b))[1])
     for bits in (8, 12):
         logits, sampled, table, upstream = make_case(bits)
         lookup(logits, sampled, table).backward(upstream)

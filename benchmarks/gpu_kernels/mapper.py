@@ -22,7 +22,6 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from benchmarks.gpu_kernels.events import Bench, Step, relative
@@ -114,7 +113,9 @@ class Compiled:
 
     def __init__(self, bench: Bench, block_size: int) -> None:
         self._single = bench.compiled(lambda g, logits, table: mapper._covariance_blocks(g, logits, table, block_size)[0])
-        self._half = bench.compiled(lambda g, logits, table: half_blocks(g, logits, table, block_size))
+        self._half = bench.compiled(
+            lambda g, logits, table: mapper._covariance_blocks(g, logits, table, block_size, half=True)[0]
+        )
         self.block_size = block_size
 
     def single(self, g: Tensor, logits: Tensor, index: Tensor, table: Tensor, draws: Tensor | None) -> Tensor:
@@ -124,7 +125,7 @@ class Compiled:
         return self._half(g, logits, table)
 
     def half_eager(self, g: Tensor, logits: Tensor, index: Tensor, table: Tensor, draws: Tensor | None) -> Tensor:
-        return half_blocks(g, logits, table, self.block_size)
+        return mapper._covariance_blocks(g, logits, table, self.block_size, half=True)[0]
 
 
 def _blocks(case: Case, compiled: Compiled) -> None:
@@ -182,21 +183,7 @@ def _fused(case: Case, tilings: Tilings) -> Tilings:
     return kept
 
 
-def half_blocks(g: Tensor, logits: Tensor, table: Tensor, block_size: int) -> Tensor:
-    """`_covariance_blocks` with scores and their first contraction in bfloat16: (C, D), (C, H), (2^H, D) -> (C, H)."""
-    low_bits = (logits.shape[1] + 1) // 2
-    low = mapper._centred(logits[:, :low_bits]).to(BF16)  # (C, 1 + H_low, J)
-    high = mapper._centred(logits[:, low_bits:])  # (C, 1 + H_high, I)
-    codes = low.shape[2]
-    g, table = g.to(BF16), table.to(BF16)
-    blocks = [
-        torch.bmm(low, rearrange(g @ rows.T, "c (i j) -> c j i", j=codes)) for rows in table.split(max(block_size, codes))
-    ]
-    both = torch.bmm(torch.cat(blocks, dim=2).float(), high.transpose(1, 2))
-    return torch.cat([both[:, 1:, 0], both[:, 0, 1:]], dim=1)
-
-
-def _half_product(g: Tensor, rows: Tensor) -> Tensor:
+def _half_product(g: Tensor, rows: Tensor, *, half: bool = False) -> Tensor:
     """Scores with bfloat16 operands, summed and kept in float32."""
     if g.device.type == "cpu":
         return g.to(BF16).float() @ rows.to(BF16).float().T

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import torch
 
+from latentlm.composed import complete
 from latentlm.config import Recipe
 from latentlm.config.checking import flag, several, shown
 from latentlm.errors import UserError, path_of, typed_path
@@ -199,8 +200,11 @@ def _resumed(recipe: Recipe, out: Path) -> Recipe:
     if recipe.data.tokenizer == "bytes" or (out / TOKENIZER).is_file():
         spec = "bytes" if recipe.data.tokenizer == "bytes" else TOKENIZER
         recipe = resolve(recipe, tokenizer=load_tokenizer(spec, folder=out))
-    recipe = resolve(recipe, vocabulary=saved_recipe(out).model.backbone.vocabulary)
-    check_same_recipe(out, recipe)
+    begun = saved_recipe(out)
+    recipe = resolve(recipe, vocabulary=begun.model.backbone.vocabulary)
+    # A plugin that has more settings than then has them at their defaults.
+    model = complete(begun.model, plugin_names=begun.plugins or None)
+    check_same_recipe(out, begun.model_copy(update={"model": model}), recipe)
     return recipe
 
 

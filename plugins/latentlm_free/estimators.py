@@ -66,6 +66,8 @@ class Estimator:
     """m, codes drawn for each token: of `sampled` (None: 8), and of `reinmax` (None: all codes are summed, none drawn)."""
     temperature: float = TEMPERATURE
     """Of the relaxed bits; `concrete` only."""
+    half: bool = False
+    """Scores of the table in bfloat16; `exact` only."""
 
     @property
     def draws(self) -> int:
@@ -105,7 +107,7 @@ class Estimator:
     def lookup(self, logits: Tensor | None, bits: Tensor, table: Tensor, uniform: Tensor | None) -> Tensor:
         """`mapper.lookup` with this gradient: (..., H), (..., H), (2^H, D), (..., m, H) of `uniform` -> (..., D)."""
         if self.name == "exact" or logits is None:
-            return mapper.lookup(logits, bits, table)
+            return mapper.lookup(logits, bits, table, half=self.half)
         if self.name == "reinmax" and not self.draws:
             return mapper.lookup(logits, bits, table, estimate=_reinmax)
         draws = None if uniform is None else self._kept(logits.detach(), uniform)

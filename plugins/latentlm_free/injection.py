@@ -38,6 +38,9 @@ class TableInjectionConfig(Strict):
     samples: int | None = Field(
         None, ge=1, description=f"codes drawn for each token; sampled (default {SAMPLES}) and reinmax (default: sum over all)"
     )
+    scores: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what the exact gradient's product with the table is computed in; bfloat16 is faster on a GPU"
+    )
     temperature: float | None = Field(
         None, gt=0, allow_inf_nan=False, description=f"of the relaxed bits; concrete only (default {TEMPERATURE})"
     )
@@ -57,6 +60,8 @@ class TableInjectionConfig(Strict):
             if getattr(self, setting) is not None and self.estimator not in takers:
                 belongs = " or ".join(f'"{taker}"' for taker in takers)
                 raise ValueError(f'{setting} belongs to estimator {belongs}, but estimator is "{self.estimator}": drop it.')
+        if self.scores != "float32" and (self.estimator != "exact" or self.table == "additive"):
+            raise ValueError("scores belongs to the exact gradient of a table of rows, which this is not: drop it.")
         return self
 
 
@@ -71,7 +76,8 @@ class TableInjection(Injection):
         self.blocks = (shape.blocks // 2 if config.block is None else config.block,)
         entry = "kv" if config.norm == "joint" else "kv_normed"
         self.slots = (entry, "skip") if config.residual else (entry,)
-        estimator = Estimator(config.estimator, config.samples, config.temperature or TEMPERATURE)
+        half = config.scores == "bfloat16"
+        estimator = Estimator(config.estimator, config.samples, config.temperature or TEMPERATURE, half)
         self.table = make_table(config.table, shape.latent.dims, shape.width, group=config.group, estimator=estimator)
 
     def operations(self) -> Operations:

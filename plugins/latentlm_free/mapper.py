@@ -72,6 +72,7 @@ def lookup(
     token_chunk: int | None = None,
     estimate: Estimate | None = None,
     draws: Tensor | None = None,
+    half: bool = False,
 ) -> Tensor:
     """The rows of the sampled codes, with the gradient of the whole product distribution.
 
@@ -85,6 +86,7 @@ def lookup(
         token_chunk: tokens treated at a time.
         estimate: another gradient of the logits (see `latentlm_free.estimators`); `method` and `block_size` then say nothing.
         draws: (..., any), what that estimate has drawn for each token beyond the bits.
+        half: the scores <g, W_d>, from operands in bfloat16, are rounded to it; sums stay in float32. Without an estimate only.
 
     Returns:
         (..., D) in the table's dtype, equal to ``table[codes(bits)]`` in every bit.
@@ -102,8 +104,8 @@ def lookup(
     if method == "auto":
         method = "dense" if bits.shape[-1] <= DENSE_UP_TO else "blocks"
     sizes = CPU_SIZES if table.device.type == "cpu" else ACCELERATOR_SIZES
-    exact = _exact(method == "dense", block_size or sizes[1])
-    rows = _Lookup.apply(logits, index, table, draws, estimate or exact, token_chunk or sizes[0])
+    exact = _exact(method == "dense", block_size or sizes[1], half=half)
+    rows = _Lookup.apply(logits, index, table, draws, estimate or exact, token_chunk or sizes[0], half)
     assert isinstance(rows, Tensor)
     return rows
 
@@ -120,9 +122,10 @@ class _Lookup(torch.autograd.Function):
         draws: Tensor | None,
         estimate: Estimate,
         token_chunk: int,
+        half: bool,
     ) -> Tensor:
         ctx.save_for_backward(logits, index, table, draws)
-        ctx.estimate, ctx.token_chunk = estimate, token_chunk
+        ctx.estimate, ctx.token_chunk, ctx.half = estimate, token_chunk, half
         return F.embedding(index, table)
 
     @staticmethod
@@ -135,11 +138,12 @@ class _Lookup(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 flat = logits.reshape(-1, logits.shape[-1])  # (N, H)
                 drawn = None if draws is None else draws.reshape(len(flat), *draws.shape[logits.dim() - 1 :])
-                grad_logits = _grad_logits(g, flat, index, table, drawn, ctx.estimate, ctx.token_chunk)
+                scored = table.bfloat16() if ctx.half else table  # once for all chunks
+                grad_logits = _grad_logits(g, flat, index, scored, drawn, ctx.estimate, ctx.token_chunk)
                 grad_logits = grad_logits.view(logits.shape).to(logits.dtype)
             if ctx.needs_input_grad[2]:
                 grad_table = _grad_table(g, index, table)
-        return grad_logits, None, grad_table, None, None, None
+        return grad_logits, None, grad_table, None, None, None, None
 
 
 def _grad_logits(
@@ -156,11 +160,13 @@ def _grad_logits(
     return result
 
 
-def _exact(dense: bool, block_size: int) -> Estimate:
+def _exact(dense: bool, block_size: int, *, half: bool = False) -> Estimate:
     """Cov_{d~G}(u_h(d), <g, W_d>)."""
 
     def exact(g: Tensor, logits: Tensor, index: Tensor, table: Tensor, draws: Tensor | None) -> Tensor:
-        return _covariance_dense(g, logits, table)[0] if dense else _covariance_blocks(g, logits, table, block_size)[0]
+        if dense:
+            return _covariance_dense(g, logits, table, half=half)[0]
+        return _covariance_blocks(g, logits, table, block_size, half=half)[0]
 
     return exact
 
@@ -174,28 +180,31 @@ def moments(g: Tensor, logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     return _covariance_blocks(g, logits, table, (CPU_SIZES if table.device.type == "cpu" else ACCELERATOR_SIZES)[1])
 
 
-def _covariance_dense(g: Tensor, logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+def _covariance_dense(g: Tensor, logits: Tensor, table: Tensor, *, half: bool = False) -> tuple[Tensor, Tensor]:
     """All codes at once: (C, D), (C, H), (2^H, D) -> (C, H) and the mean (C,), through a (C, 2^H) matrix."""
     count = logits.shape[1]
     ones = bits_of(torch.arange(2**count, device=g.device), count).to(g.dtype)  # (2^H, H)
-    weighted = _joint(logits) * _scores(g, table)  # (C, 2^H)
+    weighted = _joint(logits) * _scores(g, table, half=half)  # (C, 2^H)
     if_one, if_zero = (weighted @ torch.cat([ones, 1 - ones], dim=1)).chunk(2, dim=1)  # (C, H) each
     covariance = torch.sigmoid(-logits) * if_one - torch.sigmoid(logits) * if_zero
     return covariance, if_one[:, 0] + if_zero[:, 0]
 
 
-def _covariance_blocks(g: Tensor, logits: Tensor, table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+def _covariance_blocks(
+    g: Tensor, logits: Tensor, table: Tensor, block_size: int, *, half: bool = False
+) -> tuple[Tensor, Tensor]:
     """Blocks of high codes: (C, D), (C, H), (2^H, D) -> (C, H) and the mean (C,), through a (C, block) matrix."""
     low_bits = (logits.shape[1] + 1) // 2
     low = _centred(logits[:, :low_bits])  # (C, 1 + H_low, J)
     high = _centred(logits[:, low_bits:])  # (C, 1 + H_high, I)
     low_codes, high_codes = low.shape[2], high.shape[2]
     step = -(-block_size // low_codes)
+    weights = low.bfloat16() if half else low
     moments = g.new_empty(len(g), low.shape[1], high_codes)  # (C, 1 + H_low, I), the M above
     for i in range(0, high_codes, step):
-        scores = _scores(g, table[i * low_codes : (i + step) * low_codes])  # (C, R)
+        scores = _scores(g, table[i * low_codes : (i + step) * low_codes], half=half)  # (C, R)
         scores = rearrange(scores, "c (i j) -> c j i", j=low_codes)
-        moments[:, :, i : i + step] = torch.bmm(low, scores)
+        moments[:, :, i : i + step] = torch.bmm(weights, scores)
     # Only the first row and column of (1 + H_low) x (1 + H_high) are used; two thin products would be slower.
     both = torch.bmm(moments, high.transpose(1, 2))
     return torch.cat([both[:, 1:, 0], both[:, 0, 1:]], dim=1), both[:, 0, 0]
@@ -220,8 +229,10 @@ def _centred(logits: Tensor) -> Tensor:
     return torch.cat([joint, joint * deviation], dim=1)
 
 
-def _scores(g: Tensor, rows: Tensor) -> Tensor:
+def _scores(g: Tensor, rows: Tensor, *, half: bool = False) -> Tensor:
     """<g, W_d> for these rows of the table: (C, D), (R, D) -> (C, R). The one large matrix product of the mapper."""
+    if half:
+        return g.bfloat16() @ rows.bfloat16().T
     rows = rows.to(g.dtype)
     if g.device.type == "cpu" and g.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # oneDNN's product is as fast as MKL's on Intel processors and more than twice as fast on AMD's.

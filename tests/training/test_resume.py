@@ -259,6 +259,22 @@ def test_a_finished_run_is_returned_under_its_own_recipe_only(recipe: Make, tmp_
         train(recipe("train.steps=3", "data.tokenizer=bpe:300"), out=tmp_path, resume=True, progress=False)
 
 
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_run_from_before_a_part_had_a_setting_goes_on_with_its_default(
+    recipe: Make, tmp_path: Path, stop_at: Callable[..., None]
+) -> None:
+    settings = recipe()
+    stop_at(6)
+    with pytest.raises(InterruptedRun):
+        train(settings, out=tmp_path, progress=False)
+    written = (tmp_path / "recipe.yaml").read_text()
+    assert "    estimator: exact\n" in written
+    (tmp_path / "recipe.yaml").write_text(written.replace("    estimator: exact\n", ""))
+    with pytest.raises(UserError, match=r"model\.injection\.estimator: exact in the run, reinmax now"):
+        train(recipe("model.injection.estimator=reinmax"), out=tmp_path, resume=True, progress=False)
+    assert train(settings, out=tmp_path, resume=True, progress=False).steps == 12
+
+
 def test_a_resume_with_nothing_to_resume_says_so(
     recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,9 +166,9 @@ def saved_recipe(out: Path) -> Recipe:
     return parse(Recipe, read_yaml(out / RECIPE), source=f"recipe {out / RECIPE}")
 
 
-def check_same_recipe(out: Path, recipe: Recipe) -> None:
-    """Refuse to resume with other settings than the run was started with. Raises UserError with the keys that differ."""
-    before, after = (flat_settings(each.model_dump(mode="json")) for each in (saved_recipe(out), recipe))
+def check_same_recipe(out: Path, begun: Recipe, recipe: Recipe) -> None:
+    """Refuse to resume with other settings than the run in `out` was begun with. Raises UserError with the keys that differ."""
+    before, after = (flat_settings(each.model_dump(mode="json")) for each in (begun, recipe))
     free = _FREE_TO_CHANGE | ({"data.tokenizer"} if _is_own_tokenizer(out, recipe.data.tokenizer) else set())
     differing = [key for key in sorted({*before, *after} - free) if before.get(key) != after.get(key)]
     if differing:
