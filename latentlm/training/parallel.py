@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
-_SOON = 20.0
-"""Seconds in which the processes of a run find each other."""
+_SOON, _LONG = 20.0, timedelta(minutes=10)
+"""Seconds in which the processes of a run find each other, and how long one waits for the others."""
 
 
 class ElsewhereError(UserError):
@@ -126,8 +126,8 @@ def joined() -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         with _said_if_it_takes_long(size):
-            store, rank, size = next(dist.rendezvous("env://"))
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
+            store, rank, size = next(dist.rendezvous("env://", timeout=_LONG))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONG)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the {size} processes did not find each other: {error}. Start them with torchrun.") from None
     try:

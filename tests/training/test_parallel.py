@@ -180,7 +180,7 @@ def test_who_waits_for_processes_that_never_come_says_so(
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(parallel, "_SOON", 0.1)
-    monkeypatch.setattr(parallel, "timedelta", lambda minutes: timedelta(seconds=1))
+    monkeypatch.setattr(parallel, "_LONG", timedelta(seconds=1))
     with pytest.raises(UserError, match="did not find each other"), parallel.joined():
         pass
     assert "waiting for 1 other processes: WORLD_SIZE is 2" in capfd.readouterr().err
