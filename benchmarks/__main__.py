@@ -39,6 +39,7 @@ def main() -> None:
     suites = {
         "mapper": lambda: mapper.run(quick=options.quick),
         "steps": lambda: call("benchmarks.steps", *quick),
+        "ceiling": lambda: call("benchmarks.ceiling", *quick),
         "generation": lambda: call("benchmarks.generation", *quick),
         "scoring": lambda: call("benchmarks.scoring", *quick),
     }

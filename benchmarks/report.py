@@ -1,7 +1,7 @@
 """The results as tables, for the terminal and for docs/benchmarks.md, and what they say about the goals.
 
-`results` is what ``python -m benchmarks --json FILE`` writes: {machine, command, mapper, steps, generation, scoring, large},
-the last five lists of rows.
+`results` is what ``python -m benchmarks --json FILE`` writes: {machine, command, mapper, steps, ceiling, generation, scoring,
+large}, the last six lists of rows.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def tables(results: Results) -> list[Table]:
     makers: dict[str, Callable[[list[Row]], Table]] = {
         "mapper": _mapper,
         "steps": _steps,
+        "ceiling": _ceiling,
         "generation": _generation,
         "scoring": _scoring,
         "large": _large,
@@ -105,6 +106,26 @@ def _steps(rows: list[Row]) -> Table:
         "L more; at the largest H also the mapper's one matrix product, timed alone as the mapper takes it (torch.matmul's is\n"
         "given too). Memory: growth of the peak over two steps, in a process of its own (activations, gradients, optimiser).",
         ["contender", "CPU s", "tokens/s", "ratio to vanilla", "theory", "MiB"],
+        cells,
+    )
+
+
+def _ceiling(rows: list[Row]) -> Table:
+    peak = rows[0]["peak"]
+    cells = []
+    for row in rows:
+        speed = row["gigaflop"] / row["seconds"]
+        cells.append([row["contender"], "all of it", "", "100%", f"{speed:.1f}", f"{speed / peak:.0%}"])
+        for part in row["operators"]:
+            known = part["gigaflops"]
+            said = ["", ""] if known is None else [f"{known:.1f}", f"{known / peak:.0%}"]
+            cells.append(["", part["operator"], f"{part['calls']:.0f}", f"{part['share']:.1%}", *said])
+    return Table(
+        "The processor's limit",
+        f"The steps of the table above, {rows[0]['case']}, float32, median of {rows[0]['runs']} interleaved rounds, beside\n"
+        "one large matrix product, whose faster path is the peak. Operations of a step are counted as `latentlm zoo show`\n"
+        "does; an operator's calls, and its share of a step's time, are those of PyTorch's profiler.",
+        ["contender", "operator", "calls", "time", "GFLOP/s", "of the peak"],
         cells,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import generation, large, report, scoring, steps, timing
+from benchmarks import ceiling, generation, large, report, scoring, steps, timing
 from benchmarks.contenders import QUICK
 from benchmarks.losses.trees import ROOT, RevisionError, Tree
 from benchmarks.outputs import writable
@@ -35,6 +35,11 @@ def invented() -> report.Results:
     missing = {**size, "path": "x-transformers", "seconds": None}
     step = summary({"vanilla": [1.0], "free H=16": [1.3]}, reference="vanilla", suite="steps", case="c")
     step[1] |= {"theory": 1.125, "extra_mib": 10.0, "tokens_per_second": 100.0}
+    limit = summary({"vanilla": [2.0], "a large product": [1.0]}, reference="vanilla", suite="ceiling", case="c")
+    product = {"operator": "aten::mm", "calls": 3.0, "share": 0.75, "gigaflops": 60.0}
+    for row in limit:
+        row |= {"gigaflop": 80.0, "peak": 80.0, "operators": []}
+    limit[0]["operators"] = [product, {"operator": "aten::mul", "calls": 2.0, "share": 0.25, "gigaflops": None}]
     times = {"vanilla": [1.0], "free H=16": [1.02], "transformers Llama": [1.1], "vanilla, compiled": [0.7]}
     times["free H=16, compiled"] = [0.77]
     made = summary(times, reference="vanilla", suite="generation", case="width 256, batch 1")
@@ -45,8 +50,8 @@ def invented() -> report.Results:
     asked[2]["theory"] = 8.5
     unable = {"suite": "large", "case": "free-8b", "contender": "free-8b", "note": "skipped: too little"}
     facts = {"date": "2026-01-01", "processor": "a processor", "torch": "2", "python": "3"}
-    rows = {"mapper": [ours, dense, missing], "steps": step, "generation": made, "scoring": asked, "large": [unable]}
-    return {"machine": facts, "command": "make bench", **rows}
+    rows = {"mapper": [ours, dense, missing], "steps": step, "ceiling": limit, "generation": made, "scoring": asked}
+    return {"machine": facts, "command": "make bench", **rows, "large": [unable]}
 
 
 def by_name(rows: list[Row]) -> dict[str, Row]:
@@ -63,6 +68,19 @@ def test_steps_compare_every_contender_with_the_vanilla_step(no_processes: None)
     assert all(row["seconds"] > 0 for row in rows.values())
 
 
+@pytest.mark.conformance
+def test_a_step_is_set_against_the_fastest_large_product() -> None:
+    rows = by_name(ceiling.run(quick=True))
+    products = {name: row for name, row in rows.items() if name.startswith("a large product")}
+    assert max(row["gigaflop"] / row["seconds"] for row in products.values()) == rows["vanilla"]["peak"]
+    for name in ceiling.names(QUICK):
+        assert sum(part["share"] for part in rows[name]["operators"]) == pytest.approx(1)
+    counted = {part["operator"]: part["gigaflops"] for part in rows["transformers Llama"]["operators"]}
+    assert counted["aten::mm"] > 0
+    assert counted["aten::mul"] is None
+    assert rows["vanilla"]["gigaflop"] == rows["transformers Llama"]["gigaflop"] < rows["free H=4"]["gigaflop"]
+
+
 def test_memory_of_a_step_is_the_growth_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([100.0, 130.0])
     monkeypatch.setattr(steps, "peak_mib", lambda: next(peaks))
@@ -72,7 +90,7 @@ def test_memory_of_a_step_is_the_growth_of_the_peak(monkeypatch: pytest.MonkeyPa
 @pytest.mark.conformance
 def test_generation_compares_batches_and_temperatures() -> None:
     rows = generation.run(quick=True)
-    assert {(row["batch"], row["temperature"]) for row in rows} == {(1, 0.0), (1, 1.0), (8, 0.0), (8, 1.0)}
+    assert {(row["batch"], row["temperature"]) for row in rows} == {*product((1, 8, 64), (0.0, 1.0))}
     assert {row["contender"] for row in rows} == {"vanilla", "transformers Llama", "free H=6"}
     assert all(row["tokens_per_second"] > 0 for row in rows)
 
@@ -136,6 +154,7 @@ def test_page_holds_command_goals_and_tables(invented: report.Results) -> None:
     assert "| 1.30 (1.30-1.30) of the vanilla step, theory 1.12 | **no** |" in page
     assert "| free H=16 | 1.300 | 100 | 1.30 (1.30-1.30) | 1.12 | 10 |" in page
     assert "| H=16, D=8 | x-transformers | not installed |" in page
+    assert "| vanilla | all of it |  | 100% | 40.0 | 50% |\n|  | aten::mm | 3 | 75.0% | 60.0 | 75% |" in page
     assert "| one token | free K=16 | 9.000 | 9.00 (9.00-9.00) | 8.50 |" in page
     assert "| free-8b | skipped: too little |" in page
     for block in page.split("\n\n"):

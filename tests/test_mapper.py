@@ -145,14 +145,6 @@ def test_extreme_logits_keep_their_small_gradient(method: mapper.Method) -> None
     assert (grad[1, :2] == 0).all()
 
 
-def test_onednn_product_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, sampled, table, upstream = make_case(12, width=32, shape=(32,), dtype=torch.float32)
-    (fast,) = torch.autograd.grad(lookup(logits, sampled, table), logits, upstream)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    (plain,) = torch.autograd.grad(lookup(logits, sampled, table), logits, upstream)
-    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
-
-
 def test_only_the_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, sampled, table, upstream = make_case(5)
 
@@ -187,6 +179,19 @@ def test_scores_in_bfloat16_give_the_same_rows_and_nearly_the_gradient(bits: int
     error = (near[0] - exact[0]).norm() / exact[0].norm()
     assert 1e-5 < float(error) < 0.01  # operands have 8 bits of precision
     assert torch.equal(near[1], exact[1])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.conformance)])
+@pytest.mark.parametrize("half", [False, True])
+def test_compiled_blocks_give_the_gradient(half: bool, backend: str) -> None:
+    logits, sampled, table, upstream = make_case(11, shape=(40,), dtype=torch.float32)
+    torch._dynamo.utils.counters.clear()
+    grads = []
+    for name in (None, backend):
+        rows = lookup(logits, sampled, table, block_size=512, token_chunk=25, half=half, backend=name)
+        grads.append(torch.autograd.grad(rows, logits, upstream)[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # chunks of 25 tokens and of 15
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-5 * float(grads[0].abs().max()))
 
 
 @pytest.mark.parametrize("bits", [1, 3, 9, 10, 13])

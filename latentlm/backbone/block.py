@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from latentlm.backbone.attention import Mask, attend
 from latentlm.backbone.cache import KVCache
+from latentlm.backbone.linear import Linear
 from latentlm.backbone.rotary import Rotation
 from latentlm.config import BackboneConfig
 from latentlm.interface import BlockCondition, Prefix, ValueMap, listed
@@ -38,10 +39,10 @@ class Attention(nn.Module):
         assert config.head_dim is not None
         self.backend = config.attention
         self.head_dim = config.head_dim
-        self.query = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
-        self.key = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.query = Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.key = Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.value = Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.output = Linear(config.heads * config.head_dim, config.width, bias=False)
 
     def forward(
         self,
@@ -90,9 +91,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         assert config.feed_forward is not None
-        self.gate = nn.Linear(config.width, config.feed_forward, bias=False)
-        self.up = nn.Linear(config.width, config.feed_forward, bias=False)
-        self.down = nn.Linear(config.feed_forward, config.width, bias=False)
+        self.gate = Linear(config.width, config.feed_forward, bias=False)
+        self.up = Linear(config.width, config.feed_forward, bias=False)
+        self.down = Linear(config.feed_forward, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -102,6 +103,8 @@ class FeedForward(nn.Module):
 
 class Block(nn.Module):
     """Attention and feed-forward around a residual stream."""
+
+    compiles = True
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()

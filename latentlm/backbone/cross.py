@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentlm.backbone.linear import Linear
 from latentlm.backbone.rotary import Rotation
 from latentlm.config import BackboneConfig
 from latentlm.interface import Cross
@@ -31,10 +32,10 @@ class CrossAttention(nn.Module):
         self.head_dim = config.head_dim
         self.rotary = rotary
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.query = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
-        self.key = nn.Linear(memory_width or config.width, config.kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(memory_width or config.width, config.kv_heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.query = Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.key = Linear(memory_width or config.width, config.kv_heads * config.head_dim, bias=False)
+        self.value = Linear(memory_width or config.width, config.kv_heads * config.head_dim, bias=False)
+        self.output = Linear(config.heads * config.head_dim, config.width, bias=False)
 
     def memory(self, slots: Tensor, documents: Tensor, *, rotation: Rotation | None = None) -> Cross:
         """The condition of a block from slots (R, M, C) and the document (R, M) that reads each (-1 = none). `rotation` holds

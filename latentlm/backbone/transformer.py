@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentlm.backbone.attention import Mask
 from latentlm.backbone.block import Block
 from latentlm.backbone.cache import KVCache
+from latentlm.backbone.linear import Linear, linear
 from latentlm.backbone.rotary import Rotation
 from latentlm.config import BackboneConfig
 from latentlm.interface import SLOTS, BlockCondition, listed
@@ -37,7 +37,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.readout = None if config.tie_embeddings else nn.Linear(config.width, config.vocabulary, bias=False)
+        self.readout = None if config.tie_embeddings else Linear(config.width, config.vocabulary, bias=False)
 
     def run(
         self,
@@ -68,5 +68,5 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) float32 (float64 for a float64 model)."""
         weight = self.embedding.weight if self.readout is None else self.readout.weight
-        out = F.linear(hidden, weight)
+        out = linear(hidden, weight)
         return out if out.dtype.itemsize == 8 else out.float()

@@ -86,7 +86,8 @@ class Part(nn.Module, ABC):
     """A pluggable module: `Config` (pydantic, unknown keys refused) holds its settings, `shape` what the decoder tells it.
 
     A part that makes parameters itself (not through nn.Linear, nn.Embedding or the backbone's modules) sets every one of
-    them in `init_weights`.
+    them in `init_weights`. Where `train.compile` is set, each of its modules with ``compiles = True`` has its
+    ``compile(backend=...)`` called (torch.nn.Module's, if it has none of its own), as every block of the backbone has.
 
     Example::
 

@@ -1,4 +1,5 @@
-"""torch.compile for training: each block once, as a graph that equal blocks share, and the head with its cross-entropy.
+"""torch.compile for training: each block once, as a graph that equal blocks share, and the head with its cross-entropy; and
+whatever module of a part says `compiles = True`.
 
 Scores and samples, whose shapes vary, run uncompiled (`uncompiled`). """
 
@@ -8,16 +9,16 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from latentlm.backbone.block import Block
 from latentlm.composed import ComposedDecoder
 from latentlm.config import TrainConfig
 from latentlm.interface import LatentDecoder
 
 
 def compile_blocks(model: LatentDecoder, *, backend: str = "inductor") -> None:
-    """Compile the blocks of the backbone and of the encoders, in place: names of parameters stay. Rounding changes."""
+    """Compile, in place, the blocks of backbone and encoders, and modules that ask for it: names of parameters stay. Rounding
+    changes."""
     for module in model.modules():
-        if isinstance(module, Block):
+        if getattr(module, "compiles", False):
             module.compile(backend=backend)
     if isinstance(model, ComposedDecoder):
         model._cross_entropy = torch.compile(model._cross_entropy, backend=backend)  # type: ignore[method-assign]

@@ -68,6 +68,8 @@ class Estimator:
     """Of the relaxed bits; `concrete` only."""
     half: bool = False
     """Scores of the table in bfloat16; `exact` only."""
+    backend: str | None = None
+    """Of torch.compile, for `exact`; None: not compiled."""
 
     @property
     def draws(self) -> int:
@@ -107,7 +109,7 @@ class Estimator:
     def lookup(self, logits: Tensor | None, bits: Tensor, table: Tensor, uniform: Tensor | None) -> Tensor:
         """`mapper.lookup` with this gradient: (..., H), (..., H), (2^H, D), (..., m, H) of `uniform` -> (..., D)."""
         if self.name == "exact" or logits is None:
-            return mapper.lookup(logits, bits, table, half=self.half)
+            return mapper.lookup(logits, bits, table, half=self.half, backend=self.backend)
         if self.name == "reinmax" and not self.draws:
             return mapper.lookup(logits, bits, table, estimate=_reinmax)
         draws = None if uniform is None else self._kept(logits.detach(), uniform)

@@ -30,6 +30,7 @@ Run: ``pytest tests/test_mapper.py``; speed and memory: ``python benchmarks/mapp
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from latentlm.backbone.linear import linear
 
 Method = Literal["auto", "dense", "blocks"]
 Estimate = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -73,6 +76,7 @@ def lookup(
     estimate: Estimate | None = None,
     draws: Tensor | None = None,
     half: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """The rows of the sampled codes, with the gradient of the whole product distribution.
 
@@ -87,6 +91,7 @@ def lookup(
         estimate: another gradient of the logits (see `latentlm_free.estimators`); `method` and `block_size` then say nothing.
         draws: (..., any), what that estimate has drawn for each token beyond the bits.
         half: the scores <g, W_d>, from operands in bfloat16, are rounded to it; sums stay in float32. Without an estimate only.
+        backend: of torch.compile, which the "blocks" go through; rounding changes. None: they are not compiled.
 
     Returns:
         (..., D) in the table's dtype, equal to ``table[codes(bits)]`` in every bit.
@@ -104,7 +109,7 @@ def lookup(
     if method == "auto":
         method = "dense" if bits.shape[-1] <= DENSE_UP_TO else "blocks"
     sizes = CPU_SIZES if table.device.type == "cpu" else ACCELERATOR_SIZES
-    exact = _exact(method == "dense", block_size or sizes[1], half=half)
+    exact = _exact(method == "dense", block_size or sizes[1], half=half, backend=backend)
     rows = _Lookup.apply(logits, index, table, draws, estimate or exact, token_chunk or sizes[0], half)
     assert isinstance(rows, Tensor)
     return rows
@@ -160,13 +165,14 @@ def _grad_logits(
     return result
 
 
-def _exact(dense: bool, block_size: int, *, half: bool = False) -> Estimate:
+def _exact(dense: bool, block_size: int, *, half: bool = False, backend: str | None = None) -> Estimate:
     """Cov_{d~G}(u_h(d), <g, W_d>)."""
 
     def exact(g: Tensor, logits: Tensor, index: Tensor, table: Tensor, draws: Tensor | None) -> Tensor:
         if dense:
             return _covariance_dense(g, logits, table, half=half)[0]
-        return _covariance_blocks(g, logits, table, block_size, half=half)[0]
+        blocks = _covariance_blocks if backend is None else _compiled_blocks(backend)
+        return blocks(g, logits, table, block_size, half=half)[0]
 
     return exact
 
@@ -210,6 +216,12 @@ def _covariance_blocks(
     return torch.cat([both[:, 1:, 0], both[:, 0, 1:]], dim=1), both[:, 0, 0]
 
 
+@cache
+def _compiled_blocks(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`_covariance_blocks` as one graph for each size of chunk, which all tables share."""
+    return torch.compile(_covariance_blocks, backend=backend, dynamic=False)
+
+
 def _joint(logits: Tensor) -> Tensor:
     """The product distribution over the codes of these bits: (C, h) -> (C, 2^h). No bits: one code, of probability 1."""
     one, zero = torch.sigmoid(logits), torch.sigmoid(-logits)
@@ -233,14 +245,7 @@ def _scores(g: Tensor, rows: Tensor, *, half: bool = False) -> Tensor:
     """<g, W_d> for these rows of the table: (C, D), (R, D) -> (C, R). The one large matrix product of the mapper."""
     if half:
         return g.bfloat16() @ rows.bfloat16().T
-    rows = rows.to(g.dtype)
-    if g.device.type == "cpu" and g.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # oneDNN's product is as fast as MKL's on Intel processors and more than twice as fast on AMD's.
-        linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-        if linear is not None:
-            scores: Tensor = linear(g, rows, None, "none", [], "")
-            return scores
-    return g @ rows.T
+    return linear(g, rows.to(g.dtype))
 
 
 def _grad_table(g: Tensor, index: Tensor, table: Tensor) -> Tensor:

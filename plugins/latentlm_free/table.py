@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,9 +45,15 @@ EXACT = Estimator()
 class Table(nn.Module, ABC):
     """One post-sampler. Parameters are left unset until `init_weights`, so that it can be built on the meta device."""
 
+    compiles = True
+
     def __init__(self, bits: int, width: int, estimator: Estimator = EXACT) -> None:
         super().__init__()
         self.bits, self.width, self.estimator = bits, width, estimator
+
+    def compile(self, *, backend: str = "inductor") -> None:  # type: ignore[override]  # one of torch's many settings
+        """Compile what takes a table's time, the exact gradient of the bit logits."""
+        self.estimator = replace(self.estimator, backend=backend)
 
     @abstractmethod
     def forward(self, bits: Tensor, logits: Tensor | None, noise: Noise | None = None) -> Tensor:

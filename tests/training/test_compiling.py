@@ -30,6 +30,23 @@ def test_compiled_blocks_give_the_same_loss_and_stand_aside_where_asked() -> Non
     assert list(model.state_dict()) == names
 
 
+class OfAPart(torch.nn.Linear):
+    """A module that wants to be compiled, and counts how often it was asked."""
+
+    compiles = True
+
+    def compile(self, *, backend: str) -> None:  # type: ignore[override]
+        self.asked = [*getattr(self, "asked", []), backend]
+
+
+def test_a_part_says_what_else_is_compiled() -> None:
+    model = build(small_config("free", bits=10), seed=0)
+    model.injection.mine = OfAPart(2, 2)
+    compile_blocks(model, backend="eager")
+    assert model.injection.mine.asked == ["eager"]
+    assert model.injection.get_submodule("table").estimator.backend == "eager"
+
+
 def test_what_cannot_be_compiled_is_one_message() -> None:
     from torch._inductor.exc import InvalidCxxCompiler
 

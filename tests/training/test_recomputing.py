@@ -64,7 +64,9 @@ def test_a_head_in_chunks_makes_the_same_step(recipe: str) -> None:
     torch.testing.assert_close(again, losses)
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda said, name=name: f"{name}: {said}")
+        # Relative to the largest: products of few rows and of many round otherwise.
+        near = 1e-5 * float(gradient.abs().max())
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=near, msg=lambda said, name=name: f"{name}: {said}")
     if recipe != "ltm-tiny":  # its descent keeps, and lets go of, the most
         assert fewer < kept
 

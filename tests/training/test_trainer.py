@@ -39,6 +39,7 @@ def test_accumulated_steps_equal_one_big_batch(trainer: Callable[..., Trainer], 
     split = trainer("train.batch=2", "train.accumulate=3", *unpacked, decoder=decoder)
     counts = [int(split.stream.batch(index).target_mask.sum()) for index in range(3)]
     assert len(set(counts)) > 1, "the weights matter only where micro-batches differ"
+    before = {name: weight.detach().clone() for name, weight in big.model.named_parameters()}
     facts = [each.advance() for each in (big, split)]
     assert facts[0].targets == facts[1].targets == sum(counts)
     assert facts[0].cross_entropy == pytest.approx(facts[1].cross_entropy, rel=1e-6)
@@ -48,7 +49,8 @@ def test_accumulated_steps_equal_one_big_batch(trainer: Callable[..., Trainer], 
     for name, gradient in gradients(split).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
     for (name, one), other in zip(big.model.named_parameters(), split.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, msg=name)
+        # In norm: where a gradient is near zero, Adam's first step is as large as elsewhere, and rounding alone decides it.
+        assert (one - other).norm() < 1e-3 * (one - before[name]).norm(), name
 
 
 def test_the_noise_differs_between_rows_and_steps(trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
