@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from latentlm import zoo
 from latentlm.cli import main
-from latentlm.composed import build, static
+from latentlm.composed import build, graphs, static
 from latentlm.config import BackboneConfig, ModelConfig
 from latentlm.errors import UserError
 from latentlm.generation import generate
@@ -42,7 +41,7 @@ USUAL = {"free", "chunk"}
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No C++ compiler, which takes half a minute."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(graphs, "BACKEND", "aot_eager")
     yield
     torch._dynamo.reset()
 
@@ -51,7 +50,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What torch reads of a step is run as it is, which is quick."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(graphs, "BACKEND", "eager")
     yield
     torch._dynamo.reset()
 
@@ -93,6 +92,37 @@ def test_a_compiled_step_is_the_step(name: str) -> None:
             sites = eager.met[each].value.shape[1]
             torch.testing.assert_close(after.met[each].value[:, :sites], eager.met[each].value)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.usefixtures("traced")
+@torch.no_grad()
+def test_torch_looks_again_where_more_columns_are_seen_and_at_another_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    looked = static.Static._looked
+    monkeypatch.setattr(static.Static, "_looked", lambda self, *given: looks.append(self._column) or looked(self, *given))
+    same_when_compiled(decoder("free"), [[1, 2, 3, 4, 5]], max_tokens=40, samples=1)
+    assert looks == [6, 16, 32]
+    model = decoder("free")
+    noise = {"z": Noise.keyed(0, ["a"]).latent("z")}
+    known = {"noise": noise, "last_latent": "posterior", "prior_temperature": 1.0, "capacity": 40}
+    state = model.prefill(torch.tensor([[1, 2, 3]]), torch.tensor([3]), latents={}, **known)
+    steps, at = model.compiled_steps(state, capacity=40), []
+    for temperature in (1.0, 1.0, 1.0, 2.0, 2.0):
+        looks.clear()
+        steps.step(torch.tensor([7]), noise=noise, prior_temperature={"z": temperature})
+        at.append(len(looks))
+    assert at == [0, 1, 0, 1, 0]  # the first is not compiled
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_call_that_cannot_be_told_is_not_repeated() -> None:
+    one, other = torch.zeros(1), torch.zeros(1)
+    call = graphs.Call(lambda *given: [given[0] + 1, None], (one,), [other, None])
+    assert graphs.repeated([], other) is graphs.repeated([call, call], other) is graphs.repeated([call], one) is None
+    again = graphs.repeated([call], other)
+    assert again is not None
+    one.fill_(4.0)
+    assert again() == 5.0
 
 
 def same_when_compiled(model: LatentDecoder, prompts: Any = ([1, 2, 3], [4, 5, 6, 7]), **asked: Any) -> list[Generation]:
@@ -142,11 +172,11 @@ def test_hooks_are_refused_for_a_graph_that_is_there_would_not_know_of_them(regi
 
 @pytest.mark.usefixtures("read")
 def test_a_sweep_of_temperatures_keeps_the_last_graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static, "_MOST_GRAPHS", 2)
+    monkeypatch.setattr(graphs, "MOST", 2)
     model = decoder("free")
     for temperature in (0.5, 0.75, 1.25):
         same_when_compiled(model, prior_temperature=temperature)
-    assert [words[0][1] for words in static._graphs[model]] == ["0.75", "1.25"]
+    assert [words[0][1] for words in graphs._graphs[model]] == ["0.75", "1.25"]
 
 
 @pytest.mark.usefixtures("read")

@@ -7,17 +7,16 @@ Keys and values have their room from the start, and a mask hides the columns tha
 from token to token: blocks, head, and every latent's draw, row and norm are one graph (torch.compile). The random numbers come
 from outside, for they are keyed: the first token is fed as ever, to see which ones it asks for.
 
+Torch looks before each call whether its graph still fits, which takes a tenth of a small model's step. What the graph is called
+with stays where it is, so it is called again with that, until more columns are seen: then torch looks again (graphs.py).
+
 Legend: B rows, C columns, M prefix slots, Hkv key/value heads, dh head width, E event dimensions, V vocabulary.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from latentlm.backbone import KVCache, Rotation
 from latentlm.composed.decoder import ComposedDecoder
 from latentlm.composed.decoding import step
+from latentlm.composed.graphs import Words, compiled, noted, repeated
 from latentlm.composed.state import ComposedState, Kept
-from latentlm.config.checking import real
 from latentlm.errors import UserError
 from latentlm.interface import PADDING, Cross, Met, Noise, Prefix, State
 from latentlm.interface.granularity import Token
@@ -46,6 +45,15 @@ class Draw(NamedTuple):
     latent: str
     sites: int
     events: int
+
+
+class Inputs(NamedTuple):
+    """What is new in each step, in memory that stays."""
+
+    tokens: Tensor
+    column: Tensor
+    drawn: list[Tensor]
+    """Of each draw, (B, sites, E)."""
 
 
 class Carried(NamedTuple):
@@ -77,7 +85,8 @@ class Carried(NamedTuple):
 
 
 class Static:
-    """Rows under way. The first step is not compiled: it shows what a step asks for, and what it leaves."""
+    """Rows under way. The first step is not compiled: it shows what a step asks for, and what it leaves. Nobody may change the
+    decoder between two steps."""
 
     def __init__(self, decoder: ComposedDecoder, state: ComposedState, *, capacity: int) -> None:
         decoder.check_compiled()
@@ -93,6 +102,9 @@ class Static:
         """Of each draw, numbers that were made, those of the next token last, and of what noise."""
         self._graph: tuple[dict[str, float], Callable[..., Tensor]] | None = None
         """That of the last step, and its temperatures."""
+        self._inputs: Inputs | None = None
+        self._again: Callable[[], Tensor] | None = None
+        """The last step's graph, on what lies in its inputs now: the logits."""
 
     def step(self, tokens: Tensor, *, noise: Mapping[str, Noise], prior_temperature: Mapping[str, float]) -> State:
         """Feed tokens (B,), one per row, with latents from the prior. What it returns holds until the next step. Raises
@@ -101,17 +113,40 @@ class Static:
             return self._first(tokens, noise, prior_temperature)
         if self._seen is None or self._column == self._seen.documents.shape[1]:
             self._seen = self._carried.until(self._column + _ROUND - self._column % _ROUND)
-        drawn: dict[str, list[Tensor]] = {name: [] for name in noise}
-        for number, draw in enumerate(self._draws):
-            drawn[draw.latent].append(self._uniform(number, draw, noise[draw.latent], tokens.device))
-        column = torch.full((), self._column, device=tokens.device)
+            self._again = None
         if self._graph is None or self._graph[0] != prior_temperature:
-            self._graph = dict(prior_temperature), _compiled(self._decoder, prior_temperature)
-        logits = self._graph[1](self._decoder, self._seen, tokens, column, drawn)
+            self._graph = dict(prior_temperature), compiled(_ready_step, self._decoder, prior_temperature)
+            self._again = None
+        inputs = self._filled(tokens, noise)
+        logits = self._looked(inputs, noise) if self._again is None else self._again()
         self._column += 1
         self._fed += 1
         met = {name: Met(store, self._carried.counts[name]) for name, store in self._carried.stores.items()}
         return State(logits, self._carried.lengths, met)
+
+    def _filled(self, tokens: Tensor, noise: Mapping[str, Noise]) -> Inputs:
+        """The step's own inputs."""
+        drawn = [self._uniform(number, draw, noise[draw.latent], tokens.device) for number, draw in enumerate(self._draws)]
+        if self._inputs is None:
+            column = torch.full((), self._column, device=tokens.device)
+            self._inputs = Inputs(tokens.clone(), column, [numbers.clone() for numbers in drawn])
+        else:
+            self._inputs.tokens.copy_(tokens)
+            self._inputs.column.fill_(self._column)
+            for old, new in zip(self._inputs.drawn, drawn, strict=True):
+                old.copy_(new)
+        return self._inputs
+
+    def _looked(self, inputs: Inputs, noise: Mapping[str, Noise]) -> Tensor:
+        """The logits of a step for which torch looks whether it has the graph, and makes it where it has not."""
+        assert self._graph is not None
+        drawn: dict[str, list[Tensor]] = {name: [] for name in noise}
+        for draw, numbers in zip(self._draws, inputs.drawn, strict=True):
+            drawn[draw.latent].append(numbers)
+        with noted() as calls:
+            logits = self._graph[1](self._decoder, self._seen, inputs.tokens, inputs.column, drawn)
+        self._again = repeated(calls, logits)
+        return logits
 
     def _uniform(self, number: int, draw: Draw, noise: Noise, device: torch.device) -> Tensor:
         """The numbers (B, sites, E) of the next token for one of the draws."""
@@ -186,30 +221,8 @@ def _alike(before: object, after: object) -> bool:
     )
 
 
-_Words = tuple[tuple[str, str], ...]
-"""Of each latent a temperature, as text: a number would be one of the graph's inputs as soon as there is a second."""
-_MOST_GRAPHS = 16
-"""Of a decoder."""
-_numbers = itertools.count()
-_graphs: WeakKeyDictionary[ComposedDecoder, dict[_Words, Callable[..., Tensor]]] = WeakKeyDictionary()
-
-
-def _compiled(decoder: ComposedDecoder, temperatures: Mapping[str, float]) -> Callable[..., Tensor]:
-    """The step of a decoder at these temperatures. Each has a function of its own, by another name: torch makes so many graphs
-    of one function, and then no more, and takes sizes that differ between two of one name for sizes that change."""
-    words = tuple((name, repr(real("prior_temperature", value, above=0))) for name, value in temperatures.items())
-    known = _graphs.setdefault(decoder, {})
-    if words not in known:
-        if len(known) == _MOST_GRAPHS:
-            known.pop(next(iter(known)))  # the oldest: a sweep of temperatures makes one after another
-        code = _ready_step.__code__.replace(co_name=f"step_{next(_numbers)}")
-        own = FunctionType(code, _ready_step.__globals__)
-        known[words] = torch.compile(own, fullgraph=True)
-    return functools.partial(known[words], words)
-
-
 def _ready_step(
-    words: _Words,
+    words: Words,
     decoder: ComposedDecoder,
     carried: Carried,
     tokens: Tensor,
