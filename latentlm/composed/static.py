@@ -35,7 +35,7 @@ from latentlm.interface.granularity import Token
 _ROUND = 16
 """A step looks at as many columns as there are, up to the next multiple of this: to look at columns that hold nothing takes
 time too."""
-_AHEAD = 16
+_AHEAD = 64
 """Sites whose random numbers are made together."""
 
 
