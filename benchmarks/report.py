@@ -110,6 +110,16 @@ def _steps(rows: list[Row]) -> Table:
     )
 
 
+_OPERATORS = {
+    "aten::mm": "products, MKL",
+    "mkldnn::_linear_pointwise": "products, oneDNN",
+    "aten::bmm": "products of batches",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": "attention, back",
+}
+"""Names that say more than PyTorch's."""
+
+
 def _ceiling(rows: list[Row]) -> Table:
     peak = rows[0]["peak"]
     cells = []
@@ -119,7 +129,8 @@ def _ceiling(rows: list[Row]) -> Table:
         for part in row["operators"]:
             known = part["gigaflops"]
             said = ["", ""] if known is None else [f"{known:.1f}", f"{known / peak:.0%}"]
-            cells.append(["", part["operator"], f"{part['calls']:.0f}", f"{part['share']:.1%}", *said])
+            name = _OPERATORS.get(part["operator"], part["operator"].removeprefix("aten::"))
+            cells.append(["", name, f"{part['calls']:.0f}", f"{part['share']:.1%}", *said])
     return Table(
         "The processor's limit",
         f"The steps of the table above, {rows[0]['case']}, float32, median of {rows[0]['runs']} interleaved rounds, beside\n"

@@ -64,7 +64,7 @@ def _vendor() -> str:
 
 
 ONE_DNN = _one_dnn_is_faster()
-
+"""Set to False, all products are PyTorch's."""
 
 # PyTorch's own operator for it has no derivative, and its compiler takes it with constant weights only.
 _library = torch.library.Library("latentlm", "DEF")
