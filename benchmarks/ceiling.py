@@ -1,4 +1,4 @@
-"""A training step against what the processor can do at most, and where the rest of its time goes.
+"""A training step against one large matrix product, and where the rest of its time goes.
 
     a large product      2048 x 2048 by 2048 x 2048 in float32, by torch.matmul and by oneDNN where PyTorch has it; the faster
                          of the two is the peak

@@ -107,22 +107,30 @@ def test_torch_looks_again_where_more_columns_are_seen_and_at_another_temperatur
     known = {"noise": noise, "last_latent": "posterior", "prior_temperature": 1.0, "capacity": 40}
     state = model.prefill(torch.tensor([[1, 2, 3]]), torch.tensor([3]), latents={}, **known)
     steps, at = model.compiled_steps(state, capacity=40), []
-    for temperature in (1.0, 1.0, 1.0, 2.0, 2.0):
+    mine = [torch.tensor([token]) for token in (7, 8, 9, 7, 8)]
+    for fed, temperature in zip(mine, (1.0, 1.0, 1.0, 2.0, 2.0), strict=True):
         looks.clear()
-        steps.step(torch.tensor([7]), noise=noise, prior_temperature={"z": temperature})
+        steps.step(fed, noise=noise, prior_temperature={"z": temperature})
         at.append(len(looks))
     assert at == [0, 1, 0, 1, 0]  # the first is not compiled
+    assert [int(fed) for fed in mine] == [7, 8, 9, 7, 8]  # the caller's stay what they are
+    for wrong in (torch.tensor([7, 7]), torch.tensor([7.5])):
+        with pytest.raises(ValueError, match=r"it was \(1,\), torch.int64 before"):
+            steps.step(wrong, noise=noise, prior_temperature={"z": 2.0})
 
 
 @pytest.mark.usefixtures("traced")
 def test_a_call_that_cannot_be_told_is_not_repeated() -> None:
     one, other = torch.zeros(1), torch.zeros(1)
-    call = graphs.Call(lambda *given: [given[0] + 1, None], (one,), [other, None])
+    call = graphs.Call(lambda *given: [None, given[0] + 1], (one,), [None, other])
     assert graphs.repeated([], other) is graphs.repeated([call, call], other) is graphs.repeated([call], one) is None
     again = graphs.repeated([call], other)
     assert again is not None
     one.fill_(4.0)
     assert again() == 5.0
+    with graphs.noted() as calls:
+        assert graphs._calls.get() is calls
+    assert graphs._calls.get() is None
 
 
 def same_when_compiled(model: LatentDecoder, prompts: Any = ([1, 2, 3], [4, 5, 6, 7]), **asked: Any) -> list[Generation]:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from latentlm.backbone import linear as products
 from latentlm.backbone.linear import Linear, linear
 
-ROWS, INPUTS, OUTPUTS = (4, 128), 64, 65  # just above SMALLEST
+INPUTS, OUTPUTS = 64, 65
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
 
@@ -28,83 +28,130 @@ def one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of the weights of the products that were asked of oneDNN on the way forward."""
-    seen: list[torch.Size] = []
-    whole = products._large_and_plain
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """Rows, inputs and outputs of the products that oneDNN has made."""
+    seen: list[tuple[int, int, int]] = []
+    product = products._one_dnn
 
-    def watched(x: Tensor, weight: Tensor) -> bool:
-        taken = whole(x, weight)
-        if taken:
-            seen.append(weight.shape)
-        return taken
+    def watched(x: Tensor, weight: Tensor) -> Tensor:
+        seen.append((*x.shape, len(weight)))
+        return product(x, weight)
 
-    monkeypatch.setattr(products, "_large_and_plain", watched)
+    monkeypatch.setattr(products, "_one_dnn", watched)
     return seen
 
 
-def matrices(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def matrices(*rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*ROWS, INPUTS, generator=generator).to(dtype).requires_grad_()
+    x = torch.randn(*(rows or (4, 128)), INPUTS, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(OUTPUTS, INPUTS, generator=generator).to(dtype).requires_grad_()
     return x, weight
 
 
-def test_value_gradient_and_second_gradient_are_those_of_pytorch(calls: list[torch.Size]) -> None:
-    x, weight = matrices()
+def near(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6 * float(theirs.detach().abs().max()))
+
+
+@pytest.mark.parametrize("rows", [512, 513, 1024, 1300, 1999])
+def test_value_gradient_and_second_gradient_are_those_of_pytorch(rows: int, asked: list[tuple[int, int, int]]) -> None:
+    x, weight = matrices(rows)
     found = []
     for product in (linear, F.linear):
         y = product(x, weight)
         first = torch.autograd.grad(y.square().sum(), [x, weight], create_graph=True)
         second = torch.autograd.grad(sum(each.square().sum() for each in first), [x, weight])
         found.append([y, *first, *second])
-    assert len(calls) > 3  # forward, and back
+    assert len(asked) >= 5
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.detach().abs().max()))
+        near(ours, theirs)
 
 
-def test_a_gradient_without_strides_is_taken() -> None:
-    x, weight = matrices()
-    ours, theirs = (torch.autograd.grad(product(x, weight).sum(), [x, weight]) for product in (linear, F.linear))
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-4)
+def test_onednn_meets_few_numbers_of_rows(asked: list[tuple[int, int, int]]) -> None:
+    """For each it keeps memory of the result's size."""
+    x, weight = matrices(2100)
+    for rows in range(505, 2100, 7):
+        torch.autograd.grad(linear(x[:rows], weight).sum(), [x, weight])
+    assert {rows for rows, _, outputs in asked if outputs != INPUTS} <= {16, 32, 64, 128, 256, 512, 1024, 2048}
+    assert {inputs for _, inputs, outputs in asked if outputs == INPUTS} <= {OUTPUTS, 256, 512, 1024, 2048}
 
 
-def test_only_the_wanted_gradient_is_computed(calls: list[torch.Size]) -> None:
-    x, weight = matrices()
+@pytest.mark.parametrize("layout", ["transposed", "overlapping", "one row, many times", "every second column"])
+def test_other_layouts_are_taken(layout: str) -> None:
+    x, weight = matrices(600)
+    x = {
+        "transposed": torch.randn(INPUTS, 600).t(),
+        "overlapping": torch.randn(600 + INPUTS - 1).unfold(0, INPUTS, 1),
+        "one row, many times": torch.randn(1, INPUTS).expand(600, -1),
+        "every second column": torch.randn(600, 2 * INPUTS)[:, ::2],
+    }[layout]
+    ours, theirs = (torch.autograd.grad(product(x, weight).sum(), weight)[0] for product in (linear, F.linear))
+    near(ours, theirs)
+    near(linear(x, weight), F.linear(x, weight))
+
+
+def test_only_the_wanted_gradient_is_computed(asked: list[tuple[int, int, int]]) -> None:
+    x, weight = matrices(512)
     torch.autograd.grad(linear(x.detach(), weight).sum(), weight)
-    assert len(calls) == 2
+    torch.autograd.grad(linear(x, weight.detach()).sum(), x)
+    rows = (512, INPUTS, OUTPUTS)
+    assert asked == [rows, (OUTPUTS, 512, INPUTS), rows, (512, OUTPUTS, INPUTS)]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.conformance)])
 def test_compiled_it_is_the_same_product_in_one_graph(backend: str) -> None:
-    x, weight = matrices()
-    compiled = torch.compile(linear, backend=backend, fullgraph=True)
-    torch.testing.assert_close(compiled(x, weight), linear(x, weight), rtol=0, atol=0)
-    ours, theirs = (torch.autograd.grad(product(x, weight).sum(), [x, weight]) for product in (compiled, linear))
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-4)
+    compiled = torch.compile(linear, backend=backend, fullgraph=True, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for rows in (512, 700, 30):
+        x, weight = matrices(rows)
+        torch.testing.assert_close(compiled(x, weight), linear(x, weight), rtol=1e-6, atol=1e-5)
+        ours, theirs = (torch.autograd.grad(product(x, weight).sum(), [x, weight]) for product in (compiled, linear))
+        for mine, other in zip(ours, theirs, strict=True):
+            near(mine, other)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_small_half_cast_and_meta_products_are_left_to_pytorch(calls: list[torch.Size]) -> None:
+class Odd(Tensor):
+    """A class of its own."""
+
+
+def test_small_half_cast_odd_and_meta_products_are_left_to_pytorch(asked: list[tuple[int, int, int]]) -> None:
     x, weight = matrices()
     with torch.no_grad():
         linear(x[:1], weight)
-        linear(*matrices(torch.float64))
-        linear(*matrices(torch.bfloat16))
+        linear(*matrices(dtype=torch.float64))
+        linear(*matrices(dtype=torch.bfloat16))
         linear(x.to("meta"), weight.to("meta"))
+        linear(x.as_subclass(Odd), weight)
+        linear(x, weight.as_subclass(Odd))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert linear(x, weight).dtype == torch.bfloat16
-    assert not calls
+        assert linear(x, weight[0]).shape == (4, 128)  # as PyTorch has it
+    for wrong in (weight[None], weight[:, 1:]):
+        with pytest.raises(RuntimeError, match=r"dimensions|shapes"):
+            linear(x, wrong)
+    assert not asked
 
 
-def test_a_layer_is_pytorchs_but_for_its_product(calls: list[torch.Size]) -> None:
+def test_functional_transforms_and_forward_mode_are_pytorchs(asked: list[tuple[int, int, int]]) -> None:
+    x, weight = (each.detach() for each in matrices())
+    along = torch.ones_like(x)
+    for product in (linear, F.linear):
+        _, slope = torch.func.jvp(lambda a, product=product: product(a, weight), (x,), (along,))
+        near(slope, along @ weight.t())
+        near(torch.func.grad(lambda w, product=product: product(x, w).sum())(weight), x.sum((0, 1)).expand_as(weight))
+    with torch.autograd.forward_ad.dual_level():
+        dual = linear(torch.autograd.forward_ad.make_dual(x, along), weight)
+        near(torch.autograd.forward_ad.unpack_dual(dual).tangent, along @ weight.t())
+    assert not asked
+
+
+def test_a_layer_is_pytorchs_but_for_its_product(asked: list[tuple[int, int, int]]) -> None:
     layer = Linear(INPUTS, OUTPUTS, bias=False)
     assert isinstance(layer, nn.Linear)
     assert list(layer.state_dict()) == ["weight"]
     x, _ = matrices()
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight), rtol=1e-5, atol=1e-5)
-    assert calls == [layer.weight.shape]
+    near(layer(x), F.linear(x, layer.weight))
+    assert asked == [(512, INPUTS, OUTPUTS)]
     biased = Linear(INPUTS, OUTPUTS)
     assert torch.equal(biased(x), F.linear(x, biased.weight, biased.bias))
 
@@ -113,7 +160,7 @@ def test_operations_are_counted() -> None:
     x, weight = matrices()
     with FlopCounterMode(display=False) as counter:
         linear(x, weight).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * 4 * 128 * INPUTS * OUTPUTS
+    assert counter.get_total_flops() == 3 * 2 * 512 * INPUTS * OUTPUTS
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_compiled_blocks_give_the_gradient(half: bool, backend: str) -> None:
     for name in (None, backend):
         rows = lookup(logits, sampled, table, block_size=512, token_chunk=25, half=half, backend=name)
         grads.append(torch.autograd.grad(rows, logits, upstream)[0])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # chunks of 25 tokens and of 15
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # for chunks of 25 tokens and of 15
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-5 * float(grads[0].abs().max()))
 
 

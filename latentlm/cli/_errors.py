@@ -53,9 +53,22 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _ALLOCATION)
 
 
+def _another_speaks() -> bool:
+    """Whether this is one of several processes, and not the first, which sees what they see."""
+    if "RANK" not in os.environ:
+        return False
+    from latentlm.interface.ranks import place  # and torch, which takes a second
+
+    try:
+        return place()[0] > 0
+    except UserError:
+        return False
+
+
 @contextmanager
 def tidy_warnings() -> Iterator[None]:
-    """Within the block, a UserWarning is one line on standard error; the others (deprecations) are shown as ever."""
+    """Within the block, a UserWarning is one line on standard error, and of several processes the first one's; the others
+    (deprecations) are shown as ever."""
     with warnings.catch_warnings():
         as_ever = warnings.showwarning
 
@@ -65,6 +78,8 @@ def tidy_warnings() -> Iterator[None]:
         ) -> None:  # fmt: skip
             if not issubclass(category, UserWarning):
                 as_ever(message, category, filename, lineno, file, line)
+                return
+            if _another_speaks():
                 return
             typer.secho(f"warning: {told(' '.join(str(message).split()))}", fg=typer.colors.YELLOW, file=sys.stderr)
 

@@ -131,7 +131,11 @@ class Static:
             column = torch.full((), self._column, device=tokens.device)
             self._inputs = Inputs(tokens.clone(), column, [numbers.clone() for numbers in drawn])
         else:
-            self._inputs.tokens.copy_(tokens)
+            held = self._inputs.tokens
+            if tokens.shape != held.shape or tokens.dtype != held.dtype:
+                given, before = (f"{tuple(each.shape)}, {each.dtype}" for each in (tokens, held))
+                raise ValueError(f"tokens {given}: it was {before} before.")
+            held.copy_(tokens)
             self._inputs.column.fill_(self._column)
             for old, new in zip(self._inputs.drawn, drawn, strict=True):
                 old.copy_(new)

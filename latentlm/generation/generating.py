@@ -96,7 +96,8 @@ def generate(
 
     compile               one graph for each step (torch.compile): faster once it is made, which takes half a minute, for each
                           temperature of the priors, and anew for a second number of rows or columns; that one serves all
-                          others, somewhat slower. Rows that have ended stay until all have.
+                          others, somewhat slower. Rows that have ended stay until all have. What `on_token` changes of the
+                          model may be seen some tokens later, or never.
                           Rounding differs. Latents after the prompt are the prior's, none is given.
     keys                  names of the prompts for the random numbers, one per prompt, instead of their tokens.
 

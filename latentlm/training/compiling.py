@@ -18,7 +18,7 @@ def compile_blocks(model: LatentDecoder, *, backend: str = "inductor") -> None:
     """Compile, in place, the blocks of backbone and encoders, and modules that ask for it: names of parameters stay. Rounding
     changes."""
     for module in model.modules():
-        if getattr(module, "compiles", False):
+        if getattr(module, "compiles", False) is True:
             module.compile(backend=backend)
     if isinstance(model, ComposedDecoder):
         model._cross_entropy = torch.compile(model._cross_entropy, backend=backend)  # type: ignore[method-assign]

@@ -233,9 +233,12 @@ def _steps(run: Run) -> None:
 def _how_to_go_on(run: Run) -> str:
     folder = shlex.quote(str(run.out))
     recipe = shlex.quote(str(run.out / RECIPE))
+    ranks = run.ranks
+    start = "latentlm" if ranks.size == 1 else f"torchrun --nproc_per_node {ranks.beside} -m latentlm"
+    machines = "" if ranks.size == ranks.beside else ", on each machine as this run was started"
     return (
-        f"stopped and saved at step {run.trainer.step} of {run.recipe.train.steps}. Go on with:\n"
-        f"  latentlm train {recipe} --out {folder} --resume"
+        f"stopped and saved at step {run.trainer.step} of {run.recipe.train.steps}. Go on with{machines}:\n"
+        f"  {start} train {recipe} --out {folder} --resume"
     )
 
 

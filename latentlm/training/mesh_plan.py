@@ -12,8 +12,8 @@ blocks compute (2 in bfloat16):
     kept for the way back: activations of this process's rows (plan.py)
 
 It receives, of every micro-batch, (S - 1) / S of 2 b P_b (blocks, on the way forward and back), of 4 P_r, and of 4 P of
-gradients; between copies, 8 P / S (R - 1) / R. Speeds of a GPU and its links are those of NVIDIA's data sheets; how much of the
-peak is reached is what was measured (docs/gpu.md).
+gradients; between copies, 8 P / S (R - 1) / R. Speeds of a GPU and its links are those of NVIDIA's data sheets; the share of
+the peak is what compiled steps of the nearest size reached on one H100 (docs/gpu.md), without latents or with a table.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from latentlm.training.setup import make_model, resolve
 from latentlm.training.warm import check_source
 from latentlm.zoo.accounting import count
 
-REACHED = 0.37
-"""Share of the peak that a compiled step of the 8B shape reached on one H100 (docs/gpu.md)."""
+REACHED = {51e6: (0.267, 0.116), 124e6: (0.358, 0.188), 1.5e9: (0.437, 0.365), 8e9: (0.388, 0.306)}
+"""Shares of the peak, by parameters, of `vanilla` and `free` (full table, H=16, in float32): docs/gpu/training.json."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class MeshPlan(Share):
     receiving_seconds: float
     tokens_per_step: int
     steps: int
+    share_of_peak: float
+    recompute: bool
 
     @property
     def seconds(self) -> float:
@@ -84,30 +86,49 @@ class MeshPlan(Share):
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         own = ("total", "seconds", "tokens_per_second")
-        return {**asdict(self), **{name: getattr(self, name) for name in own}, "share_of_peak": REACHED}
+        return {**asdict(self), **{name: getattr(self, name) for name in own}}
 
     def text(self) -> str:
         """For people."""
         spread = self.processes // self.replicate
         copies = "one copy," if self.replicate == 1 else f"{self.replicate} copies, each"
-        remedy = "more processes, a smaller train.batch (train.accumulate makes up for it), or train.recompute=true"
+        less = "a smaller train.batch (train.accumulate makes up for it)"
+        remedy = f"more processes or {less}" if self.recompute else f"more processes, {less}, or train.recompute=true"
         fits = "fits" if self.total < self.available else f"DOES NOT FIT ({remedy})"
-        tokens = self.tokens_per_step * self.steps
+        tokens, alone = self.tokens_per_step * self.steps, self.processes == 1
+        parted = "" if alone else f"; whole during a step {gib(self.whole)}; passing blocks {gib(self.passing)}"
+        received = f"; {gib(self.received)} received, {self.receiving_seconds:.3g} s on the slowest link"
+        in_all = f", {_about(self.tokens_per_second * self.processes)} in all"
         return "\n".join(
             (
                 f"{self.name} on {self.processes} {self.gpu}: counted on paper, nothing is measured, no data are read",
-                f"parameters  {self.parameters:,}; {copies} spread over {spread}",
+                f"parameters  {self.parameters:,}" + ("" if alone else f"; {copies} spread over {spread}"),
                 f"memory      {gib(self.total)} of each GPU's {gib(self.available)}: {fits}",
-                f"            weights, gradients, AdamW {gib(self.kept)}; whole during a step {gib(self.whole)}; "
-                f"passing blocks {gib(self.passing)}; activations {gib(self.activations)}",
-                f"a step      {self.computing_seconds:.3g} s of computing at {REACHED:.0%} of the peak; {gib(self.received)} "
-                f"received, {self.receiving_seconds:.3g} s on the slowest link",
-                f"speed       at most {self.tokens_per_second:,.0f} tokens/s a GPU, "
-                f"{self.tokens_per_second * self.processes:,.0f} in all",
-                f"time        at least {duration(self.seconds * self.steps)} for {tokens:,} tokens ({self.steps:,} steps of "
+                f"            weights, gradients, AdamW {gib(self.kept)}{parted}; activations {gib(self.activations)}",
+                f"a step      {self.computing_seconds:.3g} s of computing, at the {self.share_of_peak:.0%} of the peak that "
+                f"the nearest size reached on one H100{'' if alone else received}",
+                f"speed       about {_about(self.tokens_per_second)} tokens/s a GPU{'' if alone else in_all}",
+                f"time        about {_days(self.seconds * self.steps)} for {tokens:,} tokens ({self.steps:,} steps of "
                 f"{self.tokens_per_step:,})",
             )
         )
+
+
+def _about(number: float) -> str:
+    """To three digits."""
+    return f"{float(f'{number:.3g}'):,.0f}"
+
+
+def _days(seconds: float) -> str:
+    """For people: no minutes of a month."""
+    days = seconds / (24 * 3600)
+    return f"{days:.3g} days" if 2 < days < 1000 else duration(seconds)
+
+
+def _share_of_peak(model: LatentDecoder, parameters: int) -> float:
+    """What was measured of the nearest size."""
+    nearest = min(REACHED, key=lambda size: abs(math.log(size / parameters)))
+    return REACHED[nearest][1 if model.latents else 0]
 
 
 def share_of(recipe: Recipe, processes: int) -> Share:
@@ -175,7 +196,7 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
     within = (spread - 1) / spread * train.accumulate * (2 * each * inside + 4 * outside + 4 * everything)
     between = 8 * everything / spread * (copies - 1) / copies
     near = card.near if spread <= card.a_machine else card.far
-    operations = operations_of(recipe, model) / tokens
+    operations, share = operations_of(recipe, model) / tokens, _share_of_peak(model, everything)
     return MeshPlan(
         name=recipe.name,
         processes=processes,
@@ -185,8 +206,10 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
         **asdict(share_of(recipe, processes)),
         available=card.memory,
         received=within + between,
-        computing_seconds=tokens / processes * operations / ((card.half if each == 2 else card.full) * REACHED),
+        computing_seconds=tokens / processes * operations / ((card.half if each == 2 else card.full) * share),
         receiving_seconds=within / near + between / (card.far if processes > card.a_machine else card.near),
         tokens_per_step=tokens,
         steps=train.steps,
+        share_of_peak=share,
+        recompute=train.recompute,
     )

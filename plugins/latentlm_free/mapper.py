@@ -218,8 +218,8 @@ def _covariance_blocks(
 
 @cache
 def _compiled_blocks(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`_covariance_blocks` as one graph for each size of chunk, which all tables share."""
-    return torch.compile(_covariance_blocks, backend=backend, dynamic=False)
+    """`_covariance_blocks` as one graph for chunks of any size: the last one of a batch has one of its own."""
+    return torch.compile(_covariance_blocks, backend=backend, dynamic=True)
 
 
 def _joint(logits: Tensor) -> Tensor:

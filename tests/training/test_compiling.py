@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from latentlm import zoo
+from latentlm.backbone.block import Block
 from latentlm.composed import build
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError, compiling
 from latentlm.interface import Batch, Noise
 from latentlm.training.compiling import compile_blocks, uncompiled
+from latentlm_free import mapper
 from samples import pack, small_config
 
 
@@ -45,6 +47,26 @@ def test_a_part_says_what_else_is_compiled() -> None:
     compile_blocks(model, backend="eager")
     assert model.injection.mine.asked == ["eager"]
     assert model.injection.get_submodule("table").estimator.backend == "eager"
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    assert len(blocks) == 5
+    assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+def test_a_compiled_table_has_its_gradient_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    blocks = mapper._compiled_blocks
+    monkeypatch.setattr(mapper, "_compiled_blocks", lambda backend: asked.append(backend) or blocks(backend))
+    model = build(small_config("free", bits=10), seed=0)
+    batch, noise = Batch.of([[1, 2, 3, 4, 5]], [[2, 3, 4, 5, 6]]), Noise.keyed(0, [0])
+    grads = []
+    for _ in range(2):
+        model.loss(batch, step=0, noise=noise).total.backward()
+        grads.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        model.zero_grad()
+        compile_blocks(model, backend="eager")
+    assert asked == ["eager"]
+    for name, gradient in grads[0].items():
+        torch.testing.assert_close(grads[1][name], gradient, msg=name)
 
 
 def test_what_cannot_be_compiled_is_one_message() -> None:

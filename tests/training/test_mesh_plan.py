@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +14,7 @@ from latentlm.cli import main
 from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.training import load_recipe
-from latentlm.training.mesh_plan import GPUS, MeshPlan, make_mesh_plan
+from latentlm.training.mesh_plan import GPUS, REACHED, MeshPlan, make_mesh_plan
 from latentlm.training.setup import make_model, resolve
 from latentlm.zoo.shelves import zoo_recipes
 
@@ -37,6 +39,32 @@ def test_the_count_is_that_of_the_formulas(recipe: Make) -> None:
     assert found.passing == 3 * 4 * max(blocks)
     assert found.received == 2 * 3 / 4 * (8 * sum(blocks) + 4 * outside + 4 * every) + 8 * every / 4 / 2
     assert found.tokens_per_step == 8 * 2 * 32
+
+
+def test_the_shares_of_the_peak_are_those_that_were_measured() -> None:
+    """Compiled, a document a row, with the table's product in float32 as training has it."""
+    rows = json.loads((Path(__file__).parents[2] / "docs" / "gpu" / "training.json").read_text())["rows"]
+    found = {(row["size"], row["contender"]): row["mfu"] for row in rows if row["compiled"] and not row["packed"]}
+    for size, shares in zip(("51M", "124M", "1.5B", "8B"), REACHED.values(), strict=True):
+        assert shares == tuple(round(found[size, name], 3) for name in ("vanilla", "free"))
+
+
+def test_the_nearest_size_sets_the_pace_of_decoders_with_latents_and_without() -> None:
+    shares = {name: plan(load_recipe(name), 1 if name.endswith("124m") else 64).share_of_peak for name in LARGE}
+    assert shares == {
+        "free-8b": 0.306, "free-1.5b": 0.365, "vanilla-1.5b": 0.437, "free-124m": 0.188, "vanilla-124m": 0.358,
+    }  # fmt: skip
+
+
+def test_people_read_no_zeros_and_no_advice_that_was_taken(recipe: Make) -> None:
+    alone, four = plan(recipe(), 1).text(), plan(recipe("train.batch=4"), 4).text()
+    assert "received" not in alone
+    assert "received" in four
+    for setting, advised in (("false", True), ("true", False)):
+        found = replace(plan(recipe(f"train.recompute={setting}"), 1), available=1.0)
+        assert ("train.recompute=true" in found.text()) == advised
+    said = replace(plan(load_recipe("free-8b"), 64), computing_seconds=15.4321).text()
+    assert "about 8.52 days" in said
 
 
 def test_one_process_receives_nothing_and_more_keep_less(recipe: Make) -> None:

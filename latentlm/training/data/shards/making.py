@@ -281,18 +281,22 @@ def _make_all(
     context.set_forkserver_preload([make_shards.__module__])  # which takes seconds, and is then shared
     with ProcessPoolExecutor(min(processes, len(left)), mp_context=context, initializer=begin_worker) as pool:
         try:
-            waiting = [pool.submit(make_shards, folder, number, read.chunks[number], parting, tokenized) for number in left]
+            try:
+                waiting = [pool.submit(make_shards, folder, number, read.chunks[number], parting, tokenized) for number in left]
+            except (EOFError, ConnectionError) as error:  # of one that was killed before it had begun
+                raise BrokenProcessPool from error
             for future in as_completed(waiting):
                 future.result()
                 done += 1
                 say("shards", done, of)
-        except BrokenProcessPool:
-            said = "a process that makes shards has ended: it was killed, maybe for want of memory"
-            raise UserError(f"{said}. Give the same command again, with fewer --processes.") from None
-        except BaseException:  # without waiting for what takes them a while
+        except BaseException as error:
+            # Without waiting for what takes them a while; and one that began while another was killed waits for ever.
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
-            raise
+            if not isinstance(error, BrokenProcessPool):
+                raise
+            said = "a process that makes shards has ended: it was killed, maybe for want of memory"
+            raise UserError(f"{said}. Give the same command again, with fewer --processes.") from None
 
 
 def _write_index(folder: Path, settings: Settings, read: Read, tokenized: Tokenized) -> Index:
