@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,50 @@ def test_several_processes_killed_at_random_make_the_same_bytes(texts: Path, tmp
 
 
 # ------------------------------------------------------------------------------------------------------------ refused
+
+
+class KilledBeside(dict[int, Any]):
+    """The processes of a pool, of which the first is killed just before the next is noted: nobody tells that one to end."""
+
+    pool: Any
+
+    def __setitem__(self, number: int, process: Any) -> None:
+        for other in self:
+            kill(self.pool, other)
+            time.sleep(0.3)  # those that are noted have been told
+        super().__setitem__(number, process)
+
+
+def kill(pool: Any, number: int) -> None:
+    os.kill(number, signal.SIGKILL)
+    for _ in range(200):
+        if pool._broken:
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("moment", ["before another begins", "while another begins", "before it has begun"])
+def test_a_process_that_is_killed_ends_the_others(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    begin = ProcessPoolExecutor._spawn_process
+
+    def beside_a_killed_one(pool: Any) -> None:
+        if not pool._processes and moment == "while another begins":
+            pool._processes = KilledBeside()
+            pool._processes.pool = pool
+        elif pool._processes and moment == "before another begins":
+            kill(pool, next(iter(pool._processes)))
+        elif pool._processes and moment == "before it has begun":
+            raise EOFError  # what the server of processes says then
+        begin(pool)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_spawn_process", beside_a_killed_one)
+    data = DataConfig(path=str(texts), tokenizer="bpe:270", held_out=0.25)
+    with pytest.raises(UserError, match=r"was killed, maybe for want of memory\. Give the same command again"):
+        making.make(data, out=tmp_path / "out", shard_bytes=SMALL, processes=2)
+    monkeypatch.undo()
+    making.make(data, out=tmp_path / "out", shard_bytes=SMALL, processes=2)
 
 
 def changed_index(folder: Path, change: Callable[[Any], None]) -> None:

@@ -283,7 +283,9 @@ def _make_all(
         try:
             try:
                 waiting = [pool.submit(make_shards, folder, number, read.chunks[number], parting, tokenized) for number in left]
-            except (EOFError, ConnectionError) as error:  # of one that was killed before it had begun
+            except (EOFError, OSError) as error:  # pipes that are closed: one was killed while another was to begin
+                if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+                    raise
                 raise BrokenProcessPool from error
             for future in as_completed(waiting):
                 future.result()
