@@ -156,11 +156,16 @@ def _facts(index: Index) -> dict[str, Any]:
 def _said(index: Index) -> str:
     """Counts, for people."""
     facts = _facts(index)
-    parts = [
-        f"{facts[part]['documents']:,} documents {words} ({facts[part]['targets']:,} targets, {facts[part]['shards']:,} shards)"
-        for part, words in (("train", "to train on"), ("held_out", "held out"))
-    ]
+    parts = []
+    for part, words in (("train", "to train on"), ("held_out", "held out")):
+        documents, targets, shards = (_counted(facts[part][each], each) for each in ("documents", "targets", "shards"))
+        parts.append(f"{documents} {words} ({targets}, {shards})")
     return f"{', '.join(parts)}, tokenizer {facts['tokenizer']}"
+
+
+def _counted(count: int, things: str) -> str:
+    """ "1 shard", "2 shards"."""
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
 
 
 def _train_on(index: Index, out: Path) -> str:

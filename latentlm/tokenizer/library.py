@@ -132,6 +132,17 @@ class BPETokenizer(LibraryTokenizer):
         self._token_of_byte = [backend.token_to_id(letter) for letter in letters]
         self._added = {token: str(added) for token, added in added_tokens(backend).items()}
 
+    @staticmethod
+    def check_vocabulary(vocabulary: int) -> int:
+        """Symbols that can be learned. Raises UserError below 257, and where memory does not hold them."""
+        from latentlm.config import memory  # imports torch
+
+        vocabulary = whole("vocabulary", vocabulary, least=None)
+        if vocabulary < 257:
+            raise UserError(f"a BPE vocabulary of {vocabulary} cannot hold the 256 bytes and end-of-text; ask for 257 or more.")
+        memory.check_count("vocabulary", vocabulary, each=_SYMBOL)
+        return vocabulary
+
     @classmethod
     def train(cls, texts: Iterable[str | bytes], *, vocabulary: int) -> BPETokenizer:
         """Train on texts; the same texts in the same order give the same file. `vocabulary` counts the 256 bytes and
@@ -139,14 +150,9 @@ class BPETokenizer(LibraryTokenizer):
         from tokenizers import Tokenizer as Backend
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
-        from latentlm.config import memory  # imports torch
-
         if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
             raise UserError(f"texts must be a list of texts, not {shown(texts)}.")
-        vocabulary = whole("vocabulary", vocabulary, least=None)
-        if vocabulary < 257:
-            raise UserError(f"a BPE vocabulary of {vocabulary} cannot hold the 256 bytes and end-of-text; ask for 257 or more.")
-        memory.check_count("vocabulary", vocabulary, each=_SYMBOL)
+        vocabulary = cls.check_vocabulary(vocabulary)
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()

@@ -257,6 +257,16 @@ def test_several_processes_killed_at_random_make_the_same_bytes(texts: Path, tmp
 # ------------------------------------------------------------------------------------------------------------ refused
 
 
+def test_a_vocabulary_that_holds_no_bytes_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    def unread() -> Iterator[str]:
+        raise AssertionError("a document was read")
+        yield
+
+    with pytest.raises(UserError, match="257 or more"):
+        making.prepare(unread(), out=tmp_path / "out", tokenizer="bpe:10", name="mine")
+    assert not (tmp_path / "out").exists()
+
+
 class KilledBeside(dict[int, Any]):
     """The processes of a pool, of which the first is killed just before the next is noted: nobody tells that one to end."""
 

@@ -13,7 +13,7 @@ from latentlm.tokenizer import FILE, BPETokenizer, Tokenizer, load_tokenizer
 def make_tokenizer(spec: str, texts: Iterable[bytes]) -> Tokenizer:
     """The tokenizer of `data.tokenizer`: "bytes", "bpe:N" trained on the texts, or a file. Raises UserError."""
     given = given_tokenizer(spec)
-    return BPETokenizer.train(texts, vocabulary=int(spec.removeprefix("bpe:"))) if given is None else given
+    return BPETokenizer.train(texts, vocabulary=_symbols(spec)) if given is None else given
 
 
 def given_tokenizer(spec: str) -> Tokenizer | None:
@@ -23,7 +23,13 @@ def given_tokenizer(spec: str) -> Tokenizer | None:
     if not re.fullmatch(r"bpe:[1-9]\d{0,8}", spec):
         hint = did_you_mean(spec, ["bytes", "bpe:4096"])
         raise UserError(f'data.tokenizer "{spec}" is none of "bytes", "bpe:N" (N symbols to learn), a tokenizer.json.{hint}')
+    BPETokenizer.check_vocabulary(_symbols(spec))
     return None
+
+
+def _symbols(spec: str) -> int:
+    """N of "bpe:N"."""
+    return int(spec.removeprefix("bpe:"))
 
 
 def kept_tokenizer(spec: str, folder: Path | None) -> Tokenizer | None:
