@@ -101,13 +101,15 @@ def test_only_the_wanted_gradient_is_computed(asked: list[tuple[int, int, int]])
 def test_compiled_it_is_the_same_product_in_one_graph(backend: str) -> None:
     compiled = torch.compile(linear, backend=backend, fullgraph=True, dynamic=True)
     torch._dynamo.utils.counters.clear()
-    for rows in (512, 700, 30):
+    made = []
+    for rows in (512, 700, 30, 40):
         x, weight = matrices(rows)
         torch.testing.assert_close(compiled(x, weight), linear(x, weight), rtol=1e-6, atol=1e-5)
         ours, theirs = (torch.autograd.grad(product(x, weight).sum(), [x, weight]) for product in (compiled, linear))
         for mine, other in zip(ours, theirs, strict=True):
             near(mine, other)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert made == [1, 1, 2, 2]  # one for large products, one for small ones
 
 
 class Odd(Tensor):

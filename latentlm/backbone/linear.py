@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.utils.flop_counter import register_flop_formula
 
 SMALLEST = 2**21
@@ -67,7 +67,7 @@ def _served(x: Tensor, other: Tensor, columns: int) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and type(other) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
-        and (_not_known_to_be_small(x, columns) if torch.compiler.is_compiling() else _large(x, columns))
+        and (_large_in_a_graph(x, columns) if torch.compiler.is_compiling() else _large(x, columns))
     )
 
 
@@ -76,9 +76,9 @@ def _large(x: Tensor, columns: int) -> bool:
     return x.numel() * columns >= SMALLEST and not transformed
 
 
-def _not_known_to_be_small(x: Tensor, columns: int) -> bool:
-    """In a graph for any number of rows, the operator looks at it."""
-    return not statically_known_true(x.numel() * columns < SMALLEST)
+def _large_in_a_graph(x: Tensor, columns: int) -> bool:
+    """Small products and large ones have graphs of their own; an exported one is for all, and has PyTorch's."""
+    return not torch.compiler.is_exporting() and guard_or_false(x.numel() * columns >= SMALLEST)
 
 
 def _one_dnn_is_faster() -> bool:
@@ -172,7 +172,9 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _product_back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
     (x, weight), (of_x, of_weight) = ctx.saved_tensors, ctx.needs_input_grad
-    return linear(gradient, weight.t()) if of_x else None, _outer(gradient, x) if of_weight else None
+    traced = type(gradient) is not Tensor  # for a graph, of which the way forward was for large ones
+    product, summed = (torch.ops.latentlm.linear, torch.ops.latentlm.outer) if traced else (linear, _outer)
+    return product(gradient, weight.t()) if of_x else None, summed(gradient, x) if of_weight else None
 
 
 def _summed_back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
