@@ -12,8 +12,6 @@ Run: ``python -m benchmarks.ceiling [--quick]`` (about 2 minutes); prints rows o
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import FULL, QUICK, Size, free, vanilla
 from benchmarks.steps import Step, make
-from benchmarks.timing import Row, interleaved, summary
+from benchmarks.timing import Row, command, interleaved, summary
 from latentlm.zoo.accounting import cost_of
 
 EDGE = 2048
@@ -108,12 +106,5 @@ def _operations(event: FunctionEvent) -> float:
     return 2.0 * rows * inputs * outputs
 
 
-def main() -> None:
-    """The command line described above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, for a test of the benchmark itself")
-    print(json.dumps(run(quick=parser.parse_args().quick)))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, run)

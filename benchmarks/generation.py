@@ -15,16 +15,14 @@ benchmarks/timing.py as JSON.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks.contenders import FULL, LARGER, QUICK, Size, free, llama, vanilla
-from benchmarks.timing import Row, interleaved, summary
+from benchmarks.timing import Row, command, interleaved, summary
 from latentlm.generation import generate
 from latentlm.interface import LatentDecoder
 
@@ -90,12 +88,5 @@ def _theirs(model: Any, prompts: torch.Tensor, new: int, temperature: float) -> 
     return job
 
 
-def main() -> None:
-    """The command line described above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, for a test of the benchmark itself")
-    print(json.dumps(run(quick=parser.parse_args().quick)))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, run)

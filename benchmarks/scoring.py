@@ -19,7 +19,6 @@ Run: ``python -m benchmarks.scoring [--quick]`` (about 3 minutes); prints rows o
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import random
@@ -33,7 +32,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.contenders import FULL, QUICK, Size, free, llama
-from benchmarks.timing import Row, interleaved, summary
+from benchmarks.timing import Row, command, interleaved, summary
 from latentlm.composed import build
 from latentlm.config import ModelConfig
 from latentlm.interface import LatentDecoder
@@ -170,12 +169,5 @@ def _check_equal(jobs: dict[str, Job], case: Case) -> None:
         assert abs(one - other) < 1e-3, f"{case.name}: {one} and {other}"
 
 
-def main() -> None:
-    """The command line described above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, for a test of the benchmark itself")
-    print(json.dumps(run(quick=parser.parse_args().quick)))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, run)

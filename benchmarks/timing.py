@@ -9,6 +9,7 @@ over the reference's), ratio_low and ratio_high (quartiles), runs; `extra_mib` w
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -70,6 +71,13 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
+
+
+def command(doc: str | None, run: Callable[..., list[Row]]) -> None:
+    """The command line of a benchmark: its rows as JSON."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, for a test of the benchmark itself")
+    print(json.dumps(run(quick=parser.parse_args().quick)))
 
 
 def call(module: str, *arguments: str) -> Any:

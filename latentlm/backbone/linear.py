@@ -1,7 +1,7 @@
 """Products of float32 matrices on a CPU, by the faster of the two libraries that come with PyTorch.
 
 PyTorch takes Intel's MKL, which uses AVX-512 on Intel's processors alone; oneDNN uses what the processor has. On AMD's with
-AVX-512 it is 1.5 to 2.2 times as fast (``python -m benchmarks.ceiling``), so there it is taken, forward and back, compiled and
+AVX-512 it is twice as fast (``python -m benchmarks.ceiling``), so there it is taken, forward and back, compiled and
 not. Elsewhere, and for all but large plain float32 matrices, `linear` is `torch.nn.functional.linear`.
 
 For every number of rows that it has met oneDNN keeps memory of the result's size. So it gets few numbers: all rows where they

@@ -7,8 +7,8 @@ Keys and values have their room from the start, and a mask hides the columns tha
 from token to token: blocks, head, and every latent's draw, row and norm are one graph (torch.compile). The random numbers come
 from outside, for they are keyed: the first token is fed as ever, to see which ones it asks for.
 
-Torch looks before each call whether its graph still fits, which takes a tenth of a small model's step. What the graph is called
-with stays where it is, so it is called again with that, until more columns are seen: then torch looks again (graphs.py).
+Torch looks before each call whether its graph still fits, which a small model's step feels. What the graph is called with stays
+where it is, so it is called again with that, until more columns are seen: then torch looks again (graphs.py).
 
 Legend: B rows, C columns, M prefix slots, Hkv key/value heads, dh head width, E event dimensions, V vocabulary.
 """
