@@ -44,7 +44,8 @@ from latentlm.zoo.accounting import cost
 
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
 """Dense bfloat16 operations a second, from NVIDIA's data sheets, by a part of the card's name."""
-WARM, TIMED = 4, 8
+WARM, TIMED, LOGGED = 4, 12, 4
+"""Steps before the clock counts, those that it counts, and how many of them are read together, as a run's log does."""
 
 
 @dataclass(frozen=True)
@@ -131,23 +132,17 @@ def _measure(size: Size, contender: str, *, compiled: bool, packed: bool) -> Row
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    times = []
-    for number in range(WARM + TIMED):
-        start = time.perf_counter()
-        trainer.advance()  # it reads the loss, so the device has finished all but the optimiser's own work
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        if number == WARM - 1:
-            warm = time.perf_counter() - began
-    seconds = statistics.median(times[WARM:])
+    _steps(trainer, WARM)
+    warm = time.perf_counter() - began
+    times = [_steps(trainer, LOGGED) / LOGGED for _ in range(TIMED // LOGGED)]
+    seconds = statistics.median(times)
     operations = cost(config, dtype=torch.bfloat16).training_flops_per_token
     rate = size.tokens / seconds
     peak = next((peak for part, peak in PEAKS.items() if part in machine()["card"]), None)
     return {
         "tokens_per_second": rate,
         "step_seconds": seconds,
-        "spread": (max(times[WARM:]) - min(times[WARM:])) / seconds,
+        "spread": (max(times) - min(times)) / seconds,
         "flops_per_token": operations,
         "mfu": None if peak is None else rate * operations / peak,
         "gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
@@ -155,6 +150,17 @@ def _measure(size: Size, contender: str, *, compiled: bool, packed: bool) -> Row
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "tokens": size.tokens,
     }
+
+
+def _steps(trainer: Trainer, count: int) -> float:
+    """Seconds that so many steps take, their numbers read at the end."""
+    start = time.perf_counter()
+    for _ in range(count):
+        trainer.take()
+    trainer.read()
+    if trainer.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _model(size: Size, contender: str) -> ModelConfig:

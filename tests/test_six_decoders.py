@@ -43,7 +43,6 @@ from latentlm.likelihood import elbo, score_continuations, score_texts
 from latentlm.likelihood.diagnostics import diagnose
 from latentlm.likelihood.results import Method
 from latentlm.testing import CHECKS, QUICK, Case, cases
-from latentlm.training import run as run_module
 from latentlm.training.data.prepared import prepare
 from latentlm.training.loop import train
 from latentlm.training.record.metrics import read_metrics
@@ -53,6 +52,7 @@ from latentlm_evals import jobs
 from latentlm_evals.comparison import Settings, run
 from latentlm_evals.measure import Precision
 from samples import pack, small_config
+from stumbling import stumbling
 
 BACKBONE = small_config("vanilla").backbone.model_dump(exclude_none=True)
 TEXTS = [[[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9]], [[2, 7, 1, 8], [2, 8, 1, 8, 2, 8, 4, 5]]]
@@ -555,22 +555,11 @@ def test_a_codebook_that_nobody_chooses_stays() -> None:
     close(encoder.codebook, before, 1e-4)
 
 
-def test_a_stopped_run_goes_on_with_the_same_codebook(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_goes_on_with_the_same_codebook(texts: Path, tmp_path: Path) -> None:
     recipe = moving(texts, "train.batch=2", "train.accumulate=2", "train.save_every=3", "train.steps=5")
     whole = train(recipe, out=tmp_path / "whole", progress=False).out
-    count = run_module.Run._count
-
-    def stumbling(self: run_module.Run, *arguments: Any, **options: Any) -> None:
-        count(self, *arguments, **options)
-        if self.trainer.step == 4:
-            raise RuntimeError("the power went")
-
-    monkeypatch.setattr(run_module.Run, "_count", stumbling)
-    with pytest.raises(RuntimeError, match="power"):
+    with pytest.raises(RuntimeError, match="power"), stumbling(at=4, error=RuntimeError("the power went")):
         train(recipe, out=tmp_path / "stopped", progress=False)
-    monkeypatch.setattr(run_module.Run, "_count", count)
     resumed = train(recipe, out=tmp_path / "stopped", resume=True, progress=False).out
     one, other = zoo.load(str(whole)), zoo.load(str(resumed))
     assert "encoder.codebook" in one.state_dict()

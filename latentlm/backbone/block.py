@@ -104,7 +104,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward around a residual stream."""
 
-    compiles = True
+    compiles = gathered_alone = True
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()

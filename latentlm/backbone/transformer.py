@@ -24,6 +24,12 @@ from latentlm.config import BackboneConfig
 from latentlm.interface import SLOTS, BlockCondition, listed
 
 
+class _Embedding(nn.Embedding):
+    """Of tokens, and not the readout as well: nothing but its own calls looks at its weights."""
+
+    gathered_alone = True
+
+
 class Transformer(nn.Module):
     """Embedding, L blocks, norm and readout."""
 
@@ -34,7 +40,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         # Given its tensor, it does not fill it: on the meta device that would import torch's compiler, which takes a second.
-        self.embedding = nn.Embedding(config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width))
+        embedding = nn.Embedding if config.tie_embeddings else _Embedding
+        self.embedding = embedding(config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.readout = None if config.tie_embeddings else Linear(config.width, config.vocabulary, bias=False)
@@ -67,6 +74,5 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) float32 (float64 for a float64 model)."""
-        weight = self.embedding.weight if self.readout is None else self.readout.weight
-        out = linear(hidden, weight)
+        out = linear(hidden, self.embedding.weight if self.readout is None else self.readout.weight)
         return out if out.dtype.itemsize == 8 else out.float()

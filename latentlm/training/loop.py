@@ -214,20 +214,20 @@ def _steps(run: Run) -> None:
         alone = run.ranks.size == 1
         if run.behind and not stop.during(run.measure, at_once=alone):
             raise InterruptedRun(_how_to_go_on(run))
-        while run.trainer.step < run.recipe.train.steps:
-            try:
+        try:
+            while run.trainer.step < run.recipe.train.steps:
                 run.step()
-            except DivergedError as error:
-                run.wait()
-                kept = "none" if run.saved_step is None else f"step {run.saved_step}"
-                raise DivergedError(f"{error} Last checkpoint in {run.out}: {kept}.") from None
-            stopped = run.ranks.any(stop.requested or run.failed)
-            # None of several can leave the others alone in it: there, a signal is heard after the next step.
-            measured = not run.measures or (not stopped and stop.during(run.measure, at_once=alone))
-            if not measured or (stopped and run.trainer.step < run.recipe.train.steps):
-                run.save()
-                run.wait()
-                raise InterruptedRun(_how_to_go_on(run))
+                stopped = run.ranks.any(stop.requested or run.failed)
+                # None of several can leave the others alone in it: there, a signal is heard after the next step.
+                measured = not run.measures or (not stopped and stop.during(run.measure, at_once=alone))
+                if not measured or (stopped and run.trainer.step < run.recipe.train.steps):
+                    run.save()
+                    run.wait()
+                    raise InterruptedRun(_how_to_go_on(run))
+        except DivergedError as error:
+            run.wait()
+            kept = "none" if run.saved_step is None else f"step {run.saved_step}"
+            raise DivergedError(f"{error} Last checkpoint in {run.out}: {kept}.") from None
 
 
 def _how_to_go_on(run: Run) -> str:

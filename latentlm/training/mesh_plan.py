@@ -3,15 +3,16 @@
     latentlm train RECIPE --dry-run --processes 64 --gpu H100 train.parallel.replicate=8
 
 N processes hold R copies of the model (`train.parallel.replicate`), each spread over S = N / R of them (parallel.py). Bytes of
-one process, of P parameters of which P_b lie in blocks, P_1 in one block, and P_r = P - P_b in none; b bytes a number where
-blocks compute (2 in bfloat16):
+one process, of P parameters of which P_b lie in blocks and P_1 in one of them, P_t in tables and P_e in the embedding, which
+are gathered alone, and P_r in none of these; b bytes a number where blocks compute (2 in bfloat16):
 
     kept     4 P / S weights + 4 P / S gradients + 8 P / S moments
-    whole    4 P_r + 4 P_r: what belongs to no block, and its gradient, during the step
-    passing  3 b P_1: a block, the next one, and the gradient of one
+    whole    4 P_r + 4 P_r: what is gathered with nothing else, and its gradient, during the step
+    passing  2 b P_1 + the larger of b P_1 and 8 P_t: two blocks, and the gradient of one, or a table with its gradient (and
+             8 P_e where that is more than this and all activations, before and after which the embedding is gathered)
     kept for the way back: activations of this process's rows (plan.py)
 
-It receives, of every micro-batch, (S - 1) / S of 2 b P_b (blocks, on the way forward and back), of 4 P_r, and of 4 P of
+It receives, of every micro-batch, (S - 1) / S of 2 b P_b + 8 P_t + 8 P_e (on the way forward and back), of 4 P_r, and of 4 P of
 gradients; between copies, 8 P / S (R - 1) / R. Speeds of a GPU and its links are those of NVIDIA's data sheets; the share of
 the peak is what compiled steps of the nearest size reached on one H100 (docs/gpu.md), without latents or with a table.
 """
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from latentlm.backbone.block import Block
 from latentlm.config import Recipe, TrainConfig, memory
@@ -30,7 +32,7 @@ from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.training.gpus import GPUS
 from latentlm.training.measuring import tasks_of
-from latentlm.training.parallel import Ranks, check_ranks
+from latentlm.training.parallel import Ranks, check_ranks, gathered_alone
 from latentlm.training.plan import duration, estimate_memory, gib, operations_of
 from latentlm.training.setup import make_model, resolve
 from latentlm.training.warm import check_source
@@ -96,7 +98,7 @@ class MeshPlan(Share):
         remedy = f"more processes or {less}" if self.recompute else f"more processes, {less}, or train.recompute=true"
         fits = "fits" if self.total < self.available else f"DOES NOT FIT ({remedy})"
         tokens, alone = self.tokens_per_step * self.steps, self.processes == 1
-        parted = "" if alone else f"; whole during a step {gib(self.whole)}; passing blocks {gib(self.passing)}"
+        parted = "" if alone else f"; whole during a step {gib(self.whole)}; passing {gib(self.passing)}"
         received = f"; {gib(self.received)} received, {self.receiving_seconds:.3g} s on the slowest link"
         in_all = f", {_about(self.tokens_per_second * self.processes)} in all"
         return "\n".join(
@@ -134,21 +136,45 @@ def _share_of_peak(model: LatentDecoder, parameters: int) -> float:
 def share_of(recipe: Recipe, processes: int) -> Share:
     """Memory of one of the processes that train a resolved recipe, the one with the most rows."""
     train, model = recipe.train, make_model(recipe, "meta")
-    everything, inside, largest = _counts(model)
+    counts = _Counts.of(model)
     spread, rows = processes // train.parallel.replicate, math.ceil(train.batch / processes)
     one_share = recipe.model_copy(update={"train": train.model_copy(update={"batch": rows})})
+    activations, block = estimate_memory(one_share).activations, _bytes_within(train) * counts.block
+    passing = max(2 * block + max(block, 8 * counts.table), 8 * counts.embedding - activations)
     return Share(
-        kept=16 * everything / spread,
-        whole=8 * (everything - inside) if spread > 1 else 0,
-        passing=3 * _bytes_within(train) * largest if spread > 1 else 0,
-        activations=estimate_memory(one_share).activations,
+        kept=16 * counts.all / spread,
+        whole=8 * counts.outside if spread > 1 else 0,
+        passing=passing if spread > 1 else 0,
+        activations=activations,
     )
 
 
-def _counts(model: LatentDecoder) -> tuple[int, int, int]:
-    """Parameters, those in blocks, and those of the largest block."""
-    blocks = [count(module) for module in model.modules() if isinstance(module, Block)]
-    return count(model), sum(blocks), max(blocks, default=0)
+@dataclass(frozen=True)
+class _Counts:
+    """Parameters of a model, by when they are gathered."""
+
+    all: int
+    blocks: int
+    block: int
+    """The largest one."""
+    tables: int
+    table: int
+    embedding: int
+
+    @classmethod
+    def of(cls, model: LatentDecoder) -> _Counts:
+        """Counted."""
+        blocks = [count(module) for module in model.modules() if isinstance(module, Block)]
+        alone = [module for module in model.modules() if gathered_alone(module) and not isinstance(module, Block)]
+        tables = [count(module) for module in alone if not isinstance(module, nn.Embedding)]
+        embedding = sum(count(module) for module in alone if isinstance(module, nn.Embedding))
+        largest = max(blocks, default=0), max(tables, default=0)
+        return cls(count(model), sum(blocks), largest[0], sum(tables), largest[1], embedding)
+
+    @property
+    def outside(self) -> int:
+        """Those that are whole during a step."""
+        return self.all - self.blocks - self.tables - self.embedding
 
 
 def _bytes_within(train: TrainConfig) -> int:
@@ -188,21 +214,21 @@ def make_mesh_plan(recipe: Recipe, *, processes: int, gpu: str) -> MeshPlan:
         )
     recipe = resolve(recipe)
     train, model = recipe.train, make_model(recipe, "meta")
-    everything, inside, _ = _counts(model)
-    outside, each = everything - inside, _bytes_within(train)
+    counts, each = _Counts.of(model), _bytes_within(train)
     copies, spread = train.parallel.replicate, processes // train.parallel.replicate
     assert train.context is not None, "the recipe is resolved"
     tokens = train.batch * train.accumulate * train.context
-    within = (spread - 1) / spread * train.accumulate * (2 * each * inside + 4 * outside + 4 * everything)
-    between = 8 * everything / spread * (copies - 1) / copies
+    gathered = 2 * each * counts.blocks + 8 * (counts.tables + counts.embedding) + 4 * counts.outside
+    within = (spread - 1) / spread * train.accumulate * (gathered + 4 * counts.all)
+    between = 8 * counts.all / spread * (copies - 1) / copies
     near = card.near if spread <= card.a_machine else card.far
-    operations, share = operations_of(recipe, model) / tokens, _share_of_peak(model, everything)
+    operations, share = operations_of(recipe, model) / tokens, _share_of_peak(model, counts.all)
     return MeshPlan(
         name=recipe.name,
         processes=processes,
         replicate=copies,
         gpu=gpu,
-        parameters=everything,
+        parameters=counts.all,
         **asdict(share_of(recipe, processes)),
         available=card.memory,
         received=within + between,

@@ -2,8 +2,9 @@
 
 Of every micro-batch, rank r of N takes rows r, r + N, r + 2N, ...; a row keeps its number in the stream, so it draws the same
 noise whoever computes it, and a step is the same, up to rounding, on any number of processes. Weights, gradients and moments
-are spread over the processes (FSDP2, `torch.distributed.fsdp.fully_shard`): each block is gathered while it computes, and what
-belongs to no block (embedding, readout, norms, tables) during the whole step. With `train.parallel.replicate` R, there are R
+are spread over the processes (FSDP2, `torch.distributed.fsdp.fully_shard`): each block is gathered while it computes, and so
+is each other module that says `gathered_alone` (an embedding that is not tied, a table); what belongs to none of them (readout,
+norms) during the whole step. With `train.parallel.replicate` R, there are R
 copies of the model, each spread over N / R processes (hybrid sharding).
 
 Rank 0 speaks, and writes the files. What the ranks have to agree upon they exchange on the CPU (gloo); gradients and weights go
@@ -224,6 +225,11 @@ class Sharded(nn.Module):
         return work()
 
 
+def gathered_alone(module: nn.Module) -> bool:
+    """Whether the weights of a module are gathered when it is called, as a block's are, and for no longer."""
+    return getattr(module, "gathered_alone", False) is True and any(True for _ in module.parameters())
+
+
 def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks, device: torch.device) -> Sharded:
     """Spread a model over processes, in place; one on the meta device gets its first weights (of `train.seed`) where they are
     spread, a module at a time. With bfloat16 the blocks are gathered in it, all else in float32; gradients are added up in
@@ -236,6 +242,8 @@ def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks, device: torch
     for module in model.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh, mp_policy=policy)
+        elif gathered_alone(module):
+            fully_shard(module, mesh=mesh)
     sharded = Sharded(model)
     fully_shard(sharded, mesh=mesh, reshard_after_forward=False)
     # An encoder that descends (ltm) goes back through the decoder within a step: what is whole must stay so, until `scatter`.

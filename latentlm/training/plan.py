@@ -149,11 +149,12 @@ def estimate_memory(recipe: Recipe) -> Memory:
     latents = recipe.model.by_latent.values()
     blocks = backbone.blocks + sum(latent.encoder is not None for latent in latents)
     block = 16 * backbone.width + 6 * backbone.feed_forward
-    kept = block + blocks * backbone.width if recipe.train.recompute else blocks * block
+    again = recipe.train.recompute
     tokens = recipe.train.batch * recipe.train.context
     logits = 4 * backbone.vocabulary * min(recipe.train.head_chunk or tokens, tokens)
-    numbers = tokens * kept * (2 if recipe.train.dtype == "bfloat16" else 4)
-    activations = numbers + 4 * (logits + 8 * tokens * sum(latent.dims for latent in latents))
+    within = tokens * block * (1 if again else blocks) * (2 if recipe.train.dtype == "bfloat16" else 4)
+    between = 4 * tokens * blocks * backbone.width if again else 0  # what enters a block is float32, whatever it computes in
+    activations = within + between + 4 * (logits + 8 * tokens * sum(latent.dims for latent in latents))
     return Memory(4 * parameters, 4 * parameters, 8 * parameters, activations)
 
 
@@ -185,8 +186,8 @@ def _step_time(recipe: Recipe, prepared: Prepared, device: torch.device, *, fits
     trainer = Trainer(make_model(recipe, device), recipe.train, make_stream(recipe, prepared))
     trainer.advance()  # the first one allocates
     started = time.perf_counter()
-    trainer.advance()
-    trainer.advance()
+    trainer.take()
+    trainer.take()
     _wait(device)
     seconds = (time.perf_counter() - started) / 2
     trainer.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from latentlm.training.record.reporting import Reporter, TensorBoard
 from latentlm.training.record.result import RunResult, held_out_scores, read_result, training_facts, write_model
 from latentlm.training.resuming import check_resumable, schedule_states
 from latentlm.training.setup import make_model
-from latentlm.training.trainer import StepFacts, Trainer
+from latentlm.training.trainer import Trainer
 from latentlm.training.warm import WarmStart
 from latentlm.zoo.accounting import cost_of
 from latentlm.zoo.weights import load_into, weights_of, whole
@@ -189,9 +190,9 @@ class Run:
         """One optimiser step and what is due after it: a metrics line, the held-out bound, a checkpoint; not `measure`."""
         config = self.recipe.train
         self._profiler.before(self.trainer.step)
-        started = time.perf_counter()
-        facts = self.trainer.advance()
-        self._count(facts, seconds=time.perf_counter() - started)
+        with self._timed():
+            self.trainer.take()
+        self.reporter.step(self.trainer.step)
         try:
             trace = self._profiler.after(self.trainer.step - 1)
         except CheckpointError as error:  # no step is lost for a trace
@@ -200,11 +201,14 @@ class Run:
         if trace is not None:
             self.reporter.note(f"wrote {trace}, which https://ui.perfetto.dev opens")
         step, last = self.trainer.step, self.trainer.step == config.steps
-        if step % config.log_every == 0 or last:
+        logs, evaluates, saves = (step % n == 0 or last for n in (config.log_every, config.eval_every, config.save_every))
+        if logs or evaluates:
+            self._read()
+        if logs:
             self._log()
-        if step % config.eval_every == 0 or last:
+        if evaluates:
             self._evaluate()
-        if step % config.save_every == 0 or last or self.measures:  # what goes wrong while it is measured loses no step
+        if saves or self.measures:  # what goes wrong while it is measured loses no step
             self.save()
 
     @property
@@ -212,11 +216,22 @@ class Run:
         """Whether `measure` is due after this step."""
         return self._measuring.due(self.trainer.step)
 
-    def _count(self, facts: StepFacts, *, seconds: float) -> None:
-        self.tokens += facts.targets
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What happens within belongs to the time of training."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
         self.seconds += seconds
-        self.tally.add(facts, seconds=seconds)
-        self.reporter.step(self.trainer.step)
+        self.tally.seconds += seconds
+
+    def _read(self) -> None:
+        """What the steps did that were not read yet. Raises DivergedError."""
+        with self._timed():
+            every = self.trainer.read()
+        for facts in every:
+            self.tokens += facts.targets
+            self.tally.add(facts)
 
     def _log(self) -> None:
         line = self.tally.line(
@@ -264,9 +279,11 @@ class Run:
     # ------------------------------------------------------------------------------------------------- save and end
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one. Several processes only begin to: see `wait`."""
+        """Write a checkpoint of this step, unless there is one. Several processes only begin to: see `wait`. Raises
+        DivergedError, and writes none, where a step up to this one was not taken."""
         if self.saved_step == self.trainer.step:
             return
+        self._read()
         model, step, keep = self.trainer.model, self.trainer.step, self.recipe.train.keep
         schedules = {name: schedule.state_dict() for name, schedule in model.kl_schedules.items()}
         state = {

@@ -7,6 +7,10 @@ number, so the same sequences make the same step however they are split.
 
 Of several processes (parallel.py) each takes its share of the rows of every micro-batch.
 
+A step waits for no device: `take` hands it the work, and `read` brings what several steps found in one transfer. That a step
+whose loss or gradient is no number changes nothing is decided where the numbers are: the optimiser is handed `found_inf`, as by
+torch's own GradScaler, and passes the step over, and each that follows.
+
 bfloat16 means autocast around the forward pass: weights, gradients and moments stay float32.
 """
 
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import accumulate
 from typing import TypeVar
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from latentlm.config import TrainConfig
 from latentlm.errors import UserError, compiling
-from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise, gathered
+from latentlm.interface import Batch, LatentDecoder, LatentLoss, Loss, Noise, gathered, summed
 from latentlm.training.compiling import compile_blocks
 from latentlm.training.data.ahead import Ahead
 from latentlm.training.data.packing import PackedStream
@@ -38,7 +42,7 @@ T = TypeVar("T")
 
 
 class DivergedError(UserError):
-    """The loss or the gradient is no longer a number; the step was not taken."""
+    """The loss or the gradient is no longer a number; that step was not taken, nor any after it."""
 
 
 @dataclass
@@ -63,6 +67,11 @@ class StepFacts:
     learning_rate: float = 0.0
     schedule: dict[str, float] = field(default_factory=dict)
     """The schedule's logs, averaged over the targets."""
+
+    @property
+    def loss(self) -> float:
+        """Nats, summed over targets."""
+        return self.cross_entropy + self.penalty + self.auxiliary
 
     def plus(self, other: StepFacts) -> StepFacts:
         """With what another process found of its rows of the same step."""
@@ -106,29 +115,65 @@ class Trainer:
         self.step = 0
         """Finished optimiser steps; also the number of the next one, counted from 0."""
         self._ahead = Ahead(self._batches, end=config.steps)
+        self._unread: list[_Taken] = []
+        self._diverged = torch.zeros((), device=self.model.device)
+        """One from the first step on whose loss or gradient was not finite, for any of the processes."""
 
     def advance(self) -> StepFacts:
-        """Take one optimiser step. Raises DivergedError, with the weights as they were, where a number is not finite."""
+        """`take` one optimiser step and `read` it."""
+        self.take()
+        return self.read()[-1]
+
+    def take(self) -> None:
+        """Take one optimiser step; `read` says what it did. Where the loss or the gradient is not finite, weights and moments
+        stay as they are, in this step and in those that follow, until `read` says so. Raises DivergedError at once where what
+        is not finite keeps the model from a further step."""
+        try:
+            self._take()
+        except Exception as error:
+            if self._diverged.item():
+                raise _diverged(f"loss or the gradient is not finite at step {self.step + 1} or before") from error
+            raise
+
+    def _take(self) -> None:
         self.model.train()
         targets, batches = self._ahead.take(self.step)
-        facts = StepFacts(targets=targets, learning_rate=learning_rate_at(self.step, self.config))
+        rate = learning_rate_at(self.step, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         found = []
         for number, batch in enumerate(batches, start=self.step * self.config.accumulate):
             with compiling(remedy="Set train.compile=false"):
                 found.append(self._accumulate(batch, number, targets))
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
-        *read, [facts.gradient_norm] = _on_cpu([*(each.values for each in found), norm.double()[None]])
-        for each, values in zip(found, read, strict=True):
-            each.add_to(facts, values)
-        facts = reduce(StepFacts.plus, gathered(facts))
-        self._check("loss", facts.cross_entropy + facts.penalty + facts.auxiliary)
-        self._check("gradient norm", facts.gradient_norm)
-        set_learning_rate(self.optimizer, facts.learning_rate)
+        finite = torch.cat([*(each.values[:3] for each in found), norm[None]]).isfinite().all()
+        self._diverged = (self._diverged + summed((~finite).float())).clamp(max=1.0)
+        self.optimizer.found_inf = self._diverged  # type: ignore[attr-defined]
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
+        known = StepFacts(targets=targets, learning_rate=rate)
+        self._unread.append(_Taken(known, tuple(found), torch.stack([self._diverged, norm]).double()))
         self.model.advance(self.step)
         self.step += 1
-        return facts
+
+    def read(self) -> list[StepFacts]:
+        """What the steps did that were taken since the last time, in their order: the one wait for the device. Every process
+        must. Raises DivergedError where one of them changed nothing; `step` is that step again then, and weights and moments
+        are those before it."""
+        taken, self._unread = self._unread, []
+        values = iter(_on_cpu([vector for each in taken for vector in each.vectors]))
+        own, diverged = [], []
+        for each in taken:
+            *found, (flag, norm) = (next(values) for _ in each.vectors)
+            own.append(each.facts(found, norm))
+            diverged.append(flag)
+        every = [reduce(StepFacts.plus, of_step) for of_step in zip(*gathered(own), strict=True)]
+        if any(diverged):
+            first = diverged.index(1.0)
+            self._diverged, self.step = torch.zeros_like(self._diverged), self.step - len(every) + first
+            loss, norm = every[first].loss, every[first].gradient_norm
+            what = f"loss is {loss}" if math.isfinite(norm) or not math.isfinite(loss) else f"gradient norm is {norm}"
+            raise _diverged(f"{what} at step {self.step + 1}")
+        return every
 
     def _batches(self, step: int) -> tuple[int, list[Batch]]:
         """The targets of a step, and of each of its micro-batches the rows that this process takes."""
@@ -182,12 +227,12 @@ class Trainer:
             self._sharded.scatter()
         return _Found.of(found[0], targets)
 
-    def _check(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the {what} is {value} at step {self.step + 1}: training has diverged, and this step was not taken. "
-                "Start again with a lower train.learning_rate, a longer train.warmup or a smaller train.clip."
-            )
+
+def _diverged(what: str) -> DivergedError:
+    return DivergedError(
+        f"the {what}: training has diverged, and this step was not taken. "
+        "Start again with a lower train.learning_rate, a longer train.warmup or a smaller train.clip."
+    )
 
 
 def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
@@ -238,8 +283,33 @@ class _Found:
             facts.schedule[name] = facts.schedule.get(name, 0.0) + value * self.targets / facts.targets
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was taken, not read yet."""
+
+    known: StepFacts
+    """What it did as far as it is known beforehand."""
+    found: tuple[_Found, ...]
+    ends: Tensor
+    """Whether training has diverged (1.0, or 0.0), and the norm of the gradient; float64."""
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """All that is on the device."""
+        return [*(each.values for each in self.found), self.ends]
+
+    def facts(self, found: list[list[float]], norm: float) -> StepFacts:
+        """What it did, from `vectors` as they were read."""
+        facts = replace(self.known, gradient_norm=norm, kl_of={}, schedule={})
+        for each, own in zip(self.found, found, strict=True):
+            each.add_to(facts, own)
+        return facts
+
+
 def _on_cpu(tensors: list[Tensor]) -> list[list[float]]:
-    """Vectors as numbers, brought to the CPU in one transfer: the one wait of a step."""
+    """Vectors as numbers, brought to the CPU in one transfer."""
+    if not tensors:
+        return []
     every = torch.cat(tensors).tolist()
     ends = list(accumulate(len(tensor) for tensor in tensors))
     return [every[end - len(tensor) : end] for end, tensor in zip(ends, tensors, strict=True)]

@@ -45,7 +45,7 @@ EXACT = Estimator()
 class Table(nn.Module, ABC):
     """One post-sampler. Parameters are left unset until `init_weights`, so that it can be built on the meta device."""
 
-    compiles = True
+    compiles = gathered_alone = True
 
     def __init__(self, bits: int, width: int, estimator: Estimator = EXACT) -> None:
         super().__init__()

@@ -127,9 +127,11 @@ def test_a_tally_averages_over_targets_and_survives_a_checkpoint() -> None:
         targets=30, cross_entropy=20.0, kl=7.0, penalty=3.0, gradient_norm=4.0, learning_rate=0.2, schedule={"w": 2.0}
     )
     tally = Tally()
-    tally.add(one, seconds=1.0)
+    tally.add(one)
+    tally.seconds += 1.0
     tally = Tally.of(json.loads(json.dumps(tally.state_dict())))
-    tally.add(two, seconds=3.0)
+    tally.add(two)
+    tally.seconds += 3.0
     line = tally.line(step=2, tokens=40, elapsed=4.0, bytes_per_target=2.0)
     assert (line["cross_entropy"], line["kl"], line["penalty"]) == (1.0, 0.3, 0.1)
     assert (line["bound"], line["loss"]) == (1.3, 1.1)

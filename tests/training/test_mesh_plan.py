@@ -17,6 +17,7 @@ from latentlm.training import load_recipe
 from latentlm.training.mesh_plan import GPUS, REACHED, MeshPlan, make_mesh_plan
 from latentlm.training.setup import make_model, resolve
 from latentlm.zoo.shelves import zoo_recipes
+from latentlm_free.table import FullTable
 
 Make = Callable[..., Recipe]
 LARGE = {"free-8b": 200e9, "free-1.5b": 47e9, "vanilla-1.5b": 47e9, "free-124m": 9e9, "vanilla-124m": 9e9}
@@ -26,18 +27,22 @@ def plan(recipe: Recipe, processes: int) -> MeshPlan:
     return make_mesh_plan(recipe, processes=processes, gpu="H100")
 
 
-def test_the_count_is_that_of_the_formulas(recipe: Make) -> None:
-    mine = recipe("train.batch=8", "train.accumulate=2", "train.parallel.replicate=2")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_count_is_that_of_the_formulas(recipe: Make, tied: bool) -> None:
+    mine = recipe("train.batch=8", "train.accumulate=2", "train.parallel.replicate=2", f"model.backbone.tie_embeddings={tied}")
     found = plan(mine, 8)
     model = make_model(resolve(mine), "meta")
     every = sum(parameter.numel() for parameter in model.parameters())
     blocks = [sum(p.numel() for p in module.parameters()) for module in model.modules() if isinstance(module, Block)]
-    outside = every - sum(blocks)
+    (table,) = (module.weight.numel() for module in model.modules() if isinstance(module, FullTable))
+    embedding = 0 if tied else model.backbone.embedding.weight.numel()
+    outside = every - sum(blocks) - table - embedding
     assert len(blocks) == 3  # two, and the encoder's
     assert found.kept == 16 * every / 4
     assert found.whole == 8 * outside
-    assert found.passing == 3 * 4 * max(blocks)
-    assert found.received == 2 * 3 / 4 * (8 * sum(blocks) + 4 * outside + 4 * every) + 8 * every / 4 / 2
+    assert found.passing == 2 * 4 * max(blocks) + max(4 * max(blocks), 8 * table) > 8 * embedding
+    gathered = 8 * (sum(blocks) + table + embedding) + 4 * outside
+    assert found.received == 2 * 3 / 4 * (gathered + 4 * every) + 8 * every / 4 / 2
     assert found.tokens_per_step == 8 * 2 * 32
 
 

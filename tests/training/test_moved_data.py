@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from latentlm.config import Recipe
 from latentlm.errors import UserError
 from latentlm.tokenizer import BPETokenizer
-from latentlm.training import run as run_module
 from latentlm.training.loop import InterruptedRun, StopRequest, train
 from latentlm.training.recipes import load_recipe
 from latentlm.training.record.folder import saved_recipe
+from stumbling import stumbling
 
 Make = Callable[..., Recipe]
 
@@ -33,21 +33,12 @@ def texts(texts: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def started(tmp_path: Path) -> Callable[..., Path]:
     """Trains a recipe until after some step, and returns the folder of the run."""
 
     def start(recipe: Recipe, *, steps: int) -> Path:
-        count = run_module.Run._count
-
-        def cut(run: run_module.Run, *arguments: object, **options: object) -> None:
-            if run.trainer.step > steps:
-                raise Cut
-            count(run, *arguments, **options)  # type: ignore[arg-type]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(run_module.Run, "_count", cut)
-            with pytest.raises(Cut):
-                train(recipe, out=tmp_path / "run", progress=False)
+        with pytest.raises(Cut), stumbling(at=steps + 1, error=Cut()):
+            train(recipe, out=tmp_path / "run", progress=False)
         return tmp_path / "run"
 
     return start

@@ -1,4 +1,4 @@
-"""A training step asks a GPU for nothing that the processor would have to wait for, but once, for the numbers of the step.
+"""A training step asks a GPU for nothing that the processor would have to wait for; what steps found is read at once.
 
 On the meta device no tensor has values: whatever reads one (`.item()`, `.tolist()`, `nonzero`, a boolean index, `bool(...)`)
 fails there, on any machine. That the loss of every decoder and its gradient read none is a check of the conformance kit
@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentlm.interface import Noise
 from latentlm.training import load_recipe
 from latentlm.training.data.ahead import Ahead
 from latentlm.training.data.prepared import prepare
@@ -36,17 +35,18 @@ def trainer(recipe: str, *more: str, device: str) -> Trainer:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The trainer's own reads, in which every number is 1; autocast and AdamW as on the CPU for meta tensors."""
+    """The trainer's own reads, in which every number is 0; autocast and AdamW as on the CPU for meta tensors."""
     found: list[int] = []
 
     def read(tensors: list[Tensor]) -> list[list[float]]:
         found.append(len(tensors))
-        return [[1.0] * len(tensor) for tensor in tensors]
+        return [[0.0] * len(tensor) for tensor in tensors]
 
     def optimizer(*arguments: Any) -> torch.optim.Optimizer:
         made = make_optimizer(*arguments)
         for group in made.param_groups:
             group["fused"] = False  # there are no kernels for tensors without values
+        made.register_step_pre_hook(lambda *_: setattr(made, "found_inf", None))  # which only fused ones look at
         return made
 
     real = torch.autocast
@@ -57,11 +57,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("recipe", ["free-tiny", "chunk-tiny", "two-level-tiny"])
-def test_a_step_reads_its_numbers_at_once(recipe: str, reads: list[int]) -> None:
+def test_steps_read_nothing_and_their_numbers_are_read_at_once(recipe: str, reads: list[int]) -> None:
     run = trainer(recipe, "train.accumulate=3", device="meta")
-    run.advance()
-    run.advance()
-    assert reads == [4, 4]  # of three micro-batches, and the norm of the gradient
+    run.take()
+    run.take()
+    assert reads == []
+    assert len(run.read()) == 2
+    assert reads == [8]  # of each, three micro-batches and the norm of the gradient
+    assert run.read() == []
 
 
 def test_a_value_that_is_read_is_noticed(reads: list[int]) -> None:
@@ -78,14 +81,14 @@ def test_a_value_that_is_read_is_noticed(reads: list[int]) -> None:
 def test_a_gpu_is_not_waited_for(recipe: str) -> None:
     run = trainer(recipe, device="cuda")
     run.advance()  # the first makes what later ones find
-    batch = run._batches(1)[1][0]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        noise = Noise.keyed(0, [("train", row) for row in range(len(batch.inputs))])
-        run.model.loss(batch.to("cuda"), step=1, noise=noise).total.backward()
+        run.take()
+        run.take()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert len(run.read()) == 2
 
 
 def test_batches_are_made_ahead_by_their_numbers() -> None:

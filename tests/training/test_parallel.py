@@ -25,7 +25,9 @@ from latentlm_schedules.levels import pool
 from torchrun import SMALL, assert_alike, lines, run
 
 DECODERS = {
-    "free-tiny": ['model.kl_schedule={"name": "free_bits", "bits": 0.5, "level": "batch"}'],  # a hinge on the whole batch
+    "free-tiny": [  # a hinge on the whole batch; table and embedding are gathered alone
+        'model.kl_schedule={"name": "free_bits", "bits": 0.5, "level": "batch"}', "model.backbone.tie_embeddings=false",
+    ],
     "chunk-tiny": ['model.kl_schedule={"name": "geco"}'],  # a state that moves by what all processes saw
     "ltm-tiny": [  # its encoder descends through the decoder
         "train.evaluate.every=4", "train.evaluate.documents=2", "train.evaluate.max_samples=32",
@@ -101,6 +103,33 @@ with joined() as ranks:
         assert all(torch.equal(whole(tensor), wanted[key]) for key, tensor in found.items()), name
         print(name, len(found))
 """
+
+
+UNITS = """
+import sys
+import torch
+from torch.distributed.fsdp import FSDPModule
+from latentlm.training import load_recipe
+from latentlm.training.parallel import joined, shard
+from latentlm.training.setup import make_model, resolve
+recipe = resolve(load_recipe("free-tiny", sys.argv[1:]), vocabulary=256)
+with joined() as ranks:
+    sharded = shard(make_model(recipe, "meta"), recipe.train, ranks, torch.device("cpu"))
+    if ranks.first:
+        print(*[name for name, module in sharded.named_modules() if isinstance(module, FSDPModule) and name])
+"""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_blocks_tables_and_an_embedding_are_gathered_alone(tied: bool, tmp_path: Path) -> None:
+    (tmp_path / "units.py").write_text(UNITS)
+    start = [*TORCHRUN, str(tmp_path / "units.py")]
+    settings = [*SMALL, f"model.backbone.tie_embeddings={tied}", "model.backbone.blocks=4"]
+    done = subprocess.run([*start, *settings], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    blocks = [f"model.backbone.blocks.{index}" for index in range(4)]
+    alone = [*blocks, "model.encoder.block", "model.injection.table", *([] if tied else ["model.backbone.embedding"])]
+    assert sorted(done.stdout.split()) == sorted(alone)
 
 
 def test_first_weights_are_those_of_one_process_and_made_where_they_are_spread(tmp_path: Path) -> None:
@@ -184,6 +213,51 @@ def test_who_waits_for_processes_that_never_come_says_so(
     with pytest.raises(UserError, match="did not find each other"), parallel.joined():
         pass
     assert "waiting for 1 other processes: WORLD_SIZE is 2" in capfd.readouterr().err
+
+
+DIVERGED = """
+import math
+import sys
+import torch
+from latentlm.training import load_recipe
+from latentlm.training.data.prepared import prepare
+from latentlm.training.parallel import joined
+from latentlm.training.setup import make_model, make_stream, resolve
+from latentlm.training.trainer import DivergedError, Trainer
+from latentlm.zoo.weights import weights_of, whole
+recipe = load_recipe("vanilla-tiny", sys.argv[1:])
+prepared = prepare(recipe.data)
+recipe = resolve(recipe, tokenizer=prepared.tokenizer)
+with joined() as ranks:
+    run = Trainer(make_model(recipe, "meta"), recipe.train, make_stream(recipe, prepared), ranks, device=torch.device("cpu"))
+    run.advance()
+    before = [whole(tensor).clone() for tensor in weights_of(run.model).values()]
+    accumulate = run._accumulate
+    def broken(*arguments):
+        found = accumulate(*arguments)
+        if ranks.rank == 1:
+            found.values.mul_(math.nan)
+        return found
+    run._accumulate = broken
+    run.take()
+    run.take()
+    try:
+        run.read()
+    except DivergedError as error:
+        same = all(torch.equal(whole(tensor), old) for tensor, old in zip(weights_of(run.model).values(), before))
+        print(f"rank {ranks.rank}: weights as before {same}, {run.step} done, {str(error)[:25]}")
+    run.close()
+"""
+
+
+def test_what_is_no_number_for_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    """The loss of its rows; their gradients are fine."""
+    (tmp_path / "diverged.py").write_text(DIVERGED)
+    start = [*TORCHRUN, str(tmp_path / "diverged.py")]
+    done = subprocess.run([*start, *SMALL], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"rank {rank}: weights as before True, 1 done, the loss is nan at step 2" in done.stdout
 
 
 def test_rows_of_a_micro_batch_go_round() -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,29 +28,26 @@ from latentlm.training.loop import InterruptedRun, train
 from latentlm.training.record.checkpoint import Checkpoint, checkpoints, open_checkpoint
 from latentlm.training.record.metrics import read_metrics
 from latentlm.training.resuming import check_resumable
+from stumbling import stumbling
 
 Make = Callable[..., Recipe]
 _TIMES = ("elapsed", "tokens_per_second")
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Send this process a signal, or raise, at the end of a step."""
+def stop_at() -> Iterator[Callable[..., None]]:
+    """Send this process a signal, or raise, at the end of a step, once."""
+    with ExitStack() as stack:
 
-    def arrange(step: int, *, number: int = signal.SIGINT, error: BaseException | None = None) -> None:
-        count = run_module.Run._count
+        def arrange(step: int, *, number: int = signal.SIGINT, error: BaseException | None = None) -> None:
+            def stop() -> None:
+                stack.close()
+                if error is None:
+                    os.kill(os.getpid(), number)
 
-        def watched(run: run_module.Run, *arguments: Any, **options: Any) -> None:
-            count(run, *arguments, **options)
-            if run.trainer.step == step:
-                monkeypatch.setattr(run_module.Run, "_count", count)
-                if error is not None:
-                    raise error
-                os.kill(os.getpid(), number)
+            stack.enter_context(stumbling(at=step, error=error, do=stop))
 
-        monkeypatch.setattr(run_module.Run, "_count", watched)
-
-    return arrange
+        yield arrange
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from latentlm.config import Recipe
 from latentlm.interface import Batch, Loss
 from latentlm.training.data.prepared import prepare
+from latentlm.training.optimizer import optimizer_tensors
 from latentlm.training.setup import make_model, make_stream, resolve
 from latentlm.training.trainer import DivergedError, Trainer
 
@@ -96,27 +98,67 @@ def test_the_schedule_moves_once_per_step(trainer: Callable[..., Trainer], monke
     assert seen == [0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient norm"])
-def test_a_number_that_is_not_finite_stops_before_the_step(
-    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    run = trainer()
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """A copy of the weights, and of the optimiser's moments and counts."""
+    tensors = {**dict(trainer.model.named_parameters()), **optimizer_tensors(trainer.optimizer, trainer.model)}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def break_from(step: int, run: Trainer, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loss or the gradient be no number from a step on."""
     if what == "loss":
         loss = run.model.loss
 
         def broken(batch: Batch, *, step: int, noise: object) -> Loss:
             found = loss(batch, step=step, noise=noise)  # type: ignore[arg-type]
-            return Loss(**{**vars(found), "total": found.total * float("nan")})
+            return Loss(**{**vars(found), "total": found.total * float("nan")}) if run.step >= first else found
 
+        first = step
         monkeypatch.setattr(run.model, "loss", broken)
     else:
-        next(iter(run.model.parameters())).register_hook(lambda gradient: gradient * float("inf"))
-    before = [parameter.detach().clone() for parameter in run.model.parameters()]
-    with pytest.raises(DivergedError, match=f"{what} is .*learning_rate"):
-        run.advance()
-    assert run.step == 0
-    for old, parameter in zip(before, run.model.parameters(), strict=True):
-        torch.testing.assert_close(old, parameter.detach(), rtol=0, atol=0)
+        next(iter(run.model.parameters())).register_hook(lambda gradient: gradient * (float("inf") if run.step >= step else 1))
+
+
+def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(trainer: Callable[..., Trainer]) -> None:
+    together, one_by_one = (trainer("train.accumulate=2") for _ in range(2))
+    for _ in range(4):
+        together.take()
+    assert together.read() == [one_by_one.advance() for _ in range(4)]
+    wanted = state(one_by_one)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in state(together).items())
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+@pytest.mark.parametrize("taken", [1, 3])
+def test_no_step_is_taken_from_the_one_on_in_which_a_number_is_not_finite(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, what: str, taken: int
+) -> None:
+    run = trainer("train.accumulate=2")
+    run.advance()
+    run.advance()
+    before = state(run)
+    break_from(2, run, what, monkeypatch)
+    for _ in range(taken):
+        run.take()
+    with pytest.raises(DivergedError, match=f"{what} is .* at step 3: .*learning_rate"):
+        run.read()
+    assert run.step == 2
+    after = state(run)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_what_fails_after_a_number_that_is_not_finite_fails_because_of_it(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    run = trainer()
+    if broken:
+        break_from(0, run, "loss", monkeypatch)
+    run.take()
+    monkeypatch.setattr(run.model, "advance", lambda step: math.isqrt(-1))
+    with pytest.raises(DivergedError if broken else ValueError, match="learning_rate" if broken else "nonnegative"):
+        run.take()
 
 
 def test_bfloat16_keeps_float32_weights_and_trains(trainer: Callable[..., Trainer]) -> None:

@@ -37,7 +37,7 @@ from latentlm.tokenizer import load_tokenizer
 from latentlm.training.loop import train
 from latentlm.training.record.checkpoint import checkpoints
 from latentlm.training.record.metrics import read_metrics
-from latentlm.training.run import Run
+from latentlm.training.trainer import Trainer
 
 _STEPS, _STOP = 6, 3
 _WORDS = ("the", "red", "blue", "cat", "dog", "bird", "tree", "sees", "likes", "under", "over", "then")
@@ -232,14 +232,14 @@ class _Crash(RuntimeError):
 @contextmanager
 def _crashing(*, at: int) -> Iterator[None]:
     """Runs raise _Crash after step `at`, which has no checkpoint."""
-    original = Run._count
+    original = Trainer.take
 
-    def counted(run: Run, *arguments: Any, **options: Any) -> None:
-        original(run, *arguments, **options)
-        if run.trainer.step == at:
+    def taken(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.step == at:
             raise _Crash
 
-    with mock.patch.object(Run, "_count", counted):
+    with mock.patch.object(Trainer, "take", taken):
         yield
 
 

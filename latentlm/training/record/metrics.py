@@ -79,8 +79,8 @@ class Tally:
         """Plain numbers."""
         return asdict(self)
 
-    def add(self, facts: StepFacts, *, seconds: float) -> None:
-        """One more step, which took `seconds`."""
+    def add(self, facts: StepFacts) -> None:
+        """One more step; whoever adds it counts its seconds."""
         self.steps += 1
         self.targets += facts.targets
         self.cross_entropy += facts.cross_entropy
@@ -91,7 +91,6 @@ class Tally:
         self.penalty += facts.penalty
         self.auxiliary += facts.auxiliary
         self.gradient_norm += facts.gradient_norm
-        self.seconds += seconds
         self.learning_rate = facts.learning_rate
         for name, value in facts.schedule.items():
             self.schedule[name] = self.schedule.get(name, 0.0) + value
