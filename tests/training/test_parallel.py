@@ -56,6 +56,15 @@ def test_two_processes_train_as_one(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.conformance
+def test_two_processes_that_compile_train_as_one_that_does_not(tmp_path: Path) -> None:
+    """Blocks, and the table's exact gradient; both are gathered alone."""
+    train(load_recipe("free-tiny", SMALL), out=tmp_path / "one", progress=False)
+    done = run("free-tiny", tmp_path / "two", "train.compile=true")
+    assert done.returncode == 0, done.stderr
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.conformance
 @pytest.mark.parametrize(("processes", "copies"), [(4, 2), (3, 1)])
 def test_more_processes_and_copies_of_the_model_train_as_one(processes: int, copies: int, tmp_path: Path) -> None:
     """Rows that do not divide evenly among them, too."""
