@@ -88,8 +88,8 @@ class Part(nn.Module, ABC):
     A part that makes parameters itself (not through nn.Linear, nn.Embedding or the backbone's modules) sets every one of
     them in `init_weights`. Where `train.compile` is set, each of its modules with ``compiles = True`` has its
     ``compile(backend=...)`` called (torch.nn.Module's, if it has none of its own), as every block of the backbone has. Where
-    several processes train, each of its modules with ``gathered_alone = True`` has its weights gathered for its own calls
-    alone, as every block has, and nothing else may look at them.
+    several processes train, each of its modules with ``gathered_alone = True`` has its weights gathered while its ``forward``
+    runs, as every block has, and nothing else may look at them.
 
     Example::
 

@@ -3,12 +3,12 @@
     latentlm train RECIPE --dry-run --processes 64 --gpu H100 train.parallel.replicate=8
 
 N processes hold R copies of the model (`train.parallel.replicate`), each spread over S = N / R of them (parallel.py). Bytes of
-one process, of P parameters of which P_b lie in blocks and P_1 in one of them, P_t in tables and P_e in the embedding, which
-are gathered alone, and P_r in none of these; b bytes a number where blocks compute (2 in bfloat16):
+one process, of P parameters of which P_b lie in blocks and P_1 in one of them, P_t in tables and T_1 in one of them, P_e in the
+embedding, all gathered alone, and P_r elsewhere; b bytes a number where blocks compute (2 in bfloat16):
 
     kept     4 P / S weights + 4 P / S gradients + 8 P / S moments
     whole    4 P_r + 4 P_r: what is gathered with nothing else, and its gradient, during the step
-    passing  2 b P_1 + the larger of b P_1 and 8 P_t: two blocks, and the gradient of one, or a table with its gradient (and
+    passing  2 b P_1 + the larger of b P_1 and 8 T_1: two blocks, and the gradient of one, or a table with its gradient (and
              8 P_e where that is more than this and all activations, before and after which the embedding is gathered)
     kept for the way back: activations of this process's rows (plan.py)
 

@@ -239,7 +239,7 @@ def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks, device: torch
     mesh = _mesh(device, config, ranks)
     half = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for module in model.modules():
+    for module in reversed(list(model.modules())):  # inner ones first
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh, mp_policy=policy)
         elif gathered_alone(module):

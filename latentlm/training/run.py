@@ -62,6 +62,8 @@ class Run:
         self._begun = begun
         self._profiler = StepProfiler(recipe.train.profile if trainer.ranks.first else None, out)
         self.tokens, self.seconds = 0, 0.0
+        self._since = time.perf_counter()
+        """When the time of training was last counted, and later by what was none."""
         self.tally, self.watch = Tally(), CollapseWatch()
         self.saved_step: int | None = None
         self.behind = False
@@ -100,6 +102,7 @@ class Run:
                 self.reporter.warn(f"train.profile begins at step {profile.start}, which is past: no trace will be written.")
         self.ranks.from_first(lambda: self._open(command, checkpoint))
         self.behind = self.measures and not self.ranks.from_first(self._is_measured)
+        self._since = time.perf_counter()
 
     def _is_measured(self) -> bool:
         return bool(last_line(read_metrics(self.out / METRICS), "evaluation").get("step") == self.trainer.step)
@@ -190,9 +193,24 @@ class Run:
         """One optimiser step and what is due after it: a metrics line, the held-out bound, a checkpoint; not `measure`."""
         config = self.recipe.train
         self._profiler.before(self.trainer.step)
-        with self._timed():
-            self.trainer.take()
+        self.trainer.take()
         self.reporter.step(self.trainer.step)
+        with self._apart():
+            self._trace()
+        step, last = self.trainer.step, self.trainer.step == config.steps
+        logs, evaluates, saves = (step % n == 0 or last for n in (config.log_every, config.eval_every, config.save_every))
+        saves = saves or self.measures  # what goes wrong while it is measured loses no step
+        if logs or evaluates or saves:
+            self._read()
+        with self._apart():
+            if logs:
+                self._log()
+            if evaluates:
+                self._evaluate()
+            if saves:
+                self.save()
+
+    def _trace(self) -> None:
         try:
             trace = self._profiler.after(self.trainer.step - 1)
         except CheckpointError as error:  # no step is lost for a trace
@@ -200,16 +218,6 @@ class Run:
             self.reporter.warn(f"train.profile: {error}")
         if trace is not None:
             self.reporter.note(f"wrote {trace}, which https://ui.perfetto.dev opens")
-        step, last = self.trainer.step, self.trainer.step == config.steps
-        logs, evaluates, saves = (step % n == 0 or last for n in (config.log_every, config.eval_every, config.save_every))
-        if logs or evaluates:
-            self._read()
-        if logs:
-            self._log()
-        if evaluates:
-            self._evaluate()
-        if saves or self.measures:  # what goes wrong while it is measured loses no step
-            self.save()
 
     @property
     def measures(self) -> bool:
@@ -217,21 +225,23 @@ class Run:
         return self._measuring.due(self.trainer.step)
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """What happens within belongs to the time of training."""
+    def _apart(self) -> Iterator[None]:
+        """What happens within is no time of training."""
         started = time.perf_counter()
         yield
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        self.tally.seconds += seconds
+        self._since += time.perf_counter() - started
 
     def _read(self) -> None:
-        """What the steps did that were not read yet. Raises DivergedError."""
-        with self._timed():
-            every = self.trainer.read()
+        """What the steps did that were not read yet, and the time since the last were. Raises DivergedError."""
+        every = self.trainer.read()
+        if not every:
+            return
         for facts in every:
             self.tokens += facts.targets
             self.tally.add(facts)
+        before, self._since = self._since, time.perf_counter()
+        self.seconds += self._since - before
+        self.tally.seconds += self._since - before
 
     def _log(self) -> None:
         line = self.tally.line(
@@ -262,7 +272,7 @@ class Run:
     def measure(self) -> None:
         """What `train.evaluate` asks for. Where it ends before its time, the run measures again when it goes on."""
         self.wait()  # for the checkpoint that several processes have begun: nothing is lost here
-        with uncompiled(self.recipe.train):
+        with uncompiled(self.recipe.train), self._apart():
             found = self.ranks.in_step(lambda: self.trainer.within(lambda: self._measuring.measure(self.trainer.model)))
         now = {"step": self.trainer.step, "tokens": self.tokens, "elapsed": self.seconds}
         self._write({**dict.fromkeys(KEYS), "split": "evaluation", **now, **found})

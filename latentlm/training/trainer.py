@@ -8,7 +8,7 @@ number, so the same sequences make the same step however they are split.
 Of several processes (parallel.py) each takes its share of the rows of every micro-batch.
 
 A step waits for no device: `take` hands it the work, and `read` brings what several steps found in one transfer. That a step
-whose loss or gradient is no number changes nothing is decided where the numbers are: the optimiser is handed `found_inf`, as by
+whose loss or gradient is no number moves no weight is decided where the numbers are: the optimiser is handed `found_inf`, as by
 torch's own GradScaler, and passes the step over, and each that follows.
 
 bfloat16 means autocast around the forward pass: weights, gradients and moments stay float32.
@@ -126,13 +126,12 @@ class Trainer:
 
     def take(self) -> None:
         """Take one optimiser step; `read` says what it did. Where the loss or the gradient is not finite, weights and moments
-        stay as they are, in this step and in those that follow, until `read` says so. Raises DivergedError at once where what
-        is not finite keeps the model from a further step."""
+        stay as they are, in this step and in those that follow, until `read` says so."""
         try:
             self._take()
-        except Exception as error:
-            if self._diverged.item():
-                raise _diverged(f"loss or the gradient is not finite at step {self.step + 1} or before") from error
+        except Exception:
+            if self.ranks.size == 1:  # several would have to ask together
+                self.read()  # a step before this one that diverged is the reason
             raise
 
     def _take(self) -> None:
@@ -145,20 +144,20 @@ class Trainer:
             with compiling(remedy="Set train.compile=false"):
                 found.append(self._accumulate(batch, number, targets))
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
-        finite = torch.cat([*(each.values[:3] for each in found), norm[None]]).isfinite().all()
+        finite = torch.cat([*(each.values[:1] for each in found), norm[None]]).isfinite().all()
         self._diverged = (self._diverged + summed((~finite).float())).clamp(max=1.0)
         self.optimizer.found_inf = self._diverged  # type: ignore[attr-defined]
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         known = StepFacts(targets=targets, learning_rate=rate)
         self._unread.append(_Taken(known, tuple(found), torch.stack([self._diverged, norm]).double()))
-        self.model.advance(self.step)
         self.step += 1
+        self.model.advance(self.step - 1)
 
     def read(self) -> list[StepFacts]:
         """What the steps did that were taken since the last time, in their order: the one wait for the device. Every process
-        must. Raises DivergedError where one of them changed nothing; `step` is that step again then, and weights and moments
-        are those before it."""
+        must. Raises DivergedError where one of them was passed over: `step` is that step again, and weights and moments are
+        those before it; what schedules and parts keep has moved on, so go on from a checkpoint."""
         taken, self._unread = self._unread, []
         values = iter(_on_cpu([vector for each in taken for vector in each.vectors]))
         own, diverged = [], []
@@ -171,8 +170,11 @@ class Trainer:
             first = diverged.index(1.0)
             self._diverged, self.step = torch.zeros_like(self._diverged), self.step - len(every) + first
             loss, norm = every[first].loss, every[first].gradient_norm
-            what = f"loss is {loss}" if math.isfinite(norm) or not math.isfinite(loss) else f"gradient norm is {norm}"
-            raise _diverged(f"{what} at step {self.step + 1}")
+            what = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+            raise DivergedError(
+                f"the {what} at step {self.step + 1}: training has diverged, and this step was not taken. "
+                "Start again with a lower train.learning_rate, a longer train.warmup or a smaller train.clip."
+            )
         return every
 
     def _batches(self, step: int) -> tuple[int, list[Batch]]:
@@ -226,13 +228,6 @@ class Trainer:
         if self._sharded is not None:
             self._sharded.scatter()
         return _Found.of(found[0], targets)
-
-
-def _diverged(what: str) -> DivergedError:
-    return DivergedError(
-        f"the {what}: training has diverged, and this step was not taken. "
-        "Start again with a lower train.learning_rate, a longer train.warmup or a smaller train.clip."
-    )
 
 
 def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:

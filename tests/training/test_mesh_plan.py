@@ -21,7 +21,10 @@ from latentlm.zoo.shelves import zoo_recipes
 from latentlm_free.table import FullTable
 
 Make = Callable[..., Recipe]
-LARGE = {"free-8b": 200e9, "free-1.5b": 47e9, "vanilla-1.5b": 47e9, "free-124m": 9e9, "vanilla-124m": 9e9}
+LARGE = {
+    "free-8b": 200e9, "free-1.5b": 47e9, "vanilla-1.5b": 47e9, "free-124m": 9e9, "vanilla-124m": 9e9, "free-51m": 1e9,
+    "vanilla-51m": 1e9,
+}  # fmt: skip
 
 
 def plan(recipe: Recipe, processes: int) -> MeshPlan:
@@ -65,9 +68,10 @@ def test_the_shares_of_the_peak_are_those_that_were_measured() -> None:
 
 
 def test_the_nearest_size_sets_the_pace_of_decoders_with_latents_and_without() -> None:
-    shares = {name: plan(load_recipe(name), 1 if name.endswith("124m") else 64).share_of_peak for name in LARGE}
+    shares = {name: plan(load_recipe(name), 1 if name.endswith("m") else 64).share_of_peak for name in LARGE}
     assert shares == {
         "free-8b": 0.306, "free-1.5b": 0.365, "vanilla-1.5b": 0.437, "free-124m": 0.188, "vanilla-124m": 0.358,
+        "free-51m": 0.188, "vanilla-51m": 0.267,
     }  # fmt: skip
 
 

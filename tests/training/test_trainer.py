@@ -104,19 +104,19 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def break_from(step: int, run: Trainer, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the loss or the gradient be no number from a step on."""
+def break_at(step: int, run: Trainer, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loss or the gradient of one step be no number."""
     if what == "loss":
         loss = run.model.loss
 
         def broken(batch: Batch, *, step: int, noise: object) -> Loss:
             found = loss(batch, step=step, noise=noise)  # type: ignore[arg-type]
-            return Loss(**{**vars(found), "total": found.total * float("nan")}) if run.step >= first else found
+            return Loss(**{**vars(found), "total": found.total * float("nan")}) if run.step == first else found
 
         first = step
         monkeypatch.setattr(run.model, "loss", broken)
     else:
-        next(iter(run.model.parameters())).register_hook(lambda gradient: gradient * (float("inf") if run.step >= step else 1))
+        next(iter(run.model.parameters())).register_hook(lambda gradient: gradient * (float("inf") if run.step == step else 1))
 
 
 def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(trainer: Callable[..., Trainer]) -> None:
@@ -137,7 +137,7 @@ def test_no_step_is_taken_from_the_one_on_in_which_a_number_is_not_finite(
     run.advance()
     run.advance()
     before = state(run)
-    break_from(2, run, what, monkeypatch)
+    break_at(2, run, what, monkeypatch)
     for _ in range(taken):
         run.take()
     with pytest.raises(DivergedError, match=f"{what} is .* at step 3: .*learning_rate"):
@@ -146,6 +146,10 @@ def test_no_step_is_taken_from_the_one_on_in_which_a_number_is_not_finite(
     after = state(run)
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    monkeypatch.undo()
+    next(iter(run.model.parameters()))._backward_hooks = None
+    run.advance()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in state(run).items()), "it was said, and is over"
 
 
 @pytest.mark.parametrize("broken", [True, False])
@@ -154,10 +158,10 @@ def test_what_fails_after_a_number_that_is_not_finite_fails_because_of_it(
 ) -> None:
     run = trainer()
     if broken:
-        break_from(0, run, "loss", monkeypatch)
+        break_at(0, run, "loss", monkeypatch)
     run.take()
     monkeypatch.setattr(run.model, "advance", lambda step: math.isqrt(-1))
-    with pytest.raises(DivergedError if broken else ValueError, match="learning_rate" if broken else "nonnegative"):
+    with pytest.raises(DivergedError if broken else ValueError, match="at step 1: " if broken else "nonnegative"):
         run.take()
 
 

@@ -23,6 +23,7 @@ from latentlm.config import Card, Recipe, parse
 from latentlm.errors import CheckpointError, UserError
 from latentlm.interface import Batch, Noise
 from latentlm.training import loop, trainer
+from latentlm.training import run as run_module
 from latentlm.training.loop import train
 from latentlm.training.record import checkpoint
 from latentlm.training.record.checkpoint import checkpoints
@@ -276,6 +277,32 @@ def test_divergence_keeps_the_last_checkpoint(recipe: Make, tmp_path: Path, monk
         train(recipe(), out=tmp_path, progress=False)
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
     assert not (tmp_path / "card.yaml").exists()
+
+
+def test_what_is_waited_for_is_time_of_training_and_evaluation_is_not(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an evaluation between two lines of the log counts all that was trained."""
+    now = 0.0
+
+    def taking(seconds: float, work: Any) -> Any:
+        def longer(*arguments: Any) -> Any:
+            nonlocal now
+            now += seconds if arguments[0] else 0.0
+            return work(*arguments)
+
+        return longer
+
+    monkeypatch.setattr(run_module, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(trainer, "_on_cpu", taking(0.25, trainer._on_cpu))
+    monkeypatch.setattr(run_module, "evaluate", taking(1000.0, run_module.evaluate))
+    settings = ("train.steps=4", "train.log_every=4", "train.eval_every=3", "train.save_every=4")
+    train(recipe(*settings), out=tmp_path, progress=False)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["split"], line["step"]) for line in lines] == [("held_out", 3), ("train", 4), ("held_out", 4)]
+    assert lines[1]["tokens"] > lines[0]["tokens"] > lines[1]["tokens"] / 2
+    assert lines[1]["elapsed"] == lines[2]["elapsed"] == 0.5
+    assert lines[1]["tokens_per_second"] == lines[1]["tokens"] / 0.5
 
 
 def test_a_full_disk_on_the_way_loses_nothing(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
