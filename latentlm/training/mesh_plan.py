@@ -32,7 +32,7 @@ from latentlm.errors import UserError, unknown_name
 from latentlm.interface import LatentDecoder
 from latentlm.training.gpus import GPUS
 from latentlm.training.measuring import tasks_of
-from latentlm.training.parallel import Ranks, check_ranks, gathered_alone
+from latentlm.training.parallel import Ranks, check_ranks, units
 from latentlm.training.plan import duration, estimate_memory, gib, operations_of
 from latentlm.training.setup import make_model, resolve
 from latentlm.training.warm import check_source
@@ -158,18 +158,22 @@ class _Counts:
     block: int
     """The largest one."""
     tables: int
+    """And whatever else is gathered alone."""
     table: int
     embedding: int
 
     @classmethod
     def of(cls, model: LatentDecoder) -> _Counts:
         """Counted."""
-        blocks = [count(module) for module in model.modules() if isinstance(module, Block)]
-        alone = [module for module in model.modules() if gathered_alone(module) and not isinstance(module, Block)]
-        tables = [count(module) for module in alone if not isinstance(module, nn.Embedding)]
-        embedding = sum(count(module) for module in alone if isinstance(module, nn.Embedding))
+        found: dict[type, list[int]] = {Block: [], nn.Embedding: [], nn.Module: []}
+        counted: set[int] = set()
+        for module in units(model):
+            own = {id(weight): weight.numel() for weight in module.parameters() if id(weight) not in counted}
+            counted |= own.keys()  # what lies in a unit within this one is that one's
+            found[next(kind for kind in found if isinstance(module, kind))].append(sum(own.values()))
+        blocks, embeddings, tables = found.values()
         largest = max(blocks, default=0), max(tables, default=0)
-        return cls(count(model), sum(blocks), largest[0], sum(tables), largest[1], embedding)
+        return cls(count(model), sum(blocks), largest[0], sum(tables), largest[1], sum(embeddings))
 
     @property
     def outside(self) -> int:

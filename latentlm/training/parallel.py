@@ -225,9 +225,9 @@ class Sharded(nn.Module):
         return work()
 
 
-def gathered_alone(module: nn.Module) -> bool:
-    """Whether the weights of a module are gathered when it is called, as a block's are, and for no longer."""
-    return getattr(module, "gathered_alone", False) is True and any(True for _ in module.parameters())
+def units(model: nn.Module) -> list[nn.Module]:
+    """The modules whose weights are gathered when they are called, and for no longer; inner ones first."""
+    return [module for module in reversed(list(model.modules())) if getattr(module, "gathered_alone", False) is True]
 
 
 def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks, device: torch.device) -> Sharded:
@@ -239,11 +239,8 @@ def shard(model: LatentDecoder, config: TrainConfig, ranks: Ranks, device: torch
     mesh = _mesh(device, config, ranks)
     half = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for module in reversed(list(model.modules())):  # inner ones first
-        if isinstance(module, Block):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-        elif gathered_alone(module):
-            fully_shard(module, mesh=mesh)
+    for module in units(model):
+        fully_shard(module, mesh=mesh, mp_policy=policy if isinstance(module, Block) else MixedPrecisionPolicy())
     sharded = Sharded(model)
     fully_shard(sharded, mesh=mesh, reshard_after_forward=False)
     # An encoder that descends (ltm) goes back through the decoder within a step: what is whole must stay so, until `scatter`.

@@ -17,7 +17,10 @@ from latentlm.errors import UserError
 from latentlm.training import load_recipe
 from latentlm.training.mesh_plan import GPUS, REACHED, MeshPlan, make_mesh_plan
 from latentlm.training.setup import make_model, resolve
+from latentlm.zoo.accounting import count
 from latentlm.zoo.shelves import zoo_recipes
+from latentlm_free.encoder import FreeEncoder
+from latentlm_free.injection import TableInjection
 from latentlm_free.table import FullTable
 
 Make = Callable[..., Recipe]
@@ -57,6 +60,17 @@ def test_the_count_is_near_what_torch_tracks() -> None:
     settings = [*(f"model.backbone.{each}" for each in size), "train.batch=512", "train.recompute=true"]
     found = call("benchmarks.mesh_memory", "vanilla-124m", *settings, "--processes", "8", "--json")
     assert 0.9 < found["counted"] / found["tracked"] < 1.5
+
+
+def test_what_is_gathered_within_another_is_counted_once(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder holds a block, an injection the table."""
+    mine = recipe("train.batch=4")
+    before, model = plan(mine, 4), make_model(resolve(mine), "meta")
+    own = count(model.encoder) - count(model.encoder.block) + count(model.injection) - count(model.injection.table)
+    for part in (FreeEncoder, TableInjection):
+        monkeypatch.setattr(part, "gathered_alone", True, raising=False)
+    assert before.whole - plan(mine, 4).whole == 8 * own > 0
+    assert plan(mine, 4).passing == before.passing
 
 
 def test_the_shares_of_the_peak_are_those_that_were_measured() -> None:
